@@ -1,0 +1,111 @@
+"""Import MXNet on any NumPy it can run on; the one place that touches MXNet's private attributes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Iterator
+
+
+def _import_mxnet() -> None:
+    """Import mxnet, with ``numpy.bool`` lent to it where NumPy no longer has it (1.24 to 1.26).
+
+    MXNet 1.9.1 reads ``numpy.bool`` while it is imported (``mxnet/numpy/utils.py``). The name is taken back afterwards,
+    for other packages look for it to tell NumPy's versions apart; of MXNet only ``mx.np.array`` misses it then.
+
+    Raises
+    ------
+    ImportError
+        On a NumPy that MXNet cannot be imported with, naming the one to install.
+    """
+    if "mxnet" in sys.modules:
+        return
+    import numpy
+
+    lent = "bool" not in vars(numpy)
+    if lent:
+        vars(numpy)["bool"] = bool
+    try:
+        importlib.import_module("mxnet")
+    except AttributeError as error:
+        wanted = "numpy>=1.26,<2" if sys.version_info >= (3, 12) else "numpy<1.24"
+        raise ImportError(
+            f"MXNet cannot be imported with NumPy {numpy.__version__} ({error}). "
+            f"Install one that it can: pip install '{wanted}'"
+        ) from error
+    finally:
+        if lent:
+            del vars(numpy)["bool"]
+
+
+_import_mxnet()
+
+from mxnet.gluon import Block, Constant, HybridBlock, Parameter, Trainer  # noqa: E402
+from mxnet.gluon.nn.basic_layers import _BatchNorm  # noqa: E402
+from mxnet.optimizer import Optimizer  # noqa: E402
+
+BatchNorm = _BatchNorm  # the base of BatchNorm, BatchNormReLU, SyncBatchNorm and GluonCV's own
+
+# mxnet/initializer.py goes by the same endings. A SymbolBlock has nothing else that tells its statistics apart.
+STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_var")
+
+
+def is_auxiliary(param: Parameter) -> bool:
+    """Whether no gradient ever moves ``param``: a constant, or statistics that the forward pass keeps."""
+    if not param._differentiable or isinstance(param, Constant):
+        return True
+    return param.grad_req == "null" and param.name.endswith(STATISTICS)
+
+
+def stem(param: Parameter) -> str:
+    """Return what the name of ``param`` shares with the other parameters of its layer."""
+    for ending in STATISTICS:
+        if param.name.endswith(ending):
+            return param.name[: -len(ending)]
+    return param.name[: param.name.rfind("_") + 1]
+
+
+def children(block: Block) -> Iterator[tuple[str, Block]]:
+    """Yield the direct children of ``block`` with the names they are registered under."""
+    return iter(block._children.items())
+
+
+def owner(param: Parameter) -> Any:
+    """Return the Trainer that ``param`` belongs to, or None."""
+    return param._trainer
+
+
+def set_owner(param: Parameter, trainer: Trainer | None) -> None:
+    """Give ``param`` back to the Trainer it belonged to."""
+    param._trainer = trainer
+
+
+def has_fresh_gradient(param: Parameter) -> bool:
+    """Whether a backward pass has written a gradient of ``param`` that no step has used yet."""
+    return param._grad is not None and any(array._fresh_grad for array in param._data)
+
+
+def is_hybridized(block: Block) -> bool:
+    """Whether the next call of ``block`` is traced, or runs a trace made before."""
+    return isinstance(block, HybridBlock) and block._active
+
+
+def forget_trace(block: Block) -> None:
+    """Make the next call of a hybridized ``block`` trace it anew."""
+    if isinstance(block, HybridBlock):
+        block._clear_cached_op()
+
+
+def use_global_stats(layer: _BatchNorm) -> bool:
+    """Whether ``layer`` normalizes with its running statistics, in training too."""
+    return bool(layer._kwargs["use_global_stats"])
+
+
+def set_use_global_stats(layer: _BatchNorm, value: bool) -> None:
+    """Choose the statistics that ``layer`` normalizes with from its next trace on."""
+    layer._kwargs["use_global_stats"] = value
+
+
+def updates_made(optimizer: Optimizer) -> int:
+    """Return how many updates of single Parameters ``optimizer`` has made, on all devices together."""
+    return sum(sum(counts.values()) for counts in optimizer._all_index_update_counts.values())

@@ -1,0 +1,340 @@
+"""What the user wrote -> which Parameter gets which multiplier. Reads Parameters and changes none."""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
+
+from mxnet.gluon import Block, Parameter, ParameterDict
+
+from ._mxnet import children, is_auxiliary
+from .targets import (
+    TARGETS,
+    Multiplier,
+    Parameters,
+    blocks_of,
+    check_multiplier,
+    collect,
+    describe,
+    is_parameter_mapping,
+    is_target,
+    known_name,
+)
+
+FIELDS = ("lr_mult", "wd_mult")
+
+
+class ParamGroup:
+    """Parameters that share multipliers.
+
+    Parameters
+    ----------
+    params : target
+        A Block, a ParameterDict, a dict of name to Parameter, a Parameter, or a list of these.
+    lr_mult, wd_mult : float or callable, optional
+        What the learning rate and the weight decay are multiplied by: a finite number >= 0, or a schedule, a callable
+        ``num_update -> number``. None leaves what each Parameter already has.
+    name : str, optional
+        The name in tables and logs. By default made from the target.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a multiplier is not a finite number >= 0 or a schedule, or the name is not a str.
+
+    Examples
+    --------
+    >>> from mxnet.gluon import nn
+    >>> from multitrainer import ParamGroup
+    >>> ParamGroup(nn.Dense(2, prefix='head_'), lr_mult=10, wd_mult=0, name='head')
+    ParamGroup(Dense 'head', lr_mult=10.0, wd_mult=0.0, name='head')
+    """
+
+    __slots__ = ("lr_mult", "name", "params", "wd_mult")
+
+    def __init__(
+        self,
+        params: Any,
+        lr_mult: Multiplier | None = None,
+        wd_mult: Multiplier | None = None,
+        name: str | None = None,
+    ) -> None:
+        if name is not None and not (isinstance(name, str) and name):
+            raise TypeError(f"name of a ParamGroup must be a non-empty str, got {name!r}")
+        where = f"ParamGroup({describe(params)})"
+        self.params = params
+        self.lr_mult = None if lr_mult is None else check_multiplier(lr_mult, f"lr_mult of {where}")
+        self.wd_mult = None if wd_mult is None else check_multiplier(wd_mult, f"wd_mult of {where}")
+        self.name = name
+
+    def __repr__(self) -> str:
+        given = [f"{key}={getattr(self, key)!r}" for key in (*FIELDS, "name") if getattr(self, key) is not None]
+        return f"ParamGroup({', '.join([describe(self.params), *given])})"
+
+
+class Plan(NamedTuple):
+    """What `resolve` found: everything a trainer needs, with no Parameter changed yet."""
+
+    parameters: list[Parameter]  # all of them, each once, in the order of stock Trainer
+    groups: tuple[ParamGroup, ...]  # as written, in order; `params` is a dict of name to Parameter
+    deciding: dict[str, dict[Parameter, int]]  # field -> Parameter -> the group whose value it gets
+    member_of: dict[Parameter, int]  # the last group that holds a Parameter
+    blocks: tuple[Block, ...]  # every Block among the targets
+
+    def assignments(self, field: str) -> dict[Parameter, Multiplier]:
+        """Return the multiplier that each Parameter is to get, for those that get one."""
+        return {param: getattr(self.groups[i], field) for param, i in self.deciding[field].items()}
+
+
+def resolve(params: Any) -> Plan:
+    """Work out which Parameter gets which multiplier.
+
+    Parameters
+    ----------
+    params : see `MultiLRTrainer`
+        What the user wrote.
+
+    Returns
+    -------
+    Plan
+        The Parameters in stock Trainer's order, the groups, and for each field the group that decides it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the entry, what it was and what was expected.
+    """
+    entries = _entries(params)
+    merged = _merge(entries)
+    if not merged:
+        raise ValueError(f"params holds no Parameter to train: {describe(params)}")
+    in_list_order = isinstance(params, (list, tuple)) and all(isinstance(entry, Parameter) for entry in params)
+    if in_list_order:
+        ordered = list(merged.values())
+    elif isinstance(params, ParameterDict) or is_parameter_mapping(params):
+        ordered = list(dict.fromkeys(params[key] for key in sorted(params.keys())))
+    else:
+        ordered = [merged[name] for name in sorted(merged)]
+    return _plan(entries, ordered)
+
+
+def resolve_within(mapping: Mapping[Any, Any], field: str, members: Sequence[Parameter]) -> Plan:
+    """Work out ``{target: multiplier}`` for the ``members`` of a trainer; a target may be an exact name too."""
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"set_{field} takes a dict of target to multiplier, got {describe(mapping)}")
+    if not mapping:
+        raise ValueError(f"set_{field} was given an empty dict: it would change nothing")
+    by_name = {param.name: param for param in members}
+    entries = []
+    for number, (target, value) in enumerate(mapping.items()):
+        where = f"entry {number} ({describe(target)}: {describe(value)})"
+        if isinstance(target, str):
+            target = by_name[known_name(target, by_name, where)]
+        value = check_multiplier(value, f"{field} of {where}")
+        entry = _Entry(where, _group(target, {field: value}), collect(target, where))
+        _refuse_empty(entry)
+        for name, param in entry.movable.items():
+            if by_name.get(name) is not param:
+                raise ValueError(f"{where}: Parameter {name!r} does not belong to this trainer")
+        entries.append(entry)
+    return _plan(entries, list(members))
+
+
+class _Entry:
+    """One entry as written: how to speak of it, the group it asks for, and the Parameters it names."""
+
+    def __init__(self, where: str, group: ParamGroup, params: Parameters) -> None:
+        self.where = where
+        self.group = group
+        self.params = params
+        self.movable = {name: param for name, param in params.items() if not is_auxiliary(param)}
+
+    @property
+    def says_nothing(self) -> bool:
+        return self.group.lr_mult is None and self.group.wd_mult is None and self.group.name is None
+
+
+def _entries(params: Any) -> list[_Entry]:
+    entries = []
+    for number, (item, group) in enumerate(_split(params)):
+        where = f"entry {number} ({describe(item)})"
+        group = group if isinstance(group, ParamGroup) else _as_group(item, where)
+        entry = _Entry(where, group, collect(group.params, where))
+        if not (entry.says_nothing and isinstance(group.params, Block)):
+            _refuse_empty(entry)
+        entries.append(entry)
+    return entries
+
+
+def _split(params: Any) -> Iterator[tuple[Any, ParamGroup | None]]:
+    """Yield the entries of ``params``; neighbouring lone Parameters, as stock Trainer takes them, are one entry."""
+    if isinstance(params, (ParamGroup, Block, ParameterDict, Parameter)) or is_parameter_mapping(params):
+        yield params, None
+    elif isinstance(params, Mapping):
+        for target, multiplier in params.items():
+            if isinstance(multiplier, Parameter):
+                raise TypeError(
+                    f"params mixes multipliers and Parameters as values: {target!r}: {describe(multiplier)}"
+                )
+            yield (target, multiplier), None
+    elif isinstance(params, (list, tuple)):
+        lone: list[Parameter] = []
+        for item in params:
+            if isinstance(item, Parameter):
+                lone.append(item)
+                continue
+            if lone:
+                yield lone, ParamGroup(lone)
+                lone = []
+            yield item, None
+        if lone:
+            yield lone, ParamGroup(lone)
+    else:
+        raise TypeError(
+            f"params must be {TARGETS}, (target, lr_mult) pairs or ParamGroups, or a dict of target to lr_mult; "
+            f"got {describe(params)} of type {type(params).__name__}"
+        )
+
+
+def _as_group(item: Any, where: str) -> ParamGroup:
+    if isinstance(item, ParamGroup):
+        return item
+    if isinstance(item, tuple) and len(item) == 2 and not (is_target(item[1]) or isinstance(item[1], ParamGroup)):
+        target, multiplier = item
+        if isinstance(target, ParamGroup):
+            raise TypeError(f"{where}: a ParamGroup carries its own multipliers; write ParamGroup(..., lr_mult=...)")
+        if multiplier is None:
+            return ParamGroup(target)
+        return ParamGroup(target, lr_mult=check_multiplier(multiplier, f"{where}: lr_mult"))
+    if isinstance(item, Mapping) and not is_parameter_mapping(item):
+        raise TypeError(f"{where}: in a list, write a group as (target, lr_mult) or ParamGroup(target, lr_mult=...)")
+    return ParamGroup(item)
+
+
+def _refuse_empty(entry: _Entry) -> None:
+    if not entry.params:
+        raise ValueError(f"{entry.where}: the target holds no Parameter; a pattern that matched nothing?")
+    if not entry.movable and not entry.says_nothing:
+        raise ValueError(
+            f"{entry.where}: the target holds only statistics or constants ({', '.join(list(entry.params)[:3])}), "
+            "which no multiplier moves"
+        )
+
+
+def _merge(entries: Sequence[_Entry]) -> Parameters:
+    """Return all Parameters by name; two of one name cannot share an optimizer."""
+    merged: Parameters = {}
+    source: dict[str, _Entry] = {}
+    for entry in entries:
+        for name, param in entry.params.items():
+            if merged.setdefault(name, param) is not param:
+                raise ValueError(
+                    f"two different Parameters are called {name!r}, one in {source[name].where} and one in "
+                    f"{entry.where}; give their Blocks different prefix="
+                )
+            source.setdefault(name, entry)
+    return merged
+
+
+def _group(target: Any, multipliers: Mapping[str, Multiplier]) -> ParamGroup:
+    return ParamGroup(target, multipliers.get("lr_mult"), multipliers.get("wd_mult"))
+
+
+def _plan(entries: Sequence[_Entry], parameters: list[Parameter]) -> Plan:
+    blocks = tuple(dict.fromkeys(block for entry in entries for block in blocks_of(entry.group.params)))
+    names = _names(entries, blocks)
+    groups = tuple(
+        _resolved(entry.group, dict(sorted(entry.movable.items())), name) for entry, name in zip(entries, names)
+    )
+    member_of = {param: i for i, entry in enumerate(entries) for param in entry.movable.values()}
+    return Plan(parameters, groups, {field: _decide(entries, field) for field in FIELDS}, member_of, blocks)
+
+
+def _resolved(group: ParamGroup, params: Parameters, name: str) -> ParamGroup:
+    resolved = ParamGroup.__new__(ParamGroup)
+    resolved.params, resolved.lr_mult, resolved.wd_mult, resolved.name = params, group.lr_mult, group.wd_mult, name
+    return resolved
+
+
+def _decide(entries: Sequence[_Entry], field: str) -> dict[Parameter, int]:
+    """For each Parameter, the entry whose ``field`` it gets: the last one, if it refines or agrees with all before."""
+    holders: dict[Parameter, list[int]] = {}
+    for i, entry in enumerate(entries):
+        value = getattr(entry.group, field)
+        if value is None:
+            continue
+        shared: dict[int, list[Parameter]] = {}
+        for param in entry.movable.values():
+            for j in holders.setdefault(param, []):
+                shared.setdefault(j, []).append(param)
+            holders[param].append(i)
+        for j, params in shared.items():
+            earlier = entries[j]
+            refines = len(params) == len(entry.movable) < len(earlier.movable)
+            if not refines and getattr(earlier.group, field) != value:
+                raise ValueError(_conflict(params[0], field, earlier, entry))
+    return {param: indices[-1] for param, indices in holders.items() if indices}
+
+
+def _conflict(param: Parameter, field: str, earlier: _Entry, later: _Entry) -> str:
+    return (
+        f"Parameter {param.name!r} gets {field} {getattr(earlier.group, field)!r} from {earlier.where} and "
+        f"{getattr(later.group, field)!r} from {later.where}. A later entry overrides an earlier one only where it "
+        "is a proper part of it; write the larger target first, or give both the same value"
+    )
+
+
+def _names(entries: Sequence[_Entry], blocks: Sequence[Block]) -> list[str]:
+    """Name every group: as the user did, else by the path from a Block that contains it, else by Gluon's name."""
+    given = [entry.group.name for entry in entries if entry.group.name is not None]
+    for name in given:
+        if given.count(name) > 1:
+            raise ValueError(f"two ParamGroups are named {name!r}; names must differ")
+    paths = _paths(blocks)
+    taken = set(given)
+    names = []
+    for entry in entries:
+        name = entry.group.name or ""
+        if not name:
+            name = _unused(_derived(entry.group.params, paths), taken)
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def _unused(candidates: Sequence[str], taken: Iterable[str]) -> str:
+    for name in candidates:
+        if name not in taken:
+            return name
+    number = 2
+    while f"{candidates[-1]}#{number}" in taken:
+        number += 1
+    return f"{candidates[-1]}#{number}"
+
+
+def _derived(target: Any, paths: Mapping[Block, str]) -> list[str]:
+    """Return names for a group without one, best first."""
+    if isinstance(target, Block):
+        return ([paths[target]] if target in paths else []) + [target.name or type(target).__name__.lower()]
+    if isinstance(target, ParameterDict):
+        return [target.prefix.rstrip("_") or "parameters"]
+    if isinstance(target, Parameter):
+        return [target.name]
+    if isinstance(target, (list, tuple)) and not all(isinstance(item, Parameter) for item in target):
+        first = _derived(target[0], paths)
+        return first if len(target) == 1 else [f"{name}+{len(target) - 1}" for name in first]
+    return ["parameters"]
+
+
+def _paths(blocks: Sequence[Block]) -> dict[Block, str]:
+    """Return the attribute path of every Block below one of ``blocks``, from the outermost that holds it."""
+    paths: dict[Block, list[str]] = {}
+
+    def visit(block: Block, path: list[str]) -> None:
+        for name, child in children(block):
+            if len(path) >= len(paths.get(child, [])):
+                paths[child] = [*path, name]
+                visit(child, paths[child])
+
+    for block in blocks:
+        visit(block, [])
+    return {block: ".".join(path) for block, path in paths.items()}

@@ -1,0 +1,169 @@
+"""What an optimizer knows of multipliers: whether it asks for them, and the table it falls back to."""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any, Mapping, Sequence
+
+from mxnet.gluon import Parameter
+from mxnet.optimizer import LARS, Optimizer
+
+from .groups import FIELDS
+from .targets import Multiplier, check_multiplier, known_name
+
+
+class NameTable:
+    """The multipliers that an optimizer looks up where it has no Parameters, kept by parameter name.
+
+    Notes
+    -----
+    ``Optimizer.__getstate__`` drops ``param_dict``, so an optimizer that was pickled, to parameter servers or by hand,
+    goes by ``lr_mult[idx2name[index]]`` (``Optimizer._get_lrs`` in mxnet/optimizer/optimizer.py). LARS reads
+    ``idx2name`` for ends of its own and would train bias, gamma and beta otherwise than under stock Trainer once it
+    is filled; it gets its table by index, where ``_get_lrs`` looks first.
+    """
+
+    def __init__(self, params: Sequence[Parameter], optimizer: Optimizer) -> None:
+        self._params = params
+        self._optimizer = optimizer
+        self._param_dict = optimizer.param_dict
+        by_index = isinstance(optimizer, LARS)
+        self._keys: list[Any] = list(range(len(params))) if by_index else [param.name for param in params]
+        if not by_index:
+            optimizer.idx2name = dict(enumerate(self._keys))
+        self.fill()
+
+    def fill(self) -> None:
+        """Make the table say what the Parameters say."""
+        self._written: dict[str, dict[Any, float]] = {}
+        for field in FIELDS:
+            table = {key: getattr(param, field) for key, param in zip(self._keys, self._params)}
+            setattr(self._optimizer, field, table)
+            self._written[field] = dict(table)
+
+    def read(self) -> dict[str, dict[Parameter, float]]:
+        """Return what somebody else wrote to the table since, as `Optimizer.set_lr_mult` does, field by field.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If that names no Parameter, is no multiplier, or cannot be told from MXNet's own zeros. The table then
+            says again what the Parameters say.
+        RuntimeError
+            If the optimizer serves another Trainer now.
+        """
+        if self._optimizer.param_dict is not self._param_dict:
+            raise RuntimeError(
+                "the Optimizer object of this trainer was given to another Trainer since, which looks up its own "
+                "Parameters' multipliers; give every Trainer an Optimizer of its own"
+            )
+        found = {}
+        try:
+            for field in FIELDS:
+                table, written = getattr(self._optimizer, field), self._written[field]
+                if table != written:
+                    new = {key: value for key, value in table.items() if written.get(key) != value}
+                    found[field] = read_table(new, self._params, f"optimizer.set_{field}")
+            _refuse_default_wd_mult(found.get("wd_mult", {}))
+        except (TypeError, ValueError):
+            self.fill()
+            raise
+        return found
+
+
+def read_table(table: Mapping[Any, Any], params: Sequence[Parameter], where: str) -> dict[Parameter, float]:
+    """Return the multipliers that an optimizer's table, by name or by index, gives to ``params``."""
+    by_name = {param.name: param for param in params}
+    found = {}
+    for key, value in table.items():
+        if isinstance(key, int) and 0 <= key < len(params):
+            param = params[key]
+        else:
+            param = by_name[known_name(key, by_name, where)]
+        multiplier = check_multiplier(value, f"{where}: {key!r}")
+        if callable(multiplier):
+            raise TypeError(f"{where}: {key!r} must be a number; a schedule goes to the trainer's own set_lr_mult")
+        found[param] = multiplier
+    return found
+
+
+def own_table(optimizer: Any) -> Mapping[Any, Any]:
+    """Return the ``lr_mult`` that a ready Optimizer brings along, by name or by index.
+
+    What an earlier Trainer filled in is not the user's, and its Parameters have those multipliers already.
+    """
+    if not isinstance(optimizer, Optimizer) or optimizer.param_dict:
+        return {}
+    return optimizer.lr_mult
+
+
+def optimizer_class(optimizer: Any) -> type:
+    """Return the class of an optimizer given as `gluon.Trainer` takes it; unknown names are left to MXNet's error."""
+    if isinstance(optimizer, Optimizer):
+        return type(optimizer)
+    return Optimizer.opt_registry.get(str(optimizer).lower(), Optimizer)
+
+
+def updates_before(optimizer: Any, optimizer_params: Mapping[str, Any] | None) -> int:
+    """Return ``num_update`` of an optimizer that may not have been made yet."""
+    if isinstance(optimizer, Optimizer):
+        return optimizer.num_update
+    return (optimizer_params or {}).get("begin_num_update", 0)
+
+
+def check_honoured(optimizer: type, field: str, multipliers: Mapping[Parameter, Multiplier]) -> None:
+    """Raise a ValueError if the class ``optimizer`` never asks for a multiplier that would have to act.
+
+    0 asks nothing of it, for that freezes, nor does 1; a schedule is looked at update by update.
+    """
+    for param, value in multipliers.items():
+        if not (callable(value) or value in (0, 1) or _asks_for(optimizer, field)):
+            raise ValueError(
+                f"{field} {value!r} of Parameter {param.name!r} would have no effect: {optimizer.__name__} never asks "
+                "for it. Use 0 or 1, or another optimizer"
+            )
+
+
+@functools.lru_cache(maxsize=None)
+def _asks_for(optimizer: Any, field: str) -> bool:
+    """Whether the update of an Optimizer class leads to a look-up of ``field``, by the names that its code mentions."""
+    wanted = {f"_get_{field[:2]}", f"_get_{field[:2]}s", field}
+    functions = [optimizer.update, optimizer.update_multi_precision]
+    if any(not isinstance(function, types.FunctionType) for function in functions):
+        return True  # compiled: it cannot be read, so it gets the benefit of the doubt
+    seen = {Optimizer.update, Optimizer._update_count}
+    while functions:
+        function = functions.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        mentioned = _names_in(function.__code__)
+        if mentioned & wanted:
+            return True
+        found = [getattr(optimizer, name, function.__globals__.get(name)) for name in mentioned]
+        found += [cell.cell_contents for cell in function.__closure__ or ()]
+        functions += [candidate for candidate in found if isinstance(candidate, types.FunctionType)]
+    return False
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    """Return every attribute and global that a function mentions, functions inside it included."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _names_in(constant)
+    return names
+
+
+def _refuse_default_wd_mult(found: Mapping[Parameter, float]) -> None:
+    # Optimizer.set_wd_mult adds 0 for every name without these endings, and nothing tells those from the named ones.
+    added = [param.name for param, value in found.items() if value == 0 and not param.name.endswith(_DECAYING)]
+    if added:
+        raise ValueError(
+            f"optimizer.set_wd_mult would take the weight decay of {added[0]!r} too, whether it was named or not: "
+            "MXNet adds 0 for all that is neither weight nor gamma. Use trainer.set_wd_mult"
+        )
+
+
+_DECAYING: tuple[str, ...] = ("_weight", "_gamma")

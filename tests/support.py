@@ -1,0 +1,68 @@
+"""Small networks, and one training loop to run on them with any trainer."""
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon
+from mxnet.gluon import nn
+
+CONTEXTS = [mx.cpu(0), mx.cpu(1)]
+
+
+def mlp(ctx=None, prefix="net_", batchnorm=True):
+    """Return Dense, BatchNorm, Dense with the same weights at every call."""
+    mx.random.seed(3)
+    net = nn.HybridSequential(prefix=prefix)
+    with net.name_scope():
+        net.add(nn.Dense(4, in_units=3))
+        if batchnorm:
+            net.add(nn.BatchNorm(in_channels=4))
+        net.add(nn.Dense(2, in_units=4))
+    net.initialize(mx.init.Xavier(), ctx=ctx)
+    return net
+
+
+def batches(count=4, size=4, seed=5):
+    """Return ``count`` batches of inputs and targets."""
+    rng = np.random.RandomState(seed)
+    return [(mx.nd.array(rng.randn(size, 3)), mx.nd.array(rng.randn(size, 2))) for _ in range(count)]
+
+
+def backward(net, x, y, ctx=None):
+    """Run a forward and a backward pass, split over contexts."""
+    ctx = ctx or [mx.cpu(0)]
+    parts = zip(gluon.utils.split_and_load(x, ctx), gluon.utils.split_and_load(y, ctx))
+    with autograd.record():
+        losses = [gluon.loss.L2Loss()(net(a), b) for a, b in parts]
+    autograd.backward(losses)
+
+
+def train(net, trainer, data, ctx=None, step=None):
+    """Train on ``data``; return the Parameters after every step."""
+    history = []
+    for x, y in data:
+        backward(net, x, y, ctx)
+        (step or trainer.step)(len(x))
+        history.append(snapshot(net))
+    return history
+
+
+def snapshot(target):
+    """Return the arrays of a Block or of Parameters by name, on the first context."""
+    params = target.collect_params() if isinstance(target, gluon.Block) else target
+    return {name: param.list_data()[0].asnumpy() for name, param in params.items()}
+
+
+def moved(before, after):
+    """Return the names whose arrays differ in any bit."""
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name].tobytes() != after[name].tobytes()}
+
+
+def same(one, other):
+    """Whether two histories of `train` agree in every bit."""
+    return len(one) == len(other) and not any(moved(a, b) for a, b in zip(one, other))
+
+
+def weights(names):
+    """Return those of ``names`` that are not running statistics."""
+    return {name for name in names if "running" not in name}

@@ -1,0 +1,272 @@
+"""MultiLRTrainer among MXNet's idioms: Estimator, AMP, clipping, accumulation, ready optimizers, subclasses."""
+
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import mxnet as mx
+import pytest
+from mxnet import gluon
+from mxnet.gluon import Trainer, contrib, nn
+
+from multitrainer import MultiLRTrainer
+from support import CONTEXTS, backward, batches, mlp, moved, same, snapshot, train, weights
+
+
+def both(go):
+    """Run ``go`` with stock Trainer and with ours."""
+    return go(Trainer), go(MultiLRTrainer)
+
+
+def test_is_a_trainer():
+    net = mlp()
+    trainer = MultiLRTrainer(net, "sgd")
+    assert isinstance(trainer, Trainer)
+    assert net[0].weight._trainer is trainer
+    assert trainer.learning_rate == 0.01
+    trainer.set_learning_rate(0.5)
+    assert trainer.learning_rates == {"net": 0.5}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_estimator(frozen):
+    net = mlp()
+    net.hybridize()
+    trainer = MultiLRTrainer([net, (net[0], 0 if frozen else 0.5)], "sgd", {"learning_rate": 0.1})
+    estimator = contrib.estimator.Estimator(
+        net, gluon.loss.L2Loss(), train_metrics=mx.metric.MSE(), trainer=trainer, context=[mx.cpu(0)]
+    )
+    x, y = (mx.nd.concat(*column, dim=0) for column in zip(*batches(4)))
+    before = snapshot(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        estimator.fit(gluon.data.DataLoader(gluon.data.ArrayDataset(x, y), batch_size=4), epochs=2)
+    changed = weights(moved(before, snapshot(net)))
+    assert trainer.optimizer.num_update == 8
+    assert ("net_dense0_weight" in changed) is not frozen
+    assert "net_dense1_weight" in changed
+
+
+# amp.init patches the operators of the whole process, so it gets one of its own. No operator is cast, for fp16 layers
+# do not run on CPU; loss scaling, overflow checks and unscaling are the real ones.
+AMP = """
+import sys
+sys.path.insert(0, {tests!r})
+import multitrainer
+import mxnet as mx
+from mxnet import autograd, gluon
+from mxnet.contrib import amp
+from support import batches, mlp, moved, same, snapshot, weights
+
+amp.init(target_precision_ops=[])
+
+def go(trainer_class, spec=lambda net: net.collect_params(), poison=None):
+    net = mlp()
+    trainer = trainer_class(spec(net), 'sgd', {{'learning_rate': 0.1, 'momentum': 0.9}}, update_on_kvstore=False)
+    amp.init_trainer(trainer)
+    history = []
+    for i, (x, y) in enumerate(batches(4)):
+        with autograd.record():
+            loss = gluon.loss.L2Loss()(net(x), y)
+            if i == poison:
+                loss = loss * float('inf')
+            with amp.scale_loss(loss, trainer) as scaled:
+                autograd.backward(scaled)
+        trainer.step(len(x))
+        history.append(snapshot(net))
+    return history, trainer, net
+
+stock, ours = go(gluon.Trainer)[0], go(multitrainer.MultiLRTrainer)[0]
+assert same(stock, ours)
+stock, ours = (go(kind, poison=2)[0] for kind in (gluon.Trainer, multitrainer.MultiLRTrainer))
+assert same(stock, ours) and not weights(moved(ours[1], ours[2]))
+
+history, trainer, net = go(multitrainer.MultiLRTrainer, lambda net: [net, (net[0], 0)])
+assert 'net_dense0_weight' not in moved(history[0], history[-1])
+
+trainer.set_lr_mult({{net: 0}})
+before = snapshot(net)
+amp.unscale(trainer)
+trainer.step(4)
+trainer.allreduce_grads()
+trainer.update(4)
+assert not moved(before, snapshot(net))
+print('amp holds')
+"""
+
+
+def test_amp_with_all_layers_frozen_too(request):
+    code = textwrap.dedent(AMP.format(tests=str(request.path.parent)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.endswith("amp holds\n"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_allreduce_clip_update(frozen):
+    def go(trainer_class):
+        net = mlp(CONTEXTS)
+        if frozen and trainer_class is Trainer:
+            net[2].collect_params().setattr("grad_req", "null")
+        trainer = trainer_class(net.collect_params(), "sgd", {"learning_rate": 0.5}, update_on_kvstore=False)
+        if frozen and trainer_class is MultiLRTrainer:
+            trainer.set_lr_mult({net[2]: 0})
+
+        def step(size):
+            trainer.allreduce_grads()
+            for i, ctx in enumerate(CONTEXTS):
+                grads = [p.list_grad()[i] for p in net.collect_params().values() if p.grad_req != "null"]
+                gluon.utils.clip_global_norm(grads, 0.1)
+                assert all(grad.context == ctx for grad in grads)
+            trainer.update(size)
+
+        return train(net, trainer, batches(), CONTEXTS, step)
+
+    assert same(*both(go))
+
+
+def test_ignore_stale_grad():
+    def go(trainer_class):
+        net = mlp()
+        trainer = trainer_class(net.collect_params(), "sgd", {"learning_rate": 0.1, "momentum": 0.9})
+        train(net, trainer, batches(1))
+        with mx.autograd.record():
+            loss = (net[2](mx.nd.ones((2, 4))) ** 2).sum()
+        loss.backward()
+        with pytest.raises(UserWarning, match="has not been updated by backward"):
+            trainer.step(2)
+        before = snapshot(net)
+        trainer.step(2, ignore_stale_grad=True)
+        assert moved(before, snapshot(net)) == {"net_dense1_weight", "net_dense1_bias"}
+        return [snapshot(net)]
+
+    assert same(*both(go))
+
+
+def test_gradient_accumulation():
+    def go(trainer_class):
+        net = mlp()
+        net.collect_params(".*(weight|bias|gamma|beta)").setattr("grad_req", "add")
+        trainer = trainer_class(net.collect_params(), "adam")
+        history = []
+        for one, two in zip(batches(4)[::2], batches(4)[1::2]):
+            net.collect_params().zero_grad()
+            for x, y in (one, two):
+                backward(net, x, y)
+            trainer.step(8)
+            history.append(snapshot(net))
+        return history
+
+    assert same(*both(go))
+
+
+def test_ready_optimizer_object():
+    assert same(
+        *both(
+            lambda kind: train(
+                net := mlp(), kind(net.collect_params(), mx.optimizer.NAG(momentum=0.9, learning_rate=0.1)), batches()
+            )
+        )
+    )
+
+
+def test_optimizer_params_beside_a_ready_optimizer_are_refused_as_by_stock():
+    net = mlp()
+    with pytest.raises(AssertionError, match="optimizer_params must be None"):
+        MultiLRTrainer(net, mx.optimizer.SGD(), {"learning_rate": 0.1})
+
+
+def test_states_are_saved_and_loaded_as_by_stock(tmp_path):
+    def go(trainer_class):
+        net = mlp()
+        trainer = trainer_class(net.collect_params(), "sgd", {"learning_rate": 0.1, "momentum": 0.9})
+        history = train(net, trainer, batches(2))
+        trainer.save_states(str(tmp_path / "states"))
+        history += train(net, trainer, batches(1))
+        trainer.load_states(str(tmp_path / "states"))
+        net[0].weight.lr_mult = 0.5  # still found after the optimizer object was replaced
+        return history + train(net, trainer, batches(2))
+
+    assert same(*both(go))
+
+
+def test_set_data_resets_the_kvstore_as_under_stock():
+    def go(trainer_class):
+        net = mlp(CONTEXTS)
+        trainer = trainer_class(net.collect_params(), "sgd", {"learning_rate": 0.1}, update_on_kvstore=True)
+        history = train(net, trainer, batches(2), CONTEXTS)
+        net[0].weight.set_data(mx.nd.ones((4, 3)))
+        return history + train(net, trainer, batches(2), CONTEXTS)
+
+    assert same(*both(go))
+
+
+class Noting(Trainer):
+    """Stands for a Trainer of another package, with an argument of its own and gradients reduced its own way."""
+
+    def __init__(self, params, optimizer, optimizer_params=None, note=None, **kwargs):
+        super().__init__(params, optimizer, optimizer_params, kvstore=None, **kwargs)
+        self.note, self.reduced = note, 0
+
+    def _allreduce_grads(self):
+        self.reduced += 1
+        super()._allreduce_grads()
+
+
+def test_cooperates_with_another_trainer():
+    class Cooperative(MultiLRTrainer, Noting):
+        pass
+
+    net = mlp()
+    trainer = Cooperative([net, (net[0], 0)], "sgd", {"learning_rate": 0.1}, note="hello")
+    before = snapshot(net)
+    train(net, trainer, batches(2))
+    assert (trainer.note, trainer.reduced) == ("hello", 2)
+    assert weights(moved(before, snapshot(net))).isdisjoint({"net_dense0_weight", "net_dense0_bias"})
+    assert "net_dense1_weight" in moved(before, snapshot(net))
+
+
+class TestReport:
+    def test_table(self):
+        net = mlp()
+        net[2].bias.wd_mult = 0
+        trainer = MultiLRTrainer([net, (net[0], 0), (net[2], 10)], "sgd", {"learning_rate": 0.1, "wd": 1e-3})
+        assert trainer.summary().splitlines() == [
+            "group        parameters  values  lr_mult  learning rate     wd  state",
+            "net                   2       8        1            0.1  0.001  trained",
+            "0                     2      16        0              0  0.001  frozen",
+            "2 wd_mult=0           1       2       10              1      0  trained",
+            "2 wd_mult=1           1       8       10              1  0.001  trained",
+        ]
+        assert trainer.learning_rates == {"net": 0.1, "0": 0.0, "2": 1.0}
+
+    def test_parameters_that_no_group_sets_are_a_row_of_their_own(self):
+        net = mlp()
+        trainer = MultiLRTrainer(
+            [*net[0].collect_params().values(), (net[2], 2), *net[1].collect_params().values()], "sgd"
+        )
+        assert [line.split()[0] for line in trainer.summary().splitlines()[1:]] == [
+            "parameters",
+            "net_dense1",
+            "parameters#2",
+        ]
+
+    def test_shapes_that_are_not_known_yet(self):
+        net = nn.Dense(3, prefix="late_")
+        net.initialize()
+        trainer = MultiLRTrainer(net, "sgd")
+        assert trainer.summary().splitlines()[1].split()[:3] == ["late", "2", "?"]
+        net(mx.nd.ones((1, 2)))
+        assert trainer.summary().splitlines()[1].split()[:3] == ["late", "2", "9"]
+
+    def test_repr_is_one_line(self):
+        net = mlp()
+        trainer = MultiLRTrainer([net, (net[0], 0)], "adam", {"learning_rate": 0.002})
+        assert repr(trainer) == "MultiLRTrainer(Adam, learning_rate=0.002, 2 groups, 6 parameters, 2 frozen)"
+
+    def test_learning_rate_of_a_scheduler(self):
+        net = mlp()
+        scheduler = mx.lr_scheduler.FactorScheduler(1, 0.5, base_lr=0.8)
+        trainer = MultiLRTrainer([net, (net[0], 0.1)], "sgd", {"lr_scheduler": scheduler})
+        train(net, trainer, batches(2))
+        assert trainer.learning_rates == pytest.approx({"net": 0.4, "0": 0.04})
