@@ -1,8 +1,10 @@
+# isort: off
+import multitrainer  # noqa: F401  first: on Python 3.12 it is what makes `import mxnet` work
 import mxnet as mx
+
+# isort: on
 import numpy as np
 import pytest
-
-import multitrainer  # noqa: F401  first: it makes `import mxnet` work on Python 3.12
 
 
 @pytest.fixture(autouse=True)

@@ -70,6 +70,16 @@ def children(block: Block) -> Iterator[tuple[str, Block]]:
     return iter(block._children.items())
 
 
+def own_parameters(block: Block) -> dict[str, Parameter]:
+    """Return the Parameters of ``block`` itself, without its children's, by attribute."""
+    return dict(block._reg_params)
+
+
+def parameters_by_path(block: Block) -> dict[str, Parameter]:
+    """Return all Parameters of ``block`` by attribute path, the names in a file of ``save_parameters``."""
+    return block._collect_params_with_prefix()
+
+
 def owner(param: Parameter) -> Any:
     """Return the Trainer that ``param`` belongs to, or None."""
     return param._trainer

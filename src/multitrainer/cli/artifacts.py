@@ -1,0 +1,94 @@
+"""What a run leaves behind. A file is complete or it is not there: each is written beside its place, then moved."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Iterator
+
+import mxnet as mx
+
+from .errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file in the same folder, moved to `path` when the block ends well and removed when not.
+
+    Raises
+    ------
+    UserError
+        Where it cannot be written (a full disk, no permission), naming `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        # A full disk may show only now, when the system writes out what it has buffered.
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _cannot_write(path, error.strerror or str(error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def save_parameters(net: mx.gluon.Block, path: Path) -> None:
+    """Save the network's parameters, and make sure that they can be read back."""
+    with replacing(path) as temporary:
+        try:
+            net.save_parameters(str(temporary))
+            # MXNet does not look at the last write; a file that the disk cut short shows when it is read.
+            mx.nd.load(str(temporary))
+        except mx.MXNetError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise _cannot_write(path, f"the file came out incomplete ({reason})") from error
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Save a matplotlib figure as PNG."""
+    with replacing(path) as temporary:
+        figure.savefig(str(temporary), format="png", dpi=150)
+
+
+class Metrics:
+    """A JSON Lines file, rewritten whole with every row so that it never ends in half a line.
+
+    Parameters
+    ----------
+    path : Path
+        The file. One that is there is replaced with the first row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row and write the file."""
+        self.rows.append(row)
+        save_text(self.path, "".join(json.dumps(each, allow_nan=False) + "\n" for each in self.rows))
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder for a run and see that it can be written to, before any work is done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=str(path)):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {path}: {error.strerror}; choose a folder that can be written to") from error
+
+
+def _cannot_write(path: Path, reason: str) -> UserError:
+    return UserError(f"cannot write {path}: {reason}; make room on the disk or choose another --out")

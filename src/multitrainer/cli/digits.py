@@ -1,0 +1,200 @@
+"""The embedded default: what parameter groups are good for, shown on scikit-learn's handwritten digits.
+
+A small network learns 0 to 4, then 5 to 9 from ten images each, in four ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Iterator, NamedTuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from .. import MultiLRTrainer, ParamGroup
+from . import artifacts, figures, network
+from .errors import UserError, require
+from .training import Interrupts, fit, seed_everything
+
+MODEL = "cifar_resnet20_v1"
+SIZE = 32
+CLASSES = 5
+SHOTS = 10
+SEEDS = 3
+UNSEEN = 80  # a class, to measure on
+EPOCHS = 20
+MEASURE_EVERY = 5
+BATCH_SIZE = 10
+LEARNING_RATE = 0.05  # of the source, and of what is fine-tuned from it unless --lr says otherwise
+SOURCE_EPOCHS = 5
+SOURCE_BATCH_SIZE = 32
+SOURCE_SHOTS, SOURCE_UNSEEN = 140, 34  # of the 174 scans or more that there are of each digit
+
+
+class Regime(NamedTuple):
+    """A way to train: from which weights, and the multiplier of everything but the head."""
+
+    name: str
+    from_source: bool
+    backbone: float
+
+
+REGIMES = (
+    Regime("from scratch", False, 1.0),
+    Regime("one learning rate", True, 1.0),
+    Regime("backbone at 0.1", True, 0.1),
+    Regime("backbone frozen", True, 0.0),
+)
+
+
+class Digits(NamedTuple):
+    """Images as the network takes them, and labels from 0 to 4."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def draw(self, shots: int, unseen: int, seed: int) -> tuple[Digits, Digits]:
+        """Return `shots` images of every class to train on, and `unseen` others to measure on."""
+        generator = np.random.RandomState(seed)
+        orders = [generator.permutation(np.flatnonzero(self.labels == label)) for label in range(CLASSES)]
+        few = np.concatenate([order[:shots] for order in orders])
+        others = np.concatenate([order[shots : shots + unseen] for order in orders])
+        return Digits(self.images[few], self.labels[few]), Digits(self.images[others], self.labels[others])
+
+    def loader(self, batch_size: int, shuffle: bool = False) -> gluon.data.DataLoader:
+        """Return batches; when shuffled, all of one size."""
+        return gluon.data.DataLoader(
+            gluon.data.ArrayDataset(self.images, self.labels),
+            batch_size,
+            shuffle=shuffle,
+            last_batch="rollover" if shuffle else "keep",
+        )
+
+
+def load(first: int) -> Digits:
+    """Return the scans of five digits, beginning with `first`, scaled from 8 x 8 to the network's size."""
+    scans = require("sklearn.datasets").load_digits()
+    chosen = (scans.target >= first) & (scans.target < first + CLASSES)
+    small = mx.nd.array(scans.images[chosen][:, None] / 8 - 1)
+    large = mx.nd.contrib.BilinearResize2D(small, height=SIZE, width=SIZE)
+    images = mx.nd.broadcast_axes(large, axis=1, size=3).asnumpy()
+    return Digits(images, scans.target[chosen].astype(np.int32) - first)
+
+
+def run(args: argparse.Namespace, contexts: list[mx.Context], optimizer: str, settings: dict[str, float]) -> int:
+    """Compare the regimes and return the exit status."""
+    began = time.perf_counter()
+    if optimizer == "sgd":
+        settings = {"learning_rate": LEARNING_RATE, **settings}
+    artifacts.make_folder(args.out)
+    metrics = artifacts.Metrics(args.out / "metrics.jsonl")
+    interrupted = False
+    with Interrupts() as interrupts:
+        try:
+            source = _source(args.out / "digits-source.params", contexts, interrupts)
+            for row in _compare(args, source, contexts, optimizer, settings, interrupts):
+                metrics.add(row)
+        except KeyboardInterrupt:
+            interrupted = True
+    return _report(args.out, metrics.rows, args.epochs or EPOCHS, time.perf_counter() - began, interrupted)
+
+
+def _compare(
+    args: argparse.Namespace,
+    source: Path,
+    contexts: list[mx.Context],
+    optimizer: str,
+    settings: dict[str, float],
+    interrupts: Interrupts,
+) -> Iterator[dict[str, Any]]:
+    """Train under every regime, draw after draw, and give the metrics epoch by epoch."""
+    digits = load(CLASSES)
+    best = -1.0
+    print(f"5 to 9: {SHOTS} images of each to train on, {UNSEEN} to measure on, {SEEDS} draws")
+    for number in range(SEEDS):
+        seed = args.seed + number
+        train, unseen = digits.draw(SHOTS, UNSEEN, seed)
+        for regime in REGIMES:
+            seed_everything(seed)
+            net, trainer = _prepare(regime, source, contexts, optimizer, settings)
+            if number == 0:
+                print(f"\n{regime.name}\n{trainer.summary()}", flush=True)
+            batches = train.loader(args.batch_size or BATCH_SIZE, shuffle=True), unseen.loader(100)
+            title = f"{regime.name}, draw {number + 1}/{SEEDS}: "
+            epochs = args.epochs or EPOCHS
+            for row in fit(net, trainer, *batches, contexts, epochs, interrupts, title, MEASURE_EVERY):
+                yield {"regime": regime.name, "seed": seed, **row}
+            artifacts.save_parameters(net, args.out / "last.params")
+            if row["val_accuracy"] > best:
+                best = row["val_accuracy"]
+                artifacts.save_parameters(net, args.out / "best.params")
+
+
+def _source(path: Path, contexts: list[mx.Context], interrupts: Interrupts) -> Path:
+    """Train on 0 to 4, once: the weights are kept and used again."""
+    if path.exists():
+        print(f"0 to 4: weights of an earlier run, {path}")
+        return path
+    seed_everything(0)
+    train, unseen = load(0).draw(SOURCE_SHOTS, SOURCE_UNSEEN, 0)
+    net, _ = network.build(MODEL, CLASSES)
+    network.initialize(net, contexts, MODEL, CLASSES)
+    trainer = MultiLRTrainer(net, "sgd", {"learning_rate": LEARNING_RATE, "momentum": 0.9, "wd": 1e-4})
+    net.hybridize(static_alloc=True, static_shape=True)
+    batches = train.loader(SOURCE_BATCH_SIZE, shuffle=True), unseen.loader(100)
+    *_, row = fit(net, trainer, *batches, contexts, SOURCE_EPOCHS, interrupts, "0 to 4, ", SOURCE_EPOCHS)
+    artifacts.save_parameters(net, path)
+    print(f"0 to 4: {SOURCE_EPOCHS} epochs, {row['val_accuracy']:.1%} of unseen images right; weights kept in {path}")
+    return path
+
+
+def _prepare(
+    regime: Regime, source: Path, contexts: list[mx.Context], optimizer: str, settings: dict[str, float]
+) -> tuple[gluon.HybridBlock, MultiLRTrainer]:
+    """Make the network as the regime starts it, and its trainer."""
+    net, head = network.build(MODEL, CLASSES)
+    network.initialize(net, contexts, MODEL, CLASSES)
+    if regime.from_source:
+        try:
+            network.load_backbone(net, head, source)
+        except UserError as error:
+            raise UserError(f"{source} is no file of this command; delete it and run again ({error})") from error
+    groups = [ParamGroup(net, regime.backbone, name="backbone"), ParamGroup(network.find(net, head), 1, name=head)]
+    try:
+        trainer = MultiLRTrainer(groups, optimizer, settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    net.hybridize(static_alloc=True, static_shape=True)
+    return net, trainer
+
+
+def _report(out: Path, rows: list[dict[str, Any]], epochs: int, seconds: float, interrupted: bool) -> int:
+    """Print the comparison of the runs that came to their end, and draw it."""
+    final = {regime.name: [r for r in rows if (r["regime"], r["epoch"]) == (regime.name, epochs)] for regime in REGIMES}
+    names = [name for name, ends in final.items() if ends]
+    if names:
+        print(f"\n{'regime':<20}{'accuracy':>10}{'spread':>9}{'seconds an epoch':>18}   each draw")
+        for name in names:
+            values = [100 * row["val_accuracy"] for row in final[name]]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            pace = statistics.median(row["seconds"] for row in rows if row["regime"] == name)
+            each = ", ".join(f"{value:.1f}" for value in values)
+            print(f"{name:<20}{statistics.mean(values):>8.1f} %{spread:>9.1f}{pace:>18.2f}   {each}")
+        title = f"Digits 5 to 9, {SHOTS} images of each, after learning 0 to 4"
+        ended = {(row["regime"], row["seed"]) for ends in final.values() for row in ends}
+        complete = [row for row in rows if (row["regime"], row["seed"]) in ended and row["val_accuracy"] is not None]
+        artifacts.save_figure(figures.comparison(complete, names, title), out / "comparison.png")
+        print(
+            f"\naccuracy on {UNSEEN * CLASSES} unseen images after {epochs} epochs: mean and standard deviation "
+            "over the draws.\nA difference within the spread says nothing; another --lr can change the order."
+        )
+        print(f"{out}: metrics.jsonl, comparison.png, best.params, last.params; {seconds:.0f} s in all", flush=True)
+    if interrupted:
+        print(f"multitrainer: interrupted; what was measured is in {out}", file=sys.stderr)
+        return 130
+    return 0

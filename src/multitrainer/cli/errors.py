@@ -1,0 +1,43 @@
+"""What every subcommand needs to say that something is wrong or missing."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import warnings
+from typing import Any, Iterable
+
+
+class UserError(ValueError):
+    """Something the user can put right; the command prints it as one line."""
+
+
+def require(module: str) -> Any:
+    """Import a module of the ``finetune`` extra.
+
+    Parameters
+    ----------
+    module : str
+        The dotted name to import.
+
+    Raises
+    ------
+    UserError
+        Where its package is not installed, naming the extra that brings it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{module.split('.')[0]} cannot be imported ({error}); install what this command needs: "
+            "pip install 'multitrainer[finetune]'"
+        ) from error
+
+
+def closest(name: str, known: Iterable[str], limit: int = 5) -> str:
+    """Return the known names nearest to one that is unknown, or all of them where they are few."""
+    names = sorted(known)
+    found = names if len(names) <= limit else difflib.get_close_matches(name, names, limit, cutoff=0.4) or names[:limit]
+    return ", ".join(found)

@@ -1,0 +1,177 @@
+"""The pictures a run leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+from .errors import require
+
+# Told apart by people of any colour vision (Okabe and Ito).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+
+
+def accuracy_and_rates(rows: Sequence[dict[str, Any]], title: str) -> Any:
+    """Draw accuracy over the epochs beside the learning rate of each group.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        The metrics of a run, one row an epoch.
+    title : str
+        What was trained.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, (left, right) = _panels(title, (1, 1))
+    epochs = [row["epoch"] for row in rows]
+    best = max(rows, key=lambda row: row["val_accuracy"])
+    labels = ("training", f"validation, best {best['val_accuracy']:.1%} in epoch {best['epoch']}")
+    for colour, key, label in zip(COLOURS, ("train_accuracy", "val_accuracy"), labels):
+        left.plot(epochs, [100 * row[key] for row in rows], color=colour, marker="o", markersize=3.5, label=label)
+    ring = {"marker": "o", "markersize": 10, "fillstyle": "none", "color": COLOURS[1], "clip_on": False}
+    left.plot([best["epoch"]], [100 * best["val_accuracy"]], **ring)
+    _accuracy_axes(left, "accuracy, %")
+    _draw_rates(right, epochs, [row["learning_rates"] for row in rows])
+    return figure
+
+
+def comparison(rows: Sequence[dict[str, Any]], regimes: Sequence[str], title: str) -> Any:
+    """Draw the regimes' accuracy over the epochs beside the learning rate of each group and the accuracy at the end.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Metrics with the fields ``regime`` and ``seed``.
+    regimes : sequence of str
+        In the order to draw them.
+    title : str
+        What was compared.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, (left, middle, right) = _panels(title, (4, 3, 3))
+    for place, (colour, regime) in enumerate(zip(COLOURS, regimes)):
+        curves = _curves(rows, regime)
+        if curves:
+            final = _draw_curves(left, curves, colour, regime)
+            right.barh(place, sum(final) / len(final), color=colour, height=0.6)
+            right.plot(final, [place] * len(final), "o", color="white", markeredgecolor="black", markersize=4.5)
+            right.text(2, place, f"{sum(final) / len(final):.1f} %", va="center", color="white", fontweight="bold")
+    _accuracy_axes(left, "accuracy on unseen images, %: mean and range")
+    measured = sorted({row["epoch"] for row in rows})
+    left.set_xticks(measured[:: len(measured) // 12 + 1])
+    _draw_rates_of_regimes(middle, {row["regime"]: row["learning_rates"] for row in rows}, regimes)
+    right.set_xlim(0, 100)
+    right.set_title("accuracy at the end, %: mean, and each draw", fontsize=10, loc="left")
+    for axes in (middle, right):
+        axes.set_yticks(range(len(regimes)))
+        axes.set_ylim(len(regimes) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+    middle.set_yticklabels(regimes)
+    right.set_yticklabels([])
+    return figure
+
+
+def _draw_curves(axes: Any, curves: list[dict[int, float]], colour: str, label: str) -> list[float]:
+    """Draw mean and range of several runs over the epochs; return what each ends with, in per cent."""
+    epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
+    values = [[100 * curve[epoch] for curve in curves] for epoch in epochs]
+    axes.plot(epochs, [sum(each) / len(each) for each in values], color=colour, linewidth=2, label=label)
+    axes.fill_between(epochs, [min(e) for e in values], [max(e) for e in values], color=colour, alpha=0.12, lw=0)
+    return values[-1]
+
+
+def _draw_rates_of_regimes(axes: Any, rates: dict[str, dict[str, float]], regimes: Sequence[str]) -> None:
+    """Draw a mark for each group's learning rate, in its regime's colour; 0 has no place on a logarithmic axis."""
+    names = list(dict.fromkeys(name for groups in rates.values() for name in groups))
+    trained = [rate for groups in rates.values() for rate in groups.values() if rate]
+    if trained:
+        axes.set_xscale("log")
+        axes.set_xlim(min(trained) / 5, max(trained) * 3)
+    for marker, name in zip("osD^v", names):
+        axes.plot([], [], marker, color="0.4", fillstyle="none" if marker == "o" else "full", label=name)
+        for place, (colour, regime) in enumerate(zip(COLOURS, regimes)):
+            rate = rates.get(regime, {}).get(name)
+            style = {"color": colour, "markersize": 14 if marker == "o" else 5, "markeredgewidth": 2}
+            if rate:
+                axes.plot([rate], [place], marker, fillstyle="none" if marker == "o" else "full", **style)
+            elif rate == 0:
+                axes.text(
+                    0.03, place, f"{name} frozen", va="center", color=colour, transform=axes.get_yaxis_transform()
+                )
+    axes.xaxis.set_major_formatter(require("matplotlib.ticker").FormatStrFormatter("%g"))
+    axes.set_title("learning rate of each group", fontsize=10, loc="left")
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+
+
+def _curves(rows: Sequence[dict[str, Any]], regime: str) -> list[dict[int, float]]:
+    """Return epoch -> accuracy for every seed of a regime."""
+    curves: dict[int, dict[int, float]] = {}
+    for row in rows:
+        if row["regime"] == regime:
+            curves.setdefault(row["seed"], {})[row["epoch"]] = row["val_accuracy"]
+    return list(curves.values())
+
+
+def _draw_rates(axes: Any, epochs: list[int], rates: list[dict[str, float]]) -> None:
+    names = list(rates[0])
+    for place, name in enumerate(names):
+        values = [rate[name] for rate in rates]
+        frozen = not any(values)
+        # A logarithmic axis has no place for 0: a frozen group shows in the legend alone.
+        axes.plot(
+            epochs,
+            [value or float("nan") for value in values],
+            color="0.6" if frozen else COLOURS[place % len(COLOURS)],
+            linestyle=STYLES[place % len(STYLES)],
+            linewidth=2,
+            label=f"{name}: frozen" if frozen else f"{name}: {_span(values)}",
+        )
+    if any(any(rate.values()) for rate in rates):
+        axes.set_yscale("log")
+        _pad_logarithmic(axes, [value for rate in rates for value in rate.values() if value])
+    axes.set_xlabel("epoch")
+    axes.set_title("learning rate of each group", fontsize=10, loc="left")
+    _whole_epochs(axes)
+    axes.legend(frameon=False, fontsize=9, loc="best")
+
+
+def _span(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _pad_logarithmic(axes: Any, values: list[float]) -> None:
+    ticker = require("matplotlib.ticker")
+    axes.set_ylim(min(values) / 3, max(values) * 3)
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _panels(title: str, widths: Sequence[int]) -> Any:
+    figure = require("matplotlib.figure").Figure(figsize=(4 + 3.5 * len(widths), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(widths), width_ratios=widths)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left", fontweight="bold")
+    for axes in panels:
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure, panels
+
+
+def _accuracy_axes(axes: Any, label: str) -> None:
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("epoch")
+    axes.set_title(label, fontsize=10, loc="left")
+    _whole_epochs(axes)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+
+
+def _whole_epochs(axes: Any) -> None:
+    axes.xaxis.set_major_locator(require("matplotlib.ticker").MaxNLocator(integer=True, min_n_ticks=1))

@@ -1,0 +1,201 @@
+"""GluonCV's classifiers: build one for the data's classes, find its head, load everything but the head."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import mxnet as mx
+from mxnet import gluon
+
+from .. import _mxnet
+from .errors import UserError, closest, require
+
+# Sizes other than ImageNet's usual 224.
+INPUT_SIZES = {"cifar": 32, "inceptionv3": 299, "xception": 299}
+
+
+def input_size(model: str) -> int:
+    """Return the side in pixels of the square images a model takes."""
+    return next((size for start, size in INPUT_SIZES.items() if model.lower().startswith(start)), 224)
+
+
+def build(model: str, classes: int) -> tuple[gluon.HybridBlock, str]:
+    """Build a GluonCV classifier, not yet initialized.
+
+    Parameters
+    ----------
+    model : str
+        Its name in GluonCV's model zoo.
+    classes : int
+        How many the data has.
+
+    Returns
+    -------
+    net : HybridBlock
+        The network.
+    head : str
+        The attribute path of the part whose shape depends on the number of classes.
+    """
+    zoo = require("gluoncv.model_zoo")
+    known = list(zoo.get_model_list())
+    if model.lower() not in known:
+        raise UserError(f"--model {model}: GluonCV has no such model; closest: {closest(model.lower(), known)}")
+    try:
+        net, other = (zoo.get_model(model, classes=count) for count in (classes, classes + 1))
+    except Exception as error:  # whatever a detector, say, makes of the argument
+        raise _no_classifier(model) from error
+    return net, _find_head(net, other, model)
+
+
+def _find_head(net: gluon.HybridBlock, other: gluon.HybridBlock, model: str) -> str:
+    """Compare with the same network for another number of classes: only the head differs."""
+    shapes = {name: param.shape for name, param in _mxnet.parameters_by_path(other).items()}
+    names = [name for name, param in _mxnet.parameters_by_path(net).items() if shapes.get(name) != param.shape]
+    heads = {name.rsplit(".", 1)[0] for name in names}
+    if len(heads) != 1 or "" in heads:
+        raise _no_classifier(model)
+    path = heads.pop()
+    # MobileNetV2's head is output.0, the one layer with parameters of `output`; the shorter path says the same.
+    while "." in path:
+        parent = path.rsplit(".", 1)[0]
+        if len(find(net, parent).collect_params().keys()) != len(names):
+            break
+        path = parent
+    return path
+
+
+def find(net: gluon.Block, path: str) -> Any:
+    """Return the Block or Parameter at an attribute path such as ``features.0.weight``.
+
+    Raises
+    ------
+    UserError
+        Where there is none, or it has no parameters, listing what there is.
+    """
+    found: Any = net
+    walked: list[str] = []
+    for part in path.split("."):
+        there = _members(found)
+        if part not in there:
+            at = f"{'.'.join(walked)} has" if walked else "the network has"
+            have = f"{at} {', '.join(there)}" if there else f"{at} nothing below it"
+            raise UserError(f"{path!r} is no part of the network: {have}")
+        found = there[part]
+        walked.append(part)
+    return found
+
+
+def _members(node: Any) -> dict[str, Any]:
+    """Return the children and own parameters that a path can go on with; layers without parameters are no use."""
+    if not isinstance(node, gluon.Block):
+        return {}
+    blocks = {name: child for name, child in _mxnet.children(node) if child.collect_params().keys()}
+    return {**blocks, **_mxnet.own_parameters(node)}
+
+
+def initialize(net: gluon.HybridBlock, contexts: list[mx.Context], model: str, classes: int) -> None:
+    """Give every parameter a value, and see that the network really scores `classes` classes."""
+    size = input_size(model)
+    net.initialize(mx.init.Xavier(), ctx=contexts)
+    shapes = []
+    for context in contexts:
+        output = net(mx.nd.zeros((1, 3, size, size), ctx=context))
+        shapes.append(getattr(output, "shape", None))
+    if any(shape != (1, classes) for shape in shapes):
+        raise _no_classifier(model)
+
+
+def load_backbone(net: gluon.HybridBlock, head: str, file: Path) -> None:
+    """Load all parameters but the head's.
+
+    Parameters
+    ----------
+    net : HybridBlock
+        An initialized network.
+    head : str
+        The path of its head, which keeps the values it has.
+    file : Path
+        A parameter file of the same network, for any number of classes.
+
+    Raises
+    ------
+    UserError
+        Where the file cannot be read or is not of this network.
+    """
+    try:
+        loaded = mx.nd.load(str(file))
+    except (mx.MXNetError, OSError) as error:
+        raise UserError(f"{file} cannot be read as MXNet parameters; check --params") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{file} holds arrays without names, not parameters; check --params")
+    arrays = {name.split(":", 1)[-1]: array for name, array in loaded.items()}
+    wanted = _backbone_names(net, head, arrays)
+    _check_fit(wanted, arrays, file)
+    for name, param in wanted.items():
+        param.set_data(arrays[name].astype(param.dtype))
+
+
+def _backbone_names(net: gluon.HybridBlock, head: str, arrays: dict[str, mx.nd.NDArray]) -> dict[str, gluon.Parameter]:
+    """Map the file's names to parameters and drop the head's from both."""
+    structural = _mxnet.parameters_by_path(net)
+    if any("." in name for name in arrays):
+        names = {path: path for path in structural}
+    else:
+        # Written by collect_params().save() or export(): parameter names, with or without the network's prefix.
+        short = {path: param.name[len(net.prefix) :] for path, param in structural.items()}
+        start = "" if any(name in arrays for name in short.values()) else _common_prefix(arrays)
+        names = {path: start + name for path, name in short.items()}
+    wanted = {}
+    for path, name in names.items():
+        if path.startswith(head + "."):
+            arrays.pop(name, None)
+        else:
+            wanted[name] = structural[path]
+    return wanted
+
+
+def _common_prefix(names: dict[str, Any]) -> str:
+    first = next(iter(names), "").split("_", 1)[0] + "_"
+    return first if all(name.startswith(first) for name in names) else ""
+
+
+def _check_fit(wanted: dict[str, gluon.Parameter], arrays: dict[str, mx.nd.NDArray], file: Path) -> None:
+    missing = [name for name in wanted if name not in arrays]
+    extra = [name for name in arrays if name not in wanted]
+    wrong = [name for name in wanted if name in arrays and arrays[name].shape != wanted[name].shape]
+    if not (missing or extra or wrong):
+        return
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} of {len(wanted)} parameters are missing from it ({missing[0]}, ...)")
+    if extra:
+        problems.append(f"{len(extra)} of its arrays are not in the network ({extra[0]}, ...)")
+    if wrong:
+        name = wrong[0]
+        problems.append(f"{name} has shape {arrays[name].shape} in it and {wanted[name].shape} in the network")
+    raise UserError(f"{file} does not fit this --model: {'; '.join(problems)}")
+
+
+def download(model: str) -> Path:
+    """Return the file of GluonCV's published weights, fetched at its first use."""
+    store = require("gluoncv.model_zoo.model_store")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    try:
+        return Path(store.get_model_file(model.lower()))
+    except ValueError as error:
+        raise UserError(
+            f"--pretrained: GluonCV publishes no weights for {model} ({error}); use --params FILE or another --model"
+        ) from error
+    except Exception as error:  # requests, zipfile and portalocker each raise their own
+        raise UserError(
+            f"--pretrained: the weights of {model} cannot be downloaded ({type(error).__name__}); check the network, "
+            "or fetch the .params file elsewhere and pass it as --params FILE"
+        ) from error
+
+
+def _no_classifier(model: str) -> UserError:
+    return UserError(
+        f"--model {model} is no image classifier with one output layer; try mobilenetv2_1.0 or resnet18_v1b"
+    )

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+import os
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from multitrainer.cli import artifacts
+from multitrainer.cli.errors import UserError
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def fail():
+        with artifacts.replacing(path) as temporary:
+            temporary.write_text("half of what")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "before"
+    assert os.listdir(str(tmp_path)) == ["file"]
+    artifacts.save_text(path, "after")
+    assert path.read_text() == "after"
+    assert os.listdir(str(tmp_path)) == ["file"]
+
+
+def test_a_folder_that_has_gone_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*gone.*file"):
+        artifacts.save_text(tmp_path / "gone" / "file", "text")
+    net = mx.gluon.nn.Dense(1, in_units=1)
+    net.initialize()
+    with pytest.raises(UserError, match=r"cannot write .*gone.*net\.params"):
+        artifacts.save_parameters(net, tmp_path / "gone" / "net.params")
+
+
+def test_parameters_come_back(tmp_path):
+    net = mx.gluon.nn.Dense(2, in_units=3)
+    net.initialize()
+    artifacts.save_parameters(net, tmp_path / "p")
+    np.testing.assert_array_equal(mx.nd.load(str(tmp_path / "p"))["weight"].asnumpy(), net.weight.data().asnumpy())
+
+
+def test_metrics_are_one_json_object_a_line(tmp_path):
+    metrics = artifacts.Metrics(tmp_path / "m.jsonl")
+    for epoch in (1, 2):
+        metrics.add({"epoch": epoch})
+        lines = (tmp_path / "m.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == list(range(1, epoch + 1))

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import signal
+import statistics
+
+import numpy as np
+import pytest
+
+from cli_helpers import rows_of, start
+
+pytest.importorskip("gluoncv")
+pytest.importorskip("sklearn")
+
+from multitrainer.cli import digits, main
+
+
+def test_the_digits_are_scaled_and_labelled_from_0():
+    loaded = digits.load(5)
+    assert loaded.images.shape[1:] == (3, 32, 32)
+    assert loaded.images.min() >= -1
+    assert loaded.images.max() <= 1
+    assert sorted(set(loaded.labels)) == [0, 1, 2, 3, 4]
+
+
+def test_drawn_images_are_as_many_as_asked_for_and_never_on_both_sides():
+    numbered = digits.Digits(np.arange(500), np.repeat(np.arange(5), 100))
+    few, others = numbered.draw(10, 80, seed=1)
+    assert np.bincount(few.labels).tolist() == [10] * 5
+    assert np.bincount(others.labels).tolist() == [80] * 5
+    assert not set(few.images) & set(others.images)
+    assert set(few.images) == set(numbered.draw(10, 80, seed=1)[0].images)
+    assert set(few.images) != set(numbered.draw(10, 80, seed=2)[0].images)
+
+
+def test_a_source_that_does_not_fit_is_named(tmp_path, capsys):
+    (tmp_path / "digits-source.params").write_text("something else")
+    assert main(["finetune", "--out", str(tmp_path)]) == 2
+    assert "delete it and run again" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_embedded_default_compares_four_regimes(tmp_path, capsys):
+    assert main(["finetune", "--out", str(tmp_path)]) == 0
+    rows = rows_of(tmp_path)
+    assert len(rows) == 4 * digits.SEEDS * digits.EPOCHS
+    final = {
+        regime.name: statistics.mean(
+            row["val_accuracy"] for row in rows if (row["regime"], row["epoch"]) == (regime.name, digits.EPOCHS)
+        )
+        for regime in digits.REGIMES
+    }
+    assert all(value > 0.4 for value in final.values()), final  # guessing gets 0.2
+    assert {row["learning_rates"]["backbone"] for row in rows if row["regime"] == "backbone frozen"} == {0.0}
+    files = ["best.params", "comparison.png", "digits-source.params", "last.params", "metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    printed = capsys.readouterr().out
+    for regime in digits.REGIMES:
+        assert printed.count(f"\n{regime.name}") == 2  # its group table and its line of the comparison
+    made = (tmp_path / "digits-source.params").stat().st_mtime_ns
+    assert main(["finetune", "--out", str(tmp_path), "--epochs", "1"]) == 0
+    assert (tmp_path / "digits-source.params").stat().st_mtime_ns == made
+    assert "weights of an earlier run" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ctrl_c_reports_the_regimes_that_came_to_their_end(tmp_path):
+    with start("--out", tmp_path, "--epochs", 2) as process:
+        lines = iter(process.stdout.readline, "")
+        assert any("backbone at 0.1" in line for line in lines)
+        process.send_signal(signal.SIGINT)
+        output, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "interrupted" in error
+    assert "from scratch" in output
+    assert "comparison.png" in output
