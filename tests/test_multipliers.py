@@ -217,6 +217,13 @@ class TestUnfreezing:
         trainer.step(4)
         assert weights(moved(before, snapshot(net))) == ALL
 
+    def test_unfrozen_by_assignment_while_everything_is_frozen(self):
+        net, trainer = build(lambda net: [(net, 0)])
+        trainer.step(1)
+        net[2].collect_params().setattr("lr_mult", 1)
+        trainer.step(1)
+        assert changed_by(net, trainer) == {"net_dense1_weight", "net_dense1_bias"}
+
     def test_unfrozen_but_unused_is_stale_as_under_stock(self):
         net, trainer = build(lambda net: [net, (net[0], 0)])
         trainer.set_lr_mult({net[0]: 1})

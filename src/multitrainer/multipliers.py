@@ -65,8 +65,8 @@ class Multipliers:
         self._write(numbers)
         self._settle(explicit=given.get("lr_mult", {}))
 
-    def take_over(self, now: bool) -> None:
-        """Take over what was assigned by another door; ``now``, or else what that unfreezes waits for `updating`."""
+    def take_over(self, at_step: bool = False) -> None:
+        """Take over what was assigned by another door; ``at_step``, what that unfreezes has no gradient yet."""
         found = self._table.read()
         self._write(found)
         changed = {field: self._changed(field) for field in FIELDS}
@@ -81,11 +81,11 @@ class Multipliers:
         if moved:
             self._advance()
         if found or moved or any(changed.values()) or any(param.grad_req != "null" for param in self._frozen):
-            self._settle(defer=not now)
+            self._settle(at_step=at_step)
 
     def before_gradients_are_used(self) -> None:
         """Take over what was assigned since; what has no gradient from the backward pass just made is left out."""
-        self.take_over(now=False)
+        self.take_over(at_step=True)
         waiting, self._await_backward = self._await_backward, []
         for param in waiting:
             # Unfrozen between backward and step: stock Trainer would call its gradient stale and raise.
@@ -157,12 +157,12 @@ class Multipliers:
                 setattr(param, field, number)
 
     def _settle(
-        self, explicit: Iterable[Parameter] = (), unfrozen: Sequence[Parameter] = (), defer: bool = False
+        self, explicit: Iterable[Parameter] = (), unfrozen: Sequence[Parameter] = (), at_step: bool = False
     ) -> None:
         """Freeze and unfreeze Parameters as their multipliers say, and bring what depends on that up to date.
 
         ``explicit`` ones were named with a multiplier: above 0 it asks for a gradient even where ``grad_req`` was set
-        to 'null' by hand. ``unfrozen`` ones have just been. ``defer`` leaves unfreezing for after the update.
+        to 'null' by hand. ``unfrozen`` ones have just been. ``at_step``, the backward pass for it has been made.
         """
         explicit = set(explicit)
         to_freeze, to_unfreeze = [], []
@@ -171,15 +171,13 @@ class Multipliers:
                 to_freeze.append((param, seen))
             elif param.lr_mult != 0 and (is_held(param) or (param in explicit and param.grad_req == "null")):
                 to_unfreeze.append(param)
-        if defer:
-            self._unfreeze_after, to_unfreeze = to_unfreeze, []
         if to_freeze or to_unfreeze or unfrozen:
             pending = gradient_pending(self.movable)
             for param, seen in to_freeze:
                 freeze_parameter(param, seen)
             for param in to_unfreeze:
                 unfreeze_parameter(param)
-            if pending:
+            if pending or at_step:
                 self._await_backward += to_unfreeze
             self._was_frozen = True
             covered = hold_statistics(list(self._roots), pending and not unfrozen)

@@ -200,7 +200,7 @@ class MultiLRTrainer(Trainer):
         """Load optimizer states; multipliers stay those of the Parameters. See `mxnet.gluon.Trainer.load_states`."""
         super().load_states(fname)
         self._multipliers.adopt(self._optimizer)
-        self._multipliers.take_over(now=True)  # schedules go by the update count that was loaded
+        self._multipliers.take_over()  # schedules go by the update count that was loaded
 
     def _update(self, ignore_stale_grad: bool = False) -> None:
         # AMP looks for an overflow in the first gradient, and fails where there is none at all.
@@ -213,7 +213,7 @@ class MultiLRTrainer(Trainer):
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
         plan = resolve_within(multipliers, field, self._params)
-        self._multipliers.take_over(now=True)
+        self._multipliers.take_over()
         self._multipliers.assign({field: plan.assignments(field)}, plan.blocks)
 
     def _rows(self, **kwargs: Any) -> list[report.Row]:

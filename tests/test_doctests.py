@@ -1,0 +1,27 @@
+"""Every example in a docstring runs."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import multitrainer
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(multitrainer.__path__, "multitrainer.")
+    if not module.name.startswith("multitrainer.cli.")  # those need the extra, and show no public functions
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("name", multitrainer.__all__)
+def test_every_public_name_has_an_example_that_runs(name):
+    public = getattr(multitrainer, name)
+    examples = [test for test in doctest.DocTestFinder().find(public, name) if test.examples]
+    assert examples, f"{name} has no example"
