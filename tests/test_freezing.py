@@ -7,9 +7,9 @@ import mxnet as mx
 import pytest
 from gluoncv import model_zoo
 from mxnet import autograd
-from mxnet.gluon import contrib, loss, nn
+from mxnet.gluon import SymbolBlock, contrib, loss, nn
 
-from multitrainer import MultiLRTrainer, freeze, unfreeze
+from multitrainer import MultiLRTrainer, freeze, freezing, unfreeze
 from support import CONTEXTS, moved, snapshot, weights
 
 HYBRIDIZE = {
@@ -176,6 +176,34 @@ class TestBatchNorm:
         unfreeze(block)
         assert not block._kwargs["use_global_stats"]
 
+    @pytest.mark.parametrize("first", ["trainer", "freeze"])
+    def test_the_cure_that_the_warning_names_is_one(self, first):
+        """Parameters frozen without their Block, then the Block named: nothing is left to freeze but statistics."""
+        net = build("mobilenetv2_0.25")
+        params = net.features.collect_params()
+        with pytest.warns(UserWarning, match="Name the Block") as caught:
+            freeze(params) if first == "freeze" else MultiLRTrainer([net.collect_params(), (params, 0)], "sgd")
+        assert all(warning.filename == __file__ for warning in caught)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            MultiLRTrainer([net, (net.features, 0)] if first == "trainer" else net, "sgd")
+        x, _ = data()
+        assert both_modes(net.features, x)[0] == pytest.approx(both_modes(net.features, x)[1], abs=1e-5)
+
+    def test_statistics_of_a_symbolblock_are_no_weights(self):
+        data_, names = mx.sym.var("data"), ("gamma", "beta", "bn_mean", "bn_variance")
+        symbol = mx.sym.BatchNorm(data_, *map(mx.sym.var, names), fix_gamma=False)
+        block = SymbolBlock(symbol, data_)
+        block.initialize()
+        trainer = MultiLRTrainer([(block, 0.5)], "sgd", {"learning_rate": 0.1})
+        x, _ = data(4)
+        with autograd.record():
+            value = (block(x) ** 2).sum()
+        value.backward()
+        trainer.step(1)
+        requests = {param.name: param.grad_req for param in block.collect_params().values()}
+        assert requests == {"gamma": "write", "beta": "write", "bn_mean": "null", "bn_variance": "null"}
+
     def test_outputs_agree_before_deferred_initialization_too(self):
         net = nn.HybridSequential()
         net.add(nn.Conv2D(2, 3), nn.BatchNorm(), nn.Dense(3))
@@ -315,6 +343,34 @@ class TestOldTraces:
             trainer.set_lr_mult({net.features: 0})
             trainer.step(4)
             step(net, trainer, x, y)
+
+    def test_warns_for_a_slice_of_a_network(self):
+        """A slice is a Block that nobody hybridizes and nobody calls."""
+        net, x, y = self.part_of_a_traced_network()
+        trainer = MultiLRTrainer([(net.features[:5], 0), net.features[5:], net.output], "sgd")
+        with pytest.warns(UserWarning, match="traced before"):
+            step(net, trainer, x, y)
+
+    def test_does_not_warn_for_a_slice_of_a_network_that_is_known(self):
+        net, x, y = self.part_of_a_traced_network()
+        trainer = MultiLRTrainer([net, (net.features[:5], 0)], "sgd")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            step(net, trainer, x, y)
+            step(net, trainer, x, y)
+        assert not any(watch.block for watch in freezing._watches if watch.params <= set(net.collect_params().values()))
+
+    def test_asks_once_a_step_where_gradients_are_reduced_first(self):
+        net, x, y = self.part_of_a_traced_network()
+        trainer = MultiLRTrainer(net, "sgd")
+        with autograd.record():
+            value = loss.SoftmaxCrossEntropyLoss()(net(x), y)
+        value.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trainer.set_lr_mult({net.features: 0})
+            trainer.allreduce_grads()
+            trainer.update(4)
 
     def test_warns_where_the_whole_network_sits_in_another_that_was_traced(self):
         net = build("mobilenetv2_0.25")

@@ -218,6 +218,7 @@ MISUSE = {
     "a name as key": (lambda net: {"net_dense0_weight": 0.1}, TypeError, "names are for set_lr_mult"),
     "a name in a pair": (lambda net: [("net_dense0_weight", 0.1)], TypeError, "entry 0.*'net_dense0_weight'"),
     "PyTorch's dict": (lambda net: [{"params": net, "lr": 1}], TypeError, r"entry 0.*\(target, lr_mult\)"),
+    "a Block as multiplier": (lambda net: {net[0]: net[2]}, TypeError, "must be a multiplier, got Dense"),
     "mixed dict": (lambda net: {net: 0.1, "w": net[0].weight}, TypeError, "mixes multipliers and Parameters"),
     "a triple": (lambda net: [(net, 0.1, 0.0)], TypeError, "0.1 is no target.*wd_mult: ParamGroup"),
     "a pair the wrong way round": (lambda net: [(0.1, net)], TypeError, "entry 0.*0.1 is no target"),
@@ -292,13 +293,14 @@ def test_misuse_is_refused_before_anything_changes(case):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "optimizer_params", "error"), [("sdg", None, ValueError), ("sgd", {"learning_rat": 1}, TypeError)]
+    ("optimizer", "optimizer_params", "error", "message"),
+    [("sdg", None, ValueError, "Cannot find optimizer sdg"), ("sgd", {"learning_rat": 1}, TypeError, "learning_rat")],
 )
-def test_what_stock_refuses_leaves_nothing_changed(optimizer, optimizer_params, error):
+def test_what_stock_refuses_leaves_nothing_changed(optimizer, optimizer_params, error, message):
     net = mlp()
     former = Trainer(net.collect_params(), "sgd")
-    with pytest.raises(error):
-        MultiLRTrainer([net, (net[0], 0)], optimizer, optimizer_params)
+    with pytest.raises(error, match=message):
+        MultiLRTrainer([net, (net[0], 0), (net[2], 0.5)], optimizer, optimizer_params)
     assert net[0].weight._trainer is former
     assert (net[0].weight.lr_mult, net[0].weight.grad_req) == (1.0, "write")
 

@@ -158,6 +158,27 @@ class TestDoors:
         with pytest.raises(ValueError, match=r"optimizer.lr_mult.*'conv0_weight'"):
             MultiLRTrainer(net, optimizer)
 
+    def test_statistics_have_no_multiplier(self):
+        _, trainer = build()
+        trainer.optimizer.set_lr_mult({"net_batchnorm0_running_mean": 0})
+        with pytest.raises(ValueError, match="'net_batchnorm0_running_mean' is a statistic"):
+            trainer.step(1)
+
+    def test_a_call_mends_what_an_error_was_raised_for(self):
+        net, trainer = build()
+        net[0].weight.lr_mult = -2
+        with pytest.raises(ValueError, match="got -2"):
+            trainer.set_lr_mult({net[2]: 1})
+        trainer.set_lr_mult({net[0].weight: 1})
+        assert changed_by(net, trainer) == ALL
+        net, trainer = build(optimizer="adadelta")
+        trainer.optimizer.set_lr_mult({"net_dense0_weight": 0.5})
+        with pytest.raises(ValueError, match="would have no effect"):
+            trainer.step(1)
+        assert net[0].weight.lr_mult == 1
+        trainer.set_lr_mult({"net_dense0_weight": 1})
+        assert changed_by(net, trainer) == ALL
+
     def test_one_optimizer_object_for_two_trainers(self):
         optimizer = mx.optimizer.SGD(learning_rate=0.1)
         one, two = mlp(prefix="one_"), mlp(prefix="two_")
@@ -232,6 +253,24 @@ class TestUnfreezing:
         loss.backward()
         with pytest.raises(UserWarning, match="has not been updated by backward"):
             trainer.step(4)
+
+    def test_failed_step_between(self):
+        net, trainer = build(lambda net: [net, (net[0], 0.2)])
+        trainer.set_lr_mult({net[0]: 0})
+        net[0].collect_params().setattr("lr_mult", 0.2)
+        with pytest.raises(UserWarning, match="has not been updated by backward"):
+            trainer.step(4)
+        trainer.set_lr_mult({net[0]: 0})
+        assert changed_by(net, trainer) == ALL - FIRST
+        assert changed_by(net, trainer) == ALL - FIRST
+
+    def test_request_turned_off_by_hand_comes_back_as_that(self):
+        net, trainer = build()
+        net[0].collect_params().setattr("grad_req", "null")
+        net[0].collect_params().setattr("lr_mult", 0)
+        assert changed_by(net, trainer) == ALL - FIRST
+        net[0].collect_params().setattr("lr_mult", 1)
+        assert changed_by(net, trainer, count=3) == ALL - FIRST
 
     def test_frozen_between_backward_and_step(self):
         net, trainer = build(momentum=0.9)
@@ -371,6 +410,27 @@ class TestSchedules:
         with pytest.raises(ValueError, match=r"'net_dense0_\w+', from its schedule at update 3, .*got -1"):
             train(net, trainer, batches(3))
 
+    def test_one_that_fails_is_named_before_the_update_it_was_asked_for(self):
+        net, trainer = build(lambda net: [net, (net[0], lambda t: {1: 1, 2: 2}[t])])
+        train(net, trainer, batches(2))
+        before = snapshot(net)
+        with pytest.raises(RuntimeError, match=r"'net_dense0_\w+', from its schedule at update 3, .*KeyError\(3\)"):
+            train(net, trainer, batches(1))
+        assert not weights(moved(before, snapshot(net)))
+        trainer.set_lr_mult({net[0]: 1})
+        assert changed_by(net, trainer) == ALL
+
+    def test_loading_states_loses_nothing_that_was_assigned_before(self, tmp_path):
+        net, trainer = build(lambda net: [net, (net[0], 0), (net[2], lambda t: 1)])
+        train(net, trainer, batches(1))
+        trainer.save_states(str(tmp_path / "states"))
+        net[0].collect_params().setattr("lr_mult", 1)
+        net[2].collect_params().setattr("lr_mult", 0.25)
+        trainer.optimizer.set_lr_mult({"net_batchnorm0_gamma": 0.5})
+        trainer.load_states(str(tmp_path / "states"))
+        assert (net[0].weight.lr_mult, net[1].gamma.lr_mult, net[2].weight.lr_mult) == (1, 0.5, 0.25)
+        assert changed_by(net, trainer) == ALL
+
     def test_survives_the_updates_that_amp_skips(self):
         """An update skipped for its overflow is no update: neither scheduler moves."""
         net, trainer = build(
@@ -415,7 +475,7 @@ class Overflow:
 class TestStatisticsOutOfReach:
     def test_parameters_alone_warn_that_statistics_still_move(self):
         net = mlp()
-        with pytest.warns(UserWarning, match="net_batchnorm0_running_mean.*Give the trainer the Block"):
+        with pytest.warns(UserWarning, match="net_batchnorm0_running_mean.*Name the Block that holds"):
             MultiLRTrainer([(net.collect_params(), 0)], "sgd")
 
     def test_known_blocks_do_not_warn(self):

@@ -232,6 +232,30 @@ def test_user_written_optimizer():
         MultiLRTrainer([(mlp(), 0.5)], Deaf(learning_rate=0.1))
 
 
+class Centralized(mx.optimizer.Adam):
+    """Changes the gradient, then does what its base class does."""
+
+    def update(self, index, weight, grad, state):
+        super().update(index, weight, grad - grad.mean(), state)
+
+
+class Explicit(mx.optimizer.RMSProp):
+    """The same, with the base class by its name."""
+
+    def update(self, index, weight, grad, state):
+        mx.optimizer.RMSProp.update(self, index, weight, grad - grad.mean(), state)
+
+
+@pytest.mark.parametrize("optimizer", [Centralized, Explicit])
+def test_optimizer_that_leaves_the_update_to_its_base_class(optimizer):
+    def go(trainer_class):
+        net = mlp()
+        net[0].weight.lr_mult = 0.5
+        return train(net, trainer_class(net.collect_params(), optimizer(learning_rate=0.1)), batches())
+
+    assert same(go(Trainer), go(MultiLRTrainer))
+
+
 class TestFrozen:
     """Promise 3 for every optimizer: frozen is frozen, the rest moves as if there were nothing else to move."""
 
@@ -432,6 +456,27 @@ class TestTable:
         index = [param.name for param in trainer._params].index("net_dense0_weight")
         assert trainer.optimizer.idx2name == {}
         assert pickle.loads(pickle.dumps(trainer.optimizer))._get_lr(index) == 0.5
+
+    def test_what_was_filled_in_is_no_wish_of_the_users(self):
+        """An optimizer that was pickled, or that served another trainer, brings along what its user set since."""
+        net = mlp()
+        trainer = MultiLRTrainer([net, (net[0], 0.5)], "sgd")
+        back = pickle.loads(pickle.dumps(trainer.optimizer))
+        other = mlp(prefix="other_")
+        MultiLRTrainer(other, back)
+        assert {param.lr_mult for param in other.collect_params().values()} == {1.0}
+        back = pickle.loads(pickle.dumps(trainer.optimizer))
+        net[2].collect_params().setattr("grad_req", "null")
+        back.set_lr_mult({"net_dense0_weight": 0.25})
+        MultiLRTrainer(net, back)
+        assert (net[0].weight.lr_mult, net[0].bias.lr_mult, net[2].weight.grad_req) == (0.25, 0.5, "null")
+
+    def test_ready_optimizer_brings_wd_multipliers_along(self):
+        net = mlp()
+        optimizer = mx.optimizer.SGD(wd=0.1)
+        optimizer.set_wd_mult({"net_dense0_weight": 0})
+        MultiLRTrainer(net, optimizer)
+        assert (net[0].weight.wd_mult, net[2].weight.wd_mult) == (0, 1)
 
     def test_numbers_are_plain_floats(self):
         """They are pickled to servers, which may not have what a richer type needs."""

@@ -40,7 +40,7 @@ def _import_mxnet() -> None:
 
 _import_mxnet()
 
-from mxnet.gluon import Block, Constant, HybridBlock, Parameter, Trainer  # noqa: E402
+from mxnet.gluon import Block, Constant, HybridBlock, Parameter, SymbolBlock, Trainer  # noqa: E402
 from mxnet.gluon.nn.basic_layers import _BatchNorm  # noqa: E402
 from mxnet.optimizer import Optimizer  # noqa: E402
 
@@ -57,12 +57,28 @@ def is_auxiliary(param: Parameter) -> bool:
     return param.grad_req == "null" and param.name.endswith(STATISTICS)
 
 
+def mark_statistics(block: Block) -> None:
+    """Note on the Parameters of SymbolBlocks below ``block`` which are statistics: MXNet's SymbolBlock does not."""
+    if isinstance(block, SymbolBlock):
+        names = set(block._cached_graph[1].list_auxiliary_states())
+        for param in block.params.values():
+            if param.name in names:
+                param._differentiable = False
+    for _, child in children(block):
+        mark_statistics(child)
+
+
 def stem(param: Parameter) -> str:
     """Return what the name of ``param`` shares with the other parameters of its layer."""
     for ending in STATISTICS:
         if param.name.endswith(ending):
             return param.name[: -len(ending)]
     return param.name[: param.name.rfind("_") + 1]
+
+
+def is_statistic(param: Parameter) -> bool:
+    """Whether ``param`` holds statistics that a forward pass keeps."""
+    return is_auxiliary(param) and not isinstance(param, Constant) and param.name.endswith(STATISTICS)
 
 
 def children(block: Block) -> Iterator[tuple[str, Block]]:

@@ -7,6 +7,7 @@ traced anew.
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from typing import Any, Iterable, Iterator, Sequence
@@ -26,12 +27,14 @@ def freeze(block: Any, within: Block | None = None) -> None:
     """Freeze a Block: its weights and its BatchNorm statistics stay bit for bit as they are.
 
     Gradients still flow through it to layers below. A `MultiLRTrainer` does this by itself for every multiplier of 0;
-    this function is for code that has no trainer.
+    this function is for code that has no trainer. (In a trainer, a schedule goes on regardless: there,
+    ``set_lr_mult({block: 0})`` ends it.)
 
     Parameters
     ----------
     block : Block, or any other target
-        What to freeze.
+        What to freeze. Only a Block tells where its BatchNorm layers are; of Parameters alone, a warning says that
+        their statistics still move.
     within : Block, optional
         The whole network. Needed if it was hybridized and called before, for it is traced anew.
 
@@ -58,7 +61,8 @@ def freeze(block: Any, within: Block | None = None) -> None:
     pending = gradient_pending(params.values())
     for param in params.values():
         freeze_parameter(param)
-    hold_statistics(roots, pending)
+    covered = hold_statistics(roots, pending)
+    warn_of_statistics(params.values(), collect(block, "freeze").values(), covered)
 
 
 def unfreeze(block: Any, within: Block | None = None) -> None:
@@ -90,9 +94,9 @@ def unfreeze(block: Any, within: Block | None = None) -> None:
     params, roots = _targets(block, within, "unfreeze")
     pending = gradient_pending(params.values())
     for param in params.values():
-        request, lr_mult = getattr(param, _BEFORE, (None, 1.0))
+        _, lr_mult = getattr(param, _BEFORE, (None, 1.0))
         param.lr_mult = param.lr_mult or lr_mult or 1.0
-        unfreeze_parameter(param, request)
+        unfreeze_parameter(param, asked_for=not is_held(param))
     hold_statistics(roots, pending)
 
 
@@ -107,13 +111,11 @@ def freeze_parameter(param: Parameter, lr_mult: float | None = None) -> None:
     param.grad_req = "null"
 
 
-def unfreeze_parameter(param: Parameter, request: str | None = None) -> None:
-    """Give a Parameter its gradient request back: ``request``, else the one from before, else 'write'."""
-    before, _ = getattr(param, _BEFORE, ("null", None))
-    if request is not None:
-        param.grad_req = request
-    elif param.grad_req == "null":
-        param.grad_req = before if before != "null" else "write"
+def unfreeze_parameter(param: Parameter, asked_for: bool = False) -> None:
+    """Give a Parameter the gradient request back that it had; ``asked_for``, 'write' if that was none."""
+    if param.grad_req == "null":
+        before, _ = getattr(param, _BEFORE, ("null", None))
+        param.grad_req = "write" if asked_for and before == "null" else before
     if is_held(param):
         delattr(param, _BEFORE)
 
@@ -154,9 +156,11 @@ def hold_statistics(roots: Sequence[Block], pending: bool) -> set[Parameter]:
     for block in stale:
         _mxnet.forget_trace(block)
     inner = {block for paths in found.values() for path in paths for block in path[1:]}
-    for root in roots:
-        if root in stale and root not in inner and _mxnet.is_hybridized(root):
-            _Watch(root, pending)
+    outermost = [path for layer, paths in found.items() if layer in stale for path in paths if path[0] not in inner]
+    # A slice of a network is a Block that nobody calls: the first on the way that can be traced is what to watch.
+    watched = {next((block for block in path if _mxnet.is_hybridized(block)), None) for path in outermost}
+    for block in watched - {None}:
+        _Watch(block, pending)
     return {param for layer in found for param in layer.params.values()}
 
 
@@ -166,18 +170,42 @@ def warn_of_old_traces(params: Iterable[Parameter]) -> None:
     A traced parent runs its graph and calls none of its children; so a Block that was not called since it was changed
     sits in a trace made before. To be called once a step.
     """
-    members = set(params)
-    for watch in list(_watches):
-        if members.isdisjoint(watch.block.collect_params().values()) or watch.still_waiting():
+    watches = [watch for watch in list(_watches) if not watch.dismissed()]
+    members = set(params) if watches else set()
+    for watch in watches:
+        if members.isdisjoint(watch.params) or watch.still_waiting():
             continue
         watch.stop()
-        if not watch.called:
-            warnings.warn(
-                f"{describe(watch.block)} was frozen or unfrozen, but the network around it was traced before that and "
-                "goes on with its BatchNorm layers as they were. Call net.hybridize() on the network again, or name "
-                "the whole network first: MultiLRTrainer([net, ...]), freeze(block, within=net)",
-                stacklevel=4,
-            )
+        warn(
+            f"{describe(watch.block)} was frozen or unfrozen and has not been called since. If the network around it "
+            "was traced before that, it goes on with its BatchNorm layers as they were: call net.hybridize() on the "
+            "network again, or name the whole network first: MultiLRTrainer([net, ...]), freeze(block, within=net)"
+        )
+
+
+def warn_of_statistics(frozen: Iterable[Parameter], members: Iterable[Parameter], covered: Iterable[Parameter]) -> None:
+    """Warn of statistics among ``members`` that belong to ``frozen`` Parameters and to no BatchNorm that was found."""
+    stems = {_mxnet.stem(param) for param in frozen}
+    covered = set(covered)
+    moving = [
+        param.name
+        for param in members
+        if _mxnet.stem(param) in stems and _mxnet.is_statistic(param) and param not in covered
+    ]
+    if moving:
+        warn(
+            f"frozen, but their BatchNorm statistics still move: {', '.join(moving[:3])}"
+            f"{', ...' if len(moving) > 3 else ''}. Name the Block that holds the layers instead of its Parameters, as "
+            "in MultiLRTrainer([net, ...]) or freeze(block); inside a SymbolBlock they cannot be held"
+        )
+
+
+def warn(message: str) -> None:
+    """Warn, pointing at the line outside this package that led here."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("multitrainer."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 class _Watch:
@@ -188,19 +216,26 @@ class _Watch:
         if previous is not None:
             previous.stop()
         self.block = block
-        self.called = False
+        self.params = frozenset(block.collect_params().values())
+        self._called = False
         self._pending = pending
         self._handle = block.register_forward_pre_hook(self._note)
         block._multitrainer_watch = self  # lives as long as the Block, and no longer
         _watches.add(self)
 
     def _note(self, *_: Any) -> None:
-        self.called = True
+        self._called = True
+
+    def dismissed(self) -> bool:
+        """Stop if the Block was called, which is all there is to know; return whether it was."""
+        if self._called:
+            self.stop()
+        return self._called
 
     def still_waiting(self) -> bool:
         """Whether the step that asks belongs to a forward pass from before the change."""
         waiting, self._pending = self._pending, False
-        return waiting and not self.called
+        return waiting
 
     def stop(self) -> None:
         self._handle.detach()

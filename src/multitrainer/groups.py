@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from collections import Counter
+from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 from mxnet.gluon import Block, Parameter, ParameterDict
 
@@ -129,6 +130,10 @@ def resolve_within(mapping: Mapping[Any, Any], field: str, members: Sequence[Par
         where = f"entry {number} ({describe(target)}: {describe(value)})"
         if isinstance(target, str):
             target = by_name[known_name(target, by_name, where)]
+        elif not is_target(target):
+            raise TypeError(
+                f"{where}: {describe(target)} is no target; expected {TARGETS}, or a parameter's exact name"
+            )
         value = check_multiplier(value, f"{field} of {where}")
         entry = _Entry(where, _group(target, {field: value}), collect(target, where))
         _refuse_empty(entry)
@@ -175,6 +180,8 @@ def _split(params: Any) -> Iterator[tuple[Any, ParamGroup | None]]:
                 raise TypeError(
                     f"params mixes multipliers and Parameters as values: {target!r}: {describe(multiplier)}"
                 )
+            if is_target(multiplier):
+                raise TypeError(f"params[{describe(target)}] must be a multiplier, got {describe(multiplier)}")
             yield (target, multiplier), None
     elif isinstance(params, (list, tuple)):
         lone: list[Parameter] = []
@@ -286,29 +293,22 @@ def _conflict(param: Parameter, field: str, earlier: _Entry, later: _Entry) -> s
 def _names(entries: Sequence[_Entry], blocks: Sequence[Block]) -> list[str]:
     """Name every group: as the user did, else by the path from a Block that contains it, else by Gluon's name."""
     given = [entry.group.name for entry in entries if entry.group.name is not None]
-    for name in given:
-        if given.count(name) > 1:
+    for name, count in Counter(given).items():
+        if count > 1:
             raise ValueError(f"two ParamGroups are named {name!r}; names must differ")
     paths = _paths(blocks)
-    taken = set(given)
-    names = []
-    for entry in entries:
-        name = entry.group.name or ""
-        if not name:
-            name = _unused(_derived(entry.group.params, paths), taken)
-            taken.add(name)
-        names.append(name)
-    return names
+    taken = dict.fromkeys(given, 1)  # name -> how often it was asked for
+    return [entry.group.name or _unused(_derived(entry.group.params, paths), taken) for entry in entries]
 
 
-def _unused(candidates: Sequence[str], taken: Iterable[str]) -> str:
-    for name in candidates:
-        if name not in taken:
-            return name
-    number = 2
-    while f"{candidates[-1]}#{number}" in taken:
-        number += 1
-    return f"{candidates[-1]}#{number}"
+def _unused(candidates: Sequence[str], taken: dict[str, int]) -> str:
+    """Return the first candidate that is free, else the last one with a number; note it as taken."""
+    name = next((name for name in candidates if name not in taken), candidates[-1])
+    while name in taken:
+        taken[candidates[-1]] += 1
+        name = f"{candidates[-1]}#{taken[candidates[-1]]}"
+    taken[name] = 1
+    return name
 
 
 def _derived(target: Any, paths: Mapping[Block, str]) -> list[str]:

@@ -7,16 +7,22 @@ schedules evaluated, and the optimizer's own table brought in line.
 from __future__ import annotations
 
 import contextlib
-import warnings
-from typing import Dict, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Dict, Iterable, Iterator, Mapping, Sequence
 
 from mxnet.gluon import Block, Parameter
 from mxnet.optimizer import Optimizer
 
 from . import _mxnet
-from .freezing import freeze_parameter, gradient_pending, hold_statistics, is_held, unfreeze_parameter
+from .freezing import (
+    freeze_parameter,
+    gradient_pending,
+    hold_statistics,
+    is_held,
+    unfreeze_parameter,
+    warn_of_statistics,
+)
 from .groups import FIELDS
-from .optimizers import NameTable, check_honoured
+from .optimizers import NameTable, Shipped, check_honoured
 from .targets import Multiplier, check_multiplier
 
 _Numbers = Dict[Parameter, float]
@@ -36,11 +42,12 @@ class Multipliers:
     def __init__(self, params: Sequence[Parameter], optimizer: Optimizer) -> None:
         self.movable = [param for param in params if not _mxnet.is_auxiliary(param)]
         self._params = list(params)
-        self._roots: dict[Block, None] = {}
+        self._roots: list[Block] = []
         self._schedules: dict[str, dict[Parameter, Multiplier]] = {field: {} for field in FIELDS}
         self._unfreeze_after: list[Parameter] = []
         self._await_backward: list[Parameter] = []
         self._was_frozen = False
+        self._shipped: Shipped | None = None
         self._due = optimizer.num_update + 1
         self.adopt(optimizer)
 
@@ -55,33 +62,70 @@ class Multipliers:
         numbers = {}
         for field, multipliers in given.items():
             numbers[field] = evaluate(multipliers, field, self._optimizer.num_update + 1)
-            check_honoured(type(self._optimizer), field, numbers[field])
-        self._roots.update(dict.fromkeys(blocks))
+            self._check(field, numbers[field])
+            self._refuse_schedules_on_servers(multipliers)
+        self.take_over(except_for=given)
+        self._roots = _outermost([*self._roots, *blocks])
         for field, multipliers in given.items():
             for param, multiplier in multipliers.items():
                 self._schedules[field].pop(param, None)
                 if callable(multiplier):
                     self._schedules[field][param] = multiplier
         self._write(numbers)
-        self._settle(explicit=given.get("lr_mult", {}))
+        self._settle(named=given.get("lr_mult", {}), anew=True)
 
-    def take_over(self, at_step: bool = False) -> None:
-        """Take over what was assigned by another door; ``at_step``, what that unfreezes has no gradient yet."""
-        found = self._table.read()
-        self._write(found)
-        changed = {field: self._changed(field) for field in FIELDS}
-        for field, params in changed.items():
-            for param in params:
-                number = check_multiplier(getattr(param, field), f"{field} of Parameter {param.name!r}")
-                check_honoured(type(self._optimizer), field, {param: number})
-        for field, params in changed.items():
-            for param in params:
+    def take_over(
+        self, at_step: bool = False, except_for: Mapping[str, Mapping[Parameter, Multiplier]] | None = None
+    ) -> None:
+        """Take over what was assigned by another door; ``at_step``, what that unfreezes has no gradient yet.
+
+        What ``except_for`` is about to set anew is passed over, so that it can mend what an error was raised for.
+        """
+        except_for = except_for or {}
+        if self._shipped is not None:
+            self._shipped.check_rates(lr=self._optimizer.lr, wd=self._optimizer.wd)
+            for schedules in self._schedules.values():
+                self._refuse_schedules_on_servers(schedules)
+        news = self._table.read()
+        for field in FIELDS:
+            numbers = {**self._changed(field), **news.get(field, {})}
+            news[field] = {param: value for param, value in numbers.items() if param not in except_for.get(field, {})}
+            for param, value in news[field].items():
+                self._check(field, {param: check_multiplier(value, f"{field} of Parameter {param.name!r}")})
+        for field, ended in (*news.items(), *except_for.items()):
+            for param in ended:
                 self._schedules[field].pop(param, None)
+        self._write(news)
         moved = self._optimizer.num_update + 1 != self._due
         if moved:
             self._advance()
-        if found or moved or any(changed.values()) or any(param.grad_req != "null" for param in self._frozen):
+        if moved or any(news.values()) or any(param.grad_req != "null" for param in self._frozen):
             self._settle(at_step=at_step)
+
+    def shipped(self) -> None:
+        """Note that parameter servers have the optimizer as it is now; nothing that changes will reach them."""
+        self._shipped = Shipped(self._params, self._optimizer)
+        for schedules in self._schedules.values():
+            self._refuse_schedules_on_servers(schedules)
+
+    def check_learning_rate(self, lr: float) -> None:
+        """Raise a RuntimeError if a new learning rate cannot reach those that update."""
+        if self._shipped is not None:
+            self._shipped.check_rates(lr=lr)
+
+    def _check(self, field: str, numbers: Mapping[Parameter, Multiplier]) -> None:
+        check_honoured(type(self._optimizer), field, numbers)
+        if self._shipped is not None:
+            self._shipped.check(field, numbers)
+
+    def _refuse_schedules_on_servers(self, multipliers: Mapping[Parameter, Multiplier]) -> None:
+        scheduled = [param.name for param, multiplier in multipliers.items() if callable(multiplier)]
+        if self._shipped is not None and scheduled:
+            raise RuntimeError(
+                f"the schedule of Parameter {scheduled[0]!r} cannot act where parameter servers update: they got the "
+                "optimizer once, before the first step. Let the workers update: a synchronous kvstore such as "
+                "'dist_sync', dense weights and gradients, update_on_kvstore=False"
+            )
 
     def before_gradients_are_used(self) -> None:
         """Take over what was assigned since; what has no gradient from the backward pass just made is left out."""
@@ -100,21 +144,28 @@ class Multipliers:
         """Surround one update of the Parameters; afterwards all is ready for the next forward pass."""
         with self._clock():
             yield
-        waiting, self._unfreeze_after = self._unfreeze_after, []
+        waiting = [param for param in self._unfreeze_after if param.lr_mult != 0]
+        self._unfreeze_after = []
         for param in waiting:
             unfreeze_parameter(param)
+        if any(self._schedules.values()):
+            try:
+                self._advance()
+            except Exception:
+                self._due = -1  # this update is made; the next one raises, before it begins
+                return
         if waiting or any(self._schedules.values()):
-            self._advance()
             self._settle(unfrozen=waiting)
         self._due = self._optimizer.num_update + 1
 
     # -- noticing -----------------------------------------------------------------------------------------------------
 
-    def _changed(self, field: str) -> list[Parameter]:
+    def _changed(self, field: str) -> dict[Parameter, Any]:
+        """Return what somebody assigned to Parameters since; it may be anything."""
         now = [getattr(param, field) for param in self.movable]
         if now == self._seen[field]:
-            return []
-        return [param for param, old, new in zip(self.movable, self._seen[field], now) if old != new]
+            return {}
+        return {param: new for param, old, new in zip(self.movable, self._seen[field], now) if old != new}
 
     def _remember(self) -> None:
         self._seen = {field: [getattr(param, field) for param in self.movable] for field in FIELDS}
@@ -126,7 +177,7 @@ class Multipliers:
         due = self._optimizer.num_update + 1
         numbers = {field: evaluate(self._schedules[field], field, due) for field in FIELDS}
         for field, values in numbers.items():
-            check_honoured(type(self._optimizer), field, values)
+            self._check(field, values)
         self._write(numbers)
         self._due = due
 
@@ -157,49 +208,52 @@ class Multipliers:
                 setattr(param, field, number)
 
     def _settle(
-        self, explicit: Iterable[Parameter] = (), unfrozen: Sequence[Parameter] = (), at_step: bool = False
+        self,
+        named: Iterable[Parameter] = (),
+        unfrozen: Sequence[Parameter] = (),
+        at_step: bool = False,
+        anew: bool = False,
     ) -> None:
         """Freeze and unfreeze Parameters as their multipliers say, and bring what depends on that up to date.
 
-        ``explicit`` ones were named with a multiplier: above 0 it asks for a gradient even where ``grad_req`` was set
-        to 'null' by hand. ``unfrozen`` ones have just been. ``at_step``, the backward pass for it has been made.
+        Those ``named`` were given a multiplier, as those with a schedule were: above 0 it asks for a gradient even
+        where ``grad_req`` was 'null' before. ``unfrozen`` ones have just been. ``at_step``, the backward pass for it
+        has been made. ``anew``, look at BatchNorm layers even if nothing is to be frozen or unfrozen.
         """
-        explicit = set(explicit)
+        named = {*named, *self._schedules["lr_mult"]}
         to_freeze, to_unfreeze = [], []
         for param, seen in zip(self.movable, self._seen["lr_mult"]):
             if param.lr_mult == 0 and not (is_held(param) and param.grad_req == "null"):
                 to_freeze.append((param, seen))
-            elif param.lr_mult != 0 and (is_held(param) or (param in explicit and param.grad_req == "null")):
+            elif param.lr_mult != 0 and (is_held(param) or (param in named and param.grad_req == "null")):
                 to_unfreeze.append(param)
-        if to_freeze or to_unfreeze or unfrozen:
+        if to_freeze or to_unfreeze or unfrozen or anew:
             pending = gradient_pending(self.movable)
             for param, seen in to_freeze:
                 freeze_parameter(param, seen)
             for param in to_unfreeze:
-                unfreeze_parameter(param)
+                unfreeze_parameter(param, asked_for=param in named)
             if pending or at_step:
                 self._await_backward += to_unfreeze
-            self._was_frozen = True
-            covered = hold_statistics(list(self._roots), pending and not unfrozen)
-            self._warn_of_statistics([param for param, _ in to_freeze], covered)
+            self._was_frozen = self._was_frozen or bool(to_freeze or to_unfreeze or unfrozen)
+            covered = hold_statistics(self._roots, pending and not unfrozen)
+            if to_freeze or anew:
+                warn_of_statistics([p for p in self.movable if p.lr_mult == 0], self._params, covered)
         self._remember()
         self._table.fill()
 
-    def _warn_of_statistics(self, frozen: Sequence[Parameter], covered: Iterable[Parameter]) -> None:
-        """Warn of statistics beside frozen Parameters whose BatchNorm cannot be reached from here."""
-        stems = {_mxnet.stem(param) for param in frozen}
-        moving = [
-            param.name
-            for param in self._params
-            if param.name.endswith(_mxnet.STATISTICS) and _mxnet.stem(param) in stems and param not in covered
-        ]
-        if moving:
-            warnings.warn(
-                f"frozen, but their BatchNorm statistics still move: {', '.join(moving[:3])}"
-                f"{', ...' if len(moving) > 3 else ''}. Give the trainer the Block instead of its Parameters, "
-                "MultiLRTrainer([net, ...]), so that it can hold them",
-                stacklevel=5,
-            )
+
+def _outermost(blocks: Sequence[Block]) -> list[Block]:
+    """Leave out what tells nothing new: a Block below another one, or a slice whose parts all are."""
+    below: set[Block] = set()
+    kept = []
+    for block in dict.fromkeys(blocks):
+        parts = [child for _, child in _mxnet.children(block)]
+        if block in below or (parts and below.issuperset(parts)):
+            continue
+        kept.append(block)
+        block.apply(below.add)
+    return kept
 
 
 def evaluate(multipliers: Mapping[Parameter, Multiplier], field: str, num_update: int) -> dict[Parameter, float]:
@@ -208,7 +262,11 @@ def evaluate(multipliers: Mapping[Parameter, Multiplier], field: str, num_update
     for param, multiplier in multipliers.items():
         if callable(multiplier) and id(multiplier) not in values:
             where = f"{field} of Parameter {param.name!r}, from its schedule at update {num_update},"
-            number = check_multiplier(multiplier(num_update), where)
+            try:
+                value = multiplier(num_update)
+            except Exception as error:
+                raise RuntimeError(f"{where} cannot be had: {error!r}") from error
+            number = check_multiplier(value, where)
             if callable(number):
                 raise TypeError(f"{where} must be a number, got another schedule")
             values[id(multiplier)] = number

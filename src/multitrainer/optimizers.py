@@ -9,8 +9,12 @@ from typing import Any, Mapping, Sequence
 from mxnet.gluon import Parameter
 from mxnet.optimizer import LARS, Optimizer
 
+from ._mxnet import is_auxiliary
 from .groups import FIELDS
 from .targets import Multiplier, check_multiplier, known_name
+
+_FILLED = "_multitrainer_filled"
+_DECAYING = ("_weight", "_gamma")  # the endings whose weight decay Optimizer.set_wd_mult leaves alone
 
 
 class NameTable:
@@ -41,6 +45,8 @@ class NameTable:
             table = {key: getattr(param, field) for key, param in zip(self._keys, self._params)}
             setattr(self._optimizer, field, table)
             self._written[field] = dict(table)
+        # Goes along when the optimizer is pickled: what was filled in is no wish of the user's.
+        setattr(self._optimizer, _FILLED, self._written)
 
     def read(self) -> dict[str, dict[Parameter, float]]:
         """Return what somebody else wrote to the table since, as `Optimizer.set_lr_mult` does, field by field.
@@ -64,12 +70,49 @@ class NameTable:
                 table, written = getattr(self._optimizer, field), self._written[field]
                 if table != written:
                     new = {key: value for key, value in table.items() if written.get(key) != value}
+                    _refuse_default_wd_mult(new if field == "wd_mult" else {})
                     found[field] = read_table(new, self._params, f"optimizer.set_{field}")
-            _refuse_default_wd_mult(found.get("wd_mult", {}))
         except (TypeError, ValueError):
             self.fill()
             raise
         return found
+
+
+class Shipped:
+    """What parameter servers were told: the optimizer was pickled to them once, and no later change follows it.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        As it was shipped.
+    params : sequence of Parameter
+        As they were then.
+    """
+
+    def __init__(self, params: Sequence[Parameter], optimizer: Optimizer) -> None:
+        self._told = {field: {param: getattr(param, field) for param in params} for field in FIELDS}
+        self._rates = {name: getattr(optimizer, name) for name in ("lr", "wd")}
+
+    def check(self, field: str, multipliers: Mapping[Parameter, Multiplier]) -> None:
+        """Raise a RuntimeError if a multiplier cannot reach the servers. A frozen Parameter is not pushed: 0 can."""
+        for param, value in multipliers.items():
+            told = self._told[field][param]
+            if not (value == told or (field == "lr_mult" and value == 0)):
+                raise _unreachable(f"{field} {value!r} of Parameter {param.name!r}", told)
+
+    def check_rates(self, **rates: float) -> None:
+        """Raise a RuntimeError if ``lr`` or ``wd`` of the optimizer is another than the servers have."""
+        for name, value in rates.items():
+            if value != self._rates[name]:
+                raise _unreachable(f"{name} {value!r} of the optimizer", self._rates[name])
+
+
+def _unreachable(what: str, told: Any) -> RuntimeError:
+    return RuntimeError(
+        f"{what} cannot reach the parameter servers: they update, and got the optimizer before the first step, with "
+        f"{told!r}. Set it before that, or let the workers update: a synchronous kvstore such as 'dist_sync', dense "
+        "weights and gradients, update_on_kvstore=False"
+    )
 
 
 def read_table(table: Mapping[Any, Any], params: Sequence[Parameter], where: str) -> dict[Parameter, float]:
@@ -81,6 +124,8 @@ def read_table(table: Mapping[Any, Any], params: Sequence[Parameter], where: str
             param = params[key]
         else:
             param = by_name[known_name(key, by_name, where)]
+        if is_auxiliary(param):
+            raise ValueError(f"{where}: {key!r} is a statistic or a constant, which no multiplier moves")
         multiplier = check_multiplier(value, f"{where}: {key!r}")
         if callable(multiplier):
             raise TypeError(f"{where}: {key!r} must be a number; a schedule goes to the trainer's own set_lr_mult")
@@ -88,14 +133,20 @@ def read_table(table: Mapping[Any, Any], params: Sequence[Parameter], where: str
     return found
 
 
-def own_table(optimizer: Any) -> Mapping[Any, Any]:
-    """Return the ``lr_mult`` that a ready Optimizer brings along, by name or by index.
+def own_table(optimizer: Any, field: str) -> dict[Any, Any]:
+    """Return the multipliers that a ready Optimizer brings along, by name or by index.
 
-    What an earlier Trainer filled in is not the user's, and its Parameters have those multipliers already.
+    What a trainer filled in is not the user's, nor is the 0 that MXNet gives the weight decay of biases and the like.
     """
-    if not isinstance(optimizer, Optimizer) or optimizer.param_dict:
+    if not isinstance(optimizer, Optimizer):
         return {}
-    return optimizer.lr_mult
+    filled = getattr(optimizer, _FILLED, {}).get(field, {})
+    defaults = set(optimizer.idx2name.values()) if field == "wd_mult" else ()
+    return {
+        key: value
+        for key, value in getattr(optimizer, field).items()
+        if filled.get(key) != value and not (value == 0 and key in defaults and not key.endswith(_DECAYING))
+    }
 
 
 def optimizer_class(optimizer: Any) -> type:
@@ -130,6 +181,8 @@ def _asks_for(optimizer: Any, field: str) -> bool:
     """Whether the update of an Optimizer class leads to a look-up of ``field``, by the names that its code mentions."""
     wanted = {f"_get_{field[:2]}", f"_get_{field[:2]}s", field}
     functions = [optimizer.update, optimizer.update_multi_precision]
+    if optimizer.update is Optimizer.update:
+        return True  # none at all, or a name that MXNet does not know: its own error says so
     if any(not isinstance(function, types.FunctionType) for function in functions):
         return True  # compiled: it cannot be read, so it gets the benefit of the doubt
     seen = {Optimizer.update, Optimizer._update_count}
@@ -138,13 +191,29 @@ def _asks_for(optimizer: Any, field: str) -> bool:
         if function in seen:
             continue
         seen.add(function)
-        mentioned = _names_in(function.__code__)
-        if mentioned & wanted:
+        if _names_in(function.__code__) & wanted:
             return True
-        found = [getattr(optimizer, name, function.__globals__.get(name)) for name in mentioned]
-        found += [cell.cell_contents for cell in function.__closure__ or ()]
-        functions += [candidate for candidate in found if isinstance(candidate, types.FunctionType)]
+        functions += _functions_mentioned(optimizer, function)
     return False
+
+
+def _functions_mentioned(optimizer: Any, function: types.FunctionType) -> list[types.FunctionType]:
+    """Return the functions that ``function`` may call: methods, those of base classes too, helpers and closures."""
+    mentioned = _names_in(function.__code__)
+    found = [cell.cell_contents for cell in function.__closure__ or ()]
+    modules = []
+    for name in mentioned:
+        # A method that mentions its own name, or super, calls up the hierarchy.
+        upwards = name == function.__name__ or "super" in mentioned
+        kinds = optimizer.__mro__ if upwards else [kind for kind in optimizer.__mro__ if name in vars(kind)][:1]
+        found += [vars(kind)[name] for kind in kinds if name in vars(kind)]
+        value = function.__globals__.get(name)
+        found.append(value)
+        if isinstance(value, types.ModuleType) and value.__name__.split(".")[0] not in ("mxnet", "numpy"):
+            modules.append(value)
+    found += [vars(module)[name] for module in modules for name in mentioned if name in vars(module)]
+    found = [getattr(value, "__func__", getattr(value, "fget", value)) for value in found]
+    return [value for value in found if isinstance(value, types.FunctionType)]
 
 
 def _names_in(code: types.CodeType) -> set[str]:
@@ -156,14 +225,11 @@ def _names_in(code: types.CodeType) -> set[str]:
     return names
 
 
-def _refuse_default_wd_mult(found: Mapping[Parameter, float]) -> None:
+def _refuse_default_wd_mult(table: Mapping[Any, Any]) -> None:
     # Optimizer.set_wd_mult adds 0 for every name without these endings, and nothing tells those from the named ones.
-    added = [param.name for param, value in found.items() if value == 0 and not param.name.endswith(_DECAYING)]
+    added = [name for name, value in table.items() if value == 0 and not str(name).endswith(_DECAYING)]
     if added:
         raise ValueError(
             f"optimizer.set_wd_mult would take the weight decay of {added[0]!r} too, whether it was named or not: "
             "MXNet adds 0 for all that is neither weight nor gamma. Use trainer.set_wd_mult"
         )
-
-
-_DECAYING: tuple[str, ...] = ("_weight", "_gamma")

@@ -39,7 +39,7 @@ def rows(
     for label, shares in sorted(parts.items(), key=lambda item: item[0]):
         differing = [i for i in range(len(by)) if len({values[i] for values in shares}) > 1]
         for values, held in shares.items():
-            names = [plan.groups[i].name or "" for i in label] + [f"{by[i]}={values[i]:g}" for i in differing]
+            names = [plan.groups[i].name or "" for i in label] + [f"{by[i]}={values[i]:.10g}" for i in differing]
             lr_mult, wd_mult = held[0].lr_mult, held[0].wd_mult
             result.append(Row(" ".join(names), len(held), _size(held), lr_mult, learning_rate * lr_mult, wd * wd_mult))
     return result

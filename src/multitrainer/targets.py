@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Union
+from typing import Any, Callable, Collection, Dict, Iterator, Mapping, Union
 
 from mxnet.gluon import Block, Parameter, ParameterDict
+
+from ._mxnet import mark_statistics
 
 Schedule = Callable[[int], float]
 Multiplier = Union[float, Schedule]
@@ -31,11 +33,11 @@ def check_multiplier(value: Any, where: str) -> Multiplier:
     )
 
 
-def known_name(name: Any, known: Iterable[str], where: str) -> str:
+def known_name(name: Any, known: Collection[str], where: str) -> str:
     """Return ``name`` if it is among ``known``, else raise a ValueError with the closest ones."""
-    known = list(known)
     if name in known:
         return str(name)
+    known = list(known)
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or sorted(known)[:3]
     raise ValueError(f"{where}: this trainer has no parameter {name!r}; the closest are {', '.join(map(repr, close))}")
 
@@ -93,6 +95,7 @@ def _walk(target: Any, where: str) -> Iterator[Parameter]:
     if isinstance(target, Parameter):
         yield target
     elif isinstance(target, Block):
+        mark_statistics(target)
         try:
             yield from target.collect_params().values()
         except AssertionError as error:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from typing import Any, Mapping
 
+from mxnet import nd
 from mxnet.gluon import Trainer
 
 from . import _mxnet, report
@@ -72,10 +75,12 @@ class MultiLRTrainer(Trainer):
     ) -> None:
         plan = resolve(params)
         given = {field: plan.assignments(field) for field in FIELDS}
-        brought = read_table(own_table(optimizer), plan.parameters, "optimizer.lr_mult")
-        given["lr_mult"] = {**brought, **given["lr_mult"]}
+        brought = {
+            field: read_table(own_table(optimizer, field), plan.parameters, f"optimizer.{field}") for field in FIELDS
+        }
         for field in FIELDS:
             numbers = {param: getattr(param, field) for param in plan.member_of}
+            numbers.update(brought[field])
             numbers.update(evaluate(given[field], field, updates_before(optimizer, optimizer_params) + 1))
             check_honoured(optimizer_class(optimizer), field, numbers)
         owners = [_mxnet.owner(param) for param in plan.parameters]
@@ -85,6 +90,9 @@ class MultiLRTrainer(Trainer):
             for param, owner in zip(plan.parameters, owners):
                 _mxnet.set_owner(param, owner)
             raise
+        for field, numbers in brought.items():
+            for param, number in numbers.items():
+                setattr(param, field, number)
         self._plan = plan
         self._multipliers = Multipliers(self._params, self._optimizer)
         self._multipliers.assign(given, plan.blocks)
@@ -96,7 +104,7 @@ class MultiLRTrainer(Trainer):
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """The effective learning rate of each group now, by the group's name: for loggers.
+        """The learning rate that each group's next update goes by, by the group's name: for loggers.
 
         A group whose Parameters no longer share one multiplier has an entry for each.
         """
@@ -181,40 +189,85 @@ class MultiLRTrainer(Trainer):
 
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`."""
-        self._synchronize()
+        self._multipliers.before_gradients_are_used()
+        warn_of_old_traces(self._multipliers.movable)
         with self._multipliers.updating():
             super().step(batch_size, ignore_stale_grad)
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
-        self._synchronize()
+        self._multipliers.before_gradients_are_used()
         super().allreduce_grads()
 
     def update(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update after `allreduce_grads`; see `mxnet.gluon.Trainer.update`."""
-        self._synchronize()
+        self._multipliers.before_gradients_are_used()
+        warn_of_old_traces(self._multipliers.movable)
         with self._multipliers.updating():
             super().update(batch_size, ignore_stale_grad)
 
     def load_states(self, fname: str) -> None:
         """Load optimizer states; multipliers stay those of the Parameters. See `mxnet.gluon.Trainer.load_states`."""
+        self._multipliers.take_over()
         super().load_states(fname)
         self._multipliers.adopt(self._optimizer)
         self._multipliers.take_over()  # schedules go by the update count that was loaded
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Set a new learning rate; see `mxnet.gluon.Trainer.set_learning_rate`.
+
+        Raises
+        ------
+        RuntimeError
+            Where parameter servers update and have the optimizer already: it would never reach them.
+        """
+        self._multipliers.check_learning_rate(lr)
+        super().set_learning_rate(lr)
+
+    def _init_kvstore(self) -> None:
+        if self._workers_should_update():
+            self._kvstore_params["update_on_kvstore"] = False
+        super()._init_kvstore()
+        if self._distributed and self._update_on_kvstore:
+            self._multipliers.shipped()
+
+    def _row_sparse_pull(self, *args: Any, **kwargs: Any) -> None:
+        if not self._kv_initialized:  # the optimizer is about to be shipped, before any step
+            self._multipliers.take_over()
+        super()._row_sparse_pull(*args, **kwargs)
+
+    def _workers_should_update(self) -> bool:
+        """Whether it was left open who updates, and the workers can: there every multiplier and schedule works."""
+        store = self._kvstore_params["kvstore"]
+        kind = store if isinstance(store, str) else getattr(store, "type", "")
+        return (
+            self._kvstore_params["update_on_kvstore"] is None
+            and "MXNET_UPDATE_ON_KVSTORE" not in os.environ
+            and "dist" in kind
+            and "async" not in kind
+            and not (self._contains_sparse_weight or self._contains_sparse_grad)
+        )
+
+    def _init_params(self) -> None:
+        waiting = len(self._params_to_init)
+        super()._init_params()
+        if self._distributed and not self._update_on_kvstore and len(self._params_to_init) < waiting:
+            # A server's key holds the initial weight until the first push and a sum of gradients after it. A rank
+            # whose pull is late would take gradients for weights, so nobody pushes before everybody has pulled.
+            nd.waitall()
+            self._kvstore._barrier()
 
     def _update(self, ignore_stale_grad: bool = False) -> None:
         # AMP looks for an overflow in the first gradient, and fails where there is none at all.
         if any(param.grad_req != "null" for param in self._params):
             super()._update(ignore_stale_grad)
 
-    def _synchronize(self) -> None:
-        self._multipliers.before_gradients_are_used()
-        warn_of_old_traces(self._multipliers.movable)
-
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
         plan = resolve_within(multipliers, field, self._params)
-        self._multipliers.take_over()
         self._multipliers.assign({field: plan.assignments(field)}, plan.blocks)
 
     def _rows(self, **kwargs: Any) -> list[report.Row]:
-        return report.rows(self._plan, self._multipliers.movable, self.learning_rate, self._optimizer.wd, **kwargs)
+        scheduler, rate = self._optimizer.lr_scheduler, self._optimizer.lr
+        if scheduler is not None:  # a copy: schedulers keep count of what they were asked, and stock asks them in order
+            rate = copy.deepcopy(scheduler)(self._optimizer.num_update + 1)
+        return report.rows(self._plan, self._multipliers.movable, rate, self._optimizer.wd, **kwargs)

@@ -1,0 +1,80 @@
+"""A ps-lite cluster of real processes on loopback: a scheduler, servers and workers, for as long as a test takes."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+SERVE = "import multitrainer"  # it imports mxnet, which serves where DMLC_ROLE says so, until the workers are done
+
+
+class ClusterError(AssertionError):
+    """A worker failed, or the cluster took too long; the message holds what every process printed."""
+
+
+def run(script, *arguments, workers=2, servers=1, timeout=120, env=None):
+    """Run ``script`` on every worker; return what each printed. Processes are ended by their own ids, in any case."""
+    roles = ["scheduler", *["server"] * servers, *["worker"] * workers]
+    base = {
+        **os.environ,
+        "DMLC_PS_ROOT_URI": "127.0.0.1",
+        "DMLC_PS_ROOT_PORT": str(_free_port()),
+        "DMLC_NUM_SERVER": str(servers),
+        "DMLC_NUM_WORKER": str(workers),
+        "DMLC_INTERFACE": "lo",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        **(env or {}),
+    }
+    work = [sys.executable, "-W", "ignore", str(script), *map(str, arguments)]
+    serve = [sys.executable, "-W", "ignore", "-c", SERVE]
+    processes = [
+        (
+            role,
+            subprocess.Popen(
+                work if role == "worker" else serve,
+                env={**base, "DMLC_ROLE": role, "WORKER_INDEX": str(index - 1 - servers)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                universal_newlines=True,
+            ),
+        )
+        for index, role in enumerate(roles)
+    ]
+    try:
+        return _outputs(processes, time.monotonic() + timeout, pathlib.Path(script).name)
+    finally:
+        for _, process in processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def _outputs(processes, deadline, name):
+    """Wait for all processes; the first worker that fails ends the wait, for its peers would wait for it for ever."""
+    while True:
+        codes = [(role, process.poll()) for role, process in processes]
+        if all(code is not None for _, code in codes):
+            break
+        if any(role == "worker" and code for role, code in codes) or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    reason = None
+    if any(code is None for _, code in codes):
+        reason = "a worker failed" if any(code for _, code in codes) else "out of time"
+        time.sleep(0.5)  # for what the others still have to say
+        for _, process in processes:
+            process.kill()
+    outputs = [(role, process.communicate()[0]) for role, process in processes]
+    if reason or any(code for role, code in codes if role == "worker"):
+        logs = "\n".join(f"--- {role}\n{output.strip()}" for role, output in outputs)
+        raise ClusterError(f"{name}: {reason or 'a worker failed'}, exit codes {codes}\n{logs}")
+    return [output for role, output in outputs if role == "worker"]
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,213 @@
+"""Promises 6 and 7 on real parameter servers: multipliers hold wherever the update is made, and all ranks agree."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cluster import run
+
+pytestmark = pytest.mark.slow
+WORKER = pathlib.Path(__file__).parent / "worker.py"
+RUNS = int(os.environ.get("MULTITRAINER_RUNS", "3"))
+BOUND = 1e-6  # float32: a sum over two ranks, or over one batch twice as large, is not made in the same order
+
+SERVERS = {"kvstore": "dist_sync", "update_on_kvstore": True}
+FIRST, SECOND = {"net_dense0_weight", "net_dense0_bias"}, {"net_dense1_weight", "net_dense1_bias"}
+
+
+class Result:
+    """What the workers of one run left behind."""
+
+    def __init__(self, folder, workers):
+        self.ranks = []
+        for rank in range(workers):
+            with np.load(folder / f"rank{rank}.npz") as arrays:
+                self.ranks.append(dict(arrays))
+        self.about = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(workers)]
+
+    def assert_ranks_agree(self):
+        for other in self.ranks[1:]:
+            for key, array in self.ranks[0].items():
+                assert (array == other[key]).all(), key
+
+    def distance(self, other):
+        """Return the largest difference to the first rank of another run, over all steps."""
+        assert self.ranks[0].keys() == other.ranks[0].keys()
+        return max(float(abs(array - other.ranks[0][key]).max()) for key, array in self.ranks[0].items())
+
+    def moved(self, one, two):
+        """Return the names whose arrays differ between two steps."""
+        first = self.ranks[0]
+        names = {key.split("/")[1] for key in first}
+        return {name for name in names if (first[f"{one}/{name}"] != first[f"{two}/{name}"]).any()}
+
+    @property
+    def errors(self):
+        return [error for about in self.about for error in about["errors"]]
+
+
+@pytest.fixture
+def train(tmp_path_factory):
+    def go(workers=2, servers=2, **case):
+        folder = tmp_path_factory.mktemp("run")
+        if "dist" in case["kvstore"]:
+            run(WORKER, json.dumps(case), folder, workers=workers, servers=servers)
+        else:
+            command = [sys.executable, "-W", "ignore", str(WORKER), json.dumps(case), str(folder)]
+            env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            subprocess.run(command, check=True, timeout=120, env=env)
+        return Result(folder, workers)
+
+    return go
+
+
+def alone(train, **case):
+    """Train the same in one process without a kvstore."""
+    return train(**{**case, "kvstore": "local", "update_on_kvstore": None}, workers=1)
+
+
+class TestWorkersUpdate:
+    """The default for a synchronous store with dense gradients."""
+
+    @pytest.mark.parametrize("kvstore", ["dist_sync", "dist_device_sync"])
+    def test_all_ranks_agree_run_after_run(self, train, kvstore):
+        servers = train(**{**SERVERS, "kvstore": kvstore})
+        servers.assert_ranks_agree()
+        for _ in range(RUNS):
+            workers = train(kvstore=kvstore)
+            assert [about["update_on_kvstore"] for about in workers.about] == [False, False]
+            workers.assert_ranks_agree()
+            assert workers.distance(servers) == 0
+        assert workers.distance(alone(train)) < BOUND
+
+    def test_everything_can_change_in_mid_training(self, train):
+        case = {
+            "steps": 6,
+            "optimizer_params": {"momentum": 0.9, "wd": 0.01},
+            "groups": {"1": 2},
+            "changes": [
+                [1, "set_lr_mult", 0, 0.5],
+                [2, "set_learning_rate", None, 0.01],
+                [3, "assign", 0, 0],
+                [4, "set_wd_mult", 1, 0],
+                [5, "schedule", 1, 0.25],
+            ],
+        }
+        result = train(kvstore="dist_sync", **case)
+        assert result.errors == []
+        result.assert_ranks_agree()
+        assert result.distance(alone(train, **case)) < BOUND
+        assert result.moved(2, 5) == SECOND
+
+    def test_unfrozen_in_mid_training(self, train):
+        result = train(kvstore="dist_sync", steps=4, groups={"0": 0}, changes=[[2, "set_lr_mult", 0, 1]])
+        result.assert_ranks_agree()
+        assert result.moved(0, 1) == SECOND
+        assert result.moved(1, 3) == FIRST | SECOND
+
+    def test_schedule(self, train):
+        result = train(kvstore="dist_sync", schedule=0)
+        result.assert_ranks_agree()
+        assert result.distance(alone(train, schedule=0)) < BOUND
+
+    def test_two_contexts_a_worker(self, train):
+        case = {"contexts": 2, "groups": {"0": 0.5}, "batchnorm": True}
+        result = train(kvstore="dist_sync", **case)
+        for key, array in result.ranks[0].items():
+            if "running" not in key:  # every rank keeps statistics of its own batches, as under stock
+                assert (array == result.ranks[1][key]).all(), key
+
+    def test_ready_kvstore_object_and_weights_that_differ_at_first(self, train):
+        """Every rank begins with weights of its own; those of the first hold, as where servers update."""
+        ready = train(kvstore="dist_sync", ready=True)
+        ready.assert_ranks_agree()
+        assert [about["update_on_kvstore"] for about in ready.about] == [False, False]
+
+    def test_gradient_compression_as_under_stock(self, train):
+        case = {"kvstore": "dist_sync", "compression_params": {"type": "2bit", "threshold": 0.5}}
+        ours = train(**case)
+        ours.assert_ranks_agree()
+        assert ours.distance(train(**case, update_on_kvstore=True, stock=True)) == 0
+
+
+class TestServersUpdate:
+    """Asked for, or without a choice (dist_async)."""
+
+    @pytest.mark.parametrize(
+        "door",
+        [
+            {"groups": {"0": 0.5, "1": 2}},
+            {"on_parameters": {"0": 0.5, "1": 2}},
+            {"optimizer_set_lr_mult": {**dict.fromkeys(FIRST, 0.5), **dict.fromkeys(SECOND, 2)}},
+        ],
+        ids=lambda door: next(iter(door)),
+    )
+    def test_multipliers_act_by_whatever_door_they_came(self, train, door):
+        result = train(**SERVERS, **door)
+        result.assert_ranks_agree()
+        assert result.distance(alone(train, groups={"0": 0.5, "1": 2})) < BOUND
+
+    @pytest.mark.parametrize("kvstore", ["dist_sync", "dist_async"])
+    def test_frozen_layers_stay(self, train, kvstore):
+        result = train(kvstore=kvstore, update_on_kvstore=True, groups={"0": 0}, optimizer_params={"momentum": 0.9})
+        assert result.moved(0, 2) == SECOND
+
+    def test_async_multipliers(self, train):
+        """One worker: with more, the order of updates is left to chance."""
+        case = {"groups": {"0": 0.5, "1": 2}}
+        assert train(kvstore="dist_async", workers=1, **case).distance(alone(train, **case)) < BOUND
+
+    def test_wd_multipliers(self, train):
+        case = {"changes": [[0, "set_wd_mult", 0, 0]], "optimizer_params": {"wd": 0.5}}
+        assert train(**SERVERS, **case).distance(alone(train, **case)) < BOUND
+
+    def test_lars_keeps_the_trajectory_of_stock(self, train):
+        case = {**SERVERS, "optimizer": "lars", "optimizer_params": {"momentum": 0.9, "wd": 0.01}, "batchnorm": True}
+        assert train(**case).distance(train(**case, stock=True)) == 0
+
+    def test_stock_loses_what_ours_keeps(self, train):
+        """Guard the guard: the same case moves the frozen layer under stock Trainer."""
+        result = train(**SERVERS, on_parameters={"0": 0}, stock=True)
+        assert result.moved(0, 2) == FIRST | SECOND
+
+    def test_freezing_works_after_the_optimizer_was_shipped(self, train):
+        changes = [[1, "set_lr_mult", 0, 0], [3, "set_lr_mult", 0, 0.5]]
+        result = train(**SERVERS, steps=5, groups={"0": 0.5}, optimizer_params={"momentum": 0.9}, changes=changes)
+        assert result.errors == []
+        assert result.moved(0, 2) == SECOND
+        assert result.moved(2, 4) == FIRST | SECOND
+        result.assert_ranks_agree()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (["set_lr_mult", 0, 0.25], "lr_mult 0.25 of Parameter 'net_dense0_"),
+            (["set_wd_mult", 0, 0], "wd_mult 0.0 of Parameter 'net_dense0_"),
+            (["assign", 0, 3], "lr_mult 3.0 of Parameter 'net_dense0_"),
+            (["set_learning_rate", None, 0.5], "lr 0.5 of the optimizer"),
+            (["optimizer.lr", None, 0.5], "lr 0.5 of the optimizer"),
+            (["schedule", 0, 1], "the schedule of Parameter 'net_dense0_"),
+        ],
+        ids=lambda value: value[0] if isinstance(value, list) else "",
+    )
+    def test_what_cannot_reach_the_servers_is_refused(self, train, change, message):
+        result = train(**SERVERS, changes=[[1, *change]])
+        assert len(result.errors) >= 2  # on both ranks
+        for step, kind, text in result.errors:
+            assert (kind, step >= 1) == ("RuntimeError", True)
+            assert message in text
+            assert "update_on_kvstore=False" in text
+
+    def test_schedule_from_the_start_is_refused_at_the_first_step(self, train):
+        result = train(**SERVERS, schedule=0, steps=1)
+        assert {(step, kind) for step, kind, _ in result.errors} == {(0, "RuntimeError")}
+
+    def test_changed_batch_size_is_refused_as_under_stock(self, train):
+        case = {**SERVERS, "batch_sizes": {"1": 4}}
+        ours, stock = train(**case), train(**case, stock=True)
+        assert ours.errors == stock.errors
+        assert {(step, kind) for step, kind, _ in ours.errors} == {(1, "UserWarning")}

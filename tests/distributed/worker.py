@@ -1,0 +1,111 @@
+"""What one worker of a ps-lite cluster does: ``worker.py CASE FOLDER``; its weights after every step go to FOLDER."""
+
+# isort: off
+import multitrainer
+import mxnet as mx
+
+# isort: on
+import json
+import os
+import pathlib
+import sys
+import traceback
+
+import numpy as np
+from mxnet import autograd, gluon
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+from support import CONTEXTS, mlp, snapshot
+
+CASE, FOLDER = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])
+INDEX, WORKERS = int(os.environ.get("WORKER_INDEX", "0")), int(os.environ.get("DMLC_NUM_WORKER", "1"))
+
+
+def main():
+    ctx = CONTEXTS if CASE.get("contexts") == 2 else [mx.cpu(0)]
+    net = mlp(ctx, batchnorm=CASE.get("batchnorm", False))
+    kv = CASE["kvstore"]
+    if CASE.get("ready"):
+        kv = mx.kv.create(kv)
+        if kv.rank:  # every rank begins with weights of its own; those of rank 0 are to hold everywhere
+            for param in net.collect_params().values():
+                param.set_data(param.data(ctx[0]) + 1)
+    trainer = make_trainer(net, kv)
+    history, errors = [], []
+    for step in range(CASE.get("steps", 3)):
+        change(step, net, trainer, errors)
+        try:
+            train(step, net, trainer, ctx)
+        except (RuntimeError, UserWarning) as error:
+            errors.append([step, type(error).__name__, str(error)])
+        history.append(snapshot(net))
+    mx.nd.waitall()
+    arrays = {f"{step}/{name}": array for step, arrays in enumerate(history) for name, array in arrays.items()}
+    np.savez(FOLDER / f"rank{INDEX}.npz", **arrays)
+    about = {"errors": errors, "update_on_kvstore": bool(trainer._update_on_kvstore), "frozen": frozen(net)}
+    (FOLDER / f"rank{INDEX}.json").write_text(json.dumps(about))
+    if trainer._kvstore is not None:
+        trainer._kvstore._barrier()  # nobody leaves while another still pushes
+
+
+def make_trainer(net, kv):
+    kind = gluon.Trainer if CASE.get("stock") else multitrainer.MultiLRTrainer
+    for path, multiplier in CASE.get("on_parameters", {}).items():
+        net[int(path)].collect_params().setattr("lr_mult", multiplier)
+    spec = net.collect_params()
+    if not CASE.get("stock"):
+        spec = [net, *((net[int(path)], multiplier) for path, multiplier in CASE.get("groups", {}).items())]
+        if "schedule" in CASE:
+            spec.append((net[CASE["schedule"]], lambda num_update: 1 / num_update))
+    options = {key: CASE[key] for key in ("update_on_kvstore", "compression_params") if key in CASE}
+    optimizer = CASE.get("optimizer", "sgd")
+    params = {"learning_rate": 0.05, **CASE.get("optimizer_params", {})}
+    trainer = kind(spec, optimizer, params, kvstore=kv, **options)
+    if "optimizer_set_lr_mult" in CASE:
+        trainer.optimizer.set_lr_mult(CASE["optimizer_set_lr_mult"])
+    return trainer
+
+
+def change(step, net, trainer, errors):
+    """Do what the case wants done before ``step``: a method or an attribute, of the trainer or of the Parameters."""
+    for at, door, path, value in CASE.get("changes", []):
+        if at != step:
+            continue
+        try:
+            if door == "assign":
+                net[path].collect_params().setattr("lr_mult", value)
+            elif door == "set_learning_rate":
+                trainer.set_learning_rate(value)
+            elif door == "optimizer.lr":
+                trainer.optimizer.lr = value
+            elif door == "schedule":
+                trainer.set_lr_mult({net[path]: lambda num_update, value=value: value})
+            else:
+                getattr(trainer, door)({net[path]: value})
+        except RuntimeError as error:
+            errors.append([step, type(error).__name__, str(error)])
+
+
+def train(step, net, trainer, ctx):
+    """Make one step on this rank's share of a batch that is the same for every number of workers."""
+    rng = np.random.RandomState(step)
+    x, y = rng.randn(8, 3).astype("float32"), rng.randn(8, 2).astype("float32")
+    share = slice(8 // WORKERS * INDEX, 8 // WORKERS * (INDEX + 1))
+    parts = zip(gluon.utils.split_and_load(x[share], ctx), gluon.utils.split_and_load(y[share], ctx))
+    with autograd.record():
+        losses = [gluon.loss.L2Loss()(net(a), b) for a, b in parts]
+    autograd.backward(losses)
+    trainer.step(CASE.get("batch_sizes", {}).get(str(step), 8))
+
+
+def frozen(net):
+    return sorted(name for name, param in net.collect_params().items() if param.grad_req == "null")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(1)  # MXNet's own end of a worker waits for its peers
