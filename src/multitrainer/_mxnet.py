@@ -42,7 +42,9 @@ _import_mxnet()
 
 from mxnet.gluon import Block, Constant, HybridBlock, Parameter, SymbolBlock, Trainer  # noqa: E402
 from mxnet.gluon.nn.basic_layers import _BatchNorm  # noqa: E402
+from mxnet.module import BucketingModule, Module, SequentialModule  # noqa: E402
 from mxnet.optimizer import Optimizer  # noqa: E402
+from mxnet.symbol import Symbol  # noqa: E402
 
 BatchNorm = _BatchNorm  # the base of BatchNorm, BatchNormReLU, SyncBatchNorm and GluonCV's own
 
@@ -135,3 +137,63 @@ def set_use_global_stats(layer: _BatchNorm, value: bool) -> None:
 def updates_made(optimizer: Optimizer) -> int:
     """Return how many updates of single Parameters ``optimizer`` has made, on all devices together."""
     return sum(sum(counts.values()) for counts in optimizer._all_index_update_counts.values())
+
+
+def traced_symbol(block: Block) -> Symbol | None:
+    """Return the symbol that ``block`` runs and exports: that of a SymbolBlock, or of the trace made last."""
+    graph = block._cached_graph if isinstance(block, HybridBlock) else ()
+    return graph[1] if graph else None
+
+
+def variable(param: Parameter) -> Symbol | None:
+    """Return the variable that stands for ``param`` in traces, or None if it has not been traced."""
+    return param._var
+
+
+def set_variable(param: Parameter, node: Symbol) -> None:
+    """Make ``node`` the variable that stands for ``param``."""
+    param._var = node
+
+
+def write_attributes(node: Symbol, param: Parameter) -> None:
+    """Write the multipliers of ``param`` to a variable, and so into every symbol that shares it."""
+    node._set_attr(__lr_mult__=str(param.lr_mult), __wd_mult__=str(param.wd_mult))
+
+
+def modules_inside(module: Any) -> Iterator[Module]:
+    """Yield every Module that has an optimizer in ``module``, be it a chain, a set of buckets or a Module itself."""
+    if isinstance(module, SequentialModule):
+        for part in module._modules:
+            yield from modules_inside(part)
+    elif isinstance(module, BucketingModule):
+        yield from module._buckets.values()
+    elif isinstance(module, Module):
+        yield module
+
+
+def module_optimizer(module: Module) -> Optimizer:
+    """Return the Optimizer of ``module``."""
+    return module._optimizer
+
+
+def updates_on_servers(module: Module) -> bool:
+    """Whether parameter servers update, with a copy of the optimizer that was pickled for them."""
+    return bool(module._update_on_kvstore) and "dist" in module._kvstore.type
+
+
+def module_parameters(module: Module) -> list[str]:
+    """Return the names of the parameters of ``module``, fixed ones included, in its order."""
+    return list(module._param_names)
+
+
+def fixed_parameters(module: Module) -> set[str]:
+    """Return the names of the parameters that ``module`` never updates."""
+    return set(module._fixed_param_names)
+
+
+def names_by_index(module: Module) -> dict[int, str]:
+    """Return what each index that ``module`` updates stands for; empty where it goes by name (on a kvstore)."""
+    if module._update_on_kvstore:
+        return {}
+    devices = len(module._context)
+    return {i * devices + k: name for i, name in enumerate(module._param_names) for k in range(devices)}

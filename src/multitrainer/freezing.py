@@ -14,7 +14,7 @@ from typing import Any, Iterable, Iterator, Sequence
 
 from mxnet.gluon import Block, Parameter
 
-from . import _mxnet
+from . import _mxnet, symbolic
 from .targets import blocks_of, collect, describe
 
 # What a frozen Parameter or BatchNorm had before is kept on the object itself, where copies and pickles take it along.
@@ -61,7 +61,8 @@ def freeze(block: Any, within: Block | None = None) -> None:
     pending = gradient_pending(params.values())
     for param in params.values():
         freeze_parameter(param)
-    covered = hold_statistics(roots, pending)
+    symbolic.record(params.values(), roots)
+    covered = hold_statistics(roots, pending) | symbolic.on_global_statistics(roots)
     warn_of_statistics(params.values(), collect(block, "freeze").values(), covered)
 
 
@@ -97,6 +98,7 @@ def unfreeze(block: Any, within: Block | None = None) -> None:
         _, lr_mult = getattr(param, _BEFORE, (None, 1.0))
         param.lr_mult = param.lr_mult or lr_mult or 1.0
         unfreeze_parameter(param, asked_for=not is_held(param))
+    symbolic.record(params.values(), roots)
     hold_statistics(roots, pending)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterable, Iterator, Mapping, Sequence
 from mxnet.gluon import Block, Parameter
 from mxnet.optimizer import Optimizer
 
-from . import _mxnet
+from . import _mxnet, symbolic
 from .freezing import (
     freeze_parameter,
     gradient_pending,
@@ -64,8 +64,8 @@ class Multipliers:
             numbers[field] = evaluate(multipliers, field, self._optimizer.num_update + 1)
             self._check(field, numbers[field])
             self._refuse_schedules_on_servers(multipliers)
-        self.take_over(except_for=given)
         self._roots = _outermost([*self._roots, *blocks])
+        self.take_over(except_for=given)
         for field, multipliers in given.items():
             for param, multiplier in multipliers.items():
                 self._schedules[field].pop(param, None)
@@ -238,7 +238,9 @@ class Multipliers:
             self._was_frozen = self._was_frozen or bool(to_freeze or to_unfreeze or unfrozen)
             covered = hold_statistics(self._roots, pending and not unfrozen)
             if to_freeze or anew:
+                covered |= symbolic.on_global_statistics(self._roots)
                 warn_of_statistics([p for p in self.movable if p.lr_mult == 0], self._params, covered)
+        symbolic.record([param for field in FIELDS for param in self._changed(field)], self._roots)
         self._remember()
         self._table.fill()
 

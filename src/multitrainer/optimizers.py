@@ -169,7 +169,7 @@ def check_honoured(optimizer: type, field: str, multipliers: Mapping[Parameter, 
     0 asks nothing of it, for that freezes, nor does 1; a schedule is looked at update by update.
     """
     for param, value in multipliers.items():
-        if not (callable(value) or value in (0, 1) or _asks_for(optimizer, field)):
+        if not (callable(value) or value in (0, 1) or asks_for(optimizer, field)):
             raise ValueError(
                 f"{field} {value!r} of Parameter {param.name!r} would have no effect: {optimizer.__name__} never asks "
                 "for it. Use 0 or 1, or another optimizer"
@@ -177,7 +177,7 @@ def check_honoured(optimizer: type, field: str, multipliers: Mapping[Parameter, 
 
 
 @functools.lru_cache(maxsize=None)
-def _asks_for(optimizer: Any, field: str) -> bool:
+def asks_for(optimizer: Any, field: str) -> bool:
     """Whether the update of an Optimizer class leads to a look-up of ``field``, by the names that its code mentions."""
     wanted = {f"_get_{field[:2]}", f"_get_{field[:2]}s", field}
     functions = [optimizer.update, optimizer.update_multi_precision]

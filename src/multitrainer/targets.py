@@ -33,13 +33,13 @@ def check_multiplier(value: Any, where: str) -> Multiplier:
     )
 
 
-def known_name(name: Any, known: Collection[str], where: str) -> str:
+def known_name(name: Any, known: Collection[str], where: str, holder: str = "this trainer") -> str:
     """Return ``name`` if it is among ``known``, else raise a ValueError with the closest ones."""
     if name in known:
         return str(name)
     known = list(known)
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or sorted(known)[:3]
-    raise ValueError(f"{where}: this trainer has no parameter {name!r}; the closest are {', '.join(map(repr, close))}")
+    raise ValueError(f"{where}: {holder} has no parameter {name!r}; the closest are {', '.join(map(repr, close))}")
 
 
 def describe(value: Any) -> str:

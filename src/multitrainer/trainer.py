@@ -9,7 +9,7 @@ from typing import Any, Mapping
 from mxnet import nd
 from mxnet.gluon import Trainer
 
-from . import _mxnet, report
+from . import _mxnet, report, symbolic
 from .freezing import warn_of_old_traces
 from .groups import FIELDS, ParamGroup, resolve, resolve_within
 from .multipliers import Multipliers, evaluate
@@ -78,6 +78,8 @@ class MultiLRTrainer(Trainer):
         brought = {
             field: read_table(own_table(optimizer, field), plan.parameters, f"optimizer.{field}") for field in FIELDS
         }
+        imported = symbolic.symbol_multipliers(plan.blocks)
+        brought = {field: {**imported[field], **brought[field]} for field in FIELDS}
         for field in FIELDS:
             numbers = {param: getattr(param, field) for param in plan.member_of}
             numbers.update(brought[field])
@@ -85,7 +87,8 @@ class MultiLRTrainer(Trainer):
             check_honoured(optimizer_class(optimizer), field, numbers)
         owners = [_mxnet.owner(param) for param in plan.parameters]
         try:
-            super().__init__(plan.parameters, optimizer, optimizer_params, *args, **kwargs)
+            # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
+            super().__init__(dict(enumerate(plan.parameters)), optimizer, optimizer_params, *args, **kwargs)
         except BaseException:
             for param, owner in zip(plan.parameters, owners):
                 _mxnet.set_owner(param, owner)
@@ -93,9 +96,11 @@ class MultiLRTrainer(Trainer):
         for field, numbers in brought.items():
             for param, number in numbers.items():
                 setattr(param, field, number)
+        symbolic.join_symbols(plan.blocks)
         self._plan = plan
         self._multipliers = Multipliers(self._params, self._optimizer)
         self._multipliers.assign(given, plan.blocks)
+        symbolic.record(self._multipliers.movable, plan.blocks)
 
     @property
     def groups(self) -> tuple[ParamGroup, ...]:

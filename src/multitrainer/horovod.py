@@ -1,0 +1,127 @@
+"""`DistributedMultiLRTrainer`: `MultiLRTrainer` where Horovod sums the gradients. Needs the extra ``horovod``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mxnet import nd
+
+from .trainer import MultiLRTrainer
+
+try:
+    import horovod.mxnet as hvd
+except ImportError as error:
+    raise ImportError(
+        f"multitrainer.horovod needs Horovod, built for the MXNet that is installed ({error}). With a C++ compiler and "
+        "make, beside multitrainer:\n"
+        "  pip install 'cmake<4' cffi cloudpickle packaging psutil pyyaml 'setuptools<81' wheel\n"
+        "  HOROVOD_WITH_MXNET=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 "
+        "pip install --no-build-isolation 'multitrainer[horovod]'"
+    ) from error
+
+
+class _HorovodTrainer(hvd.DistributedTrainer):
+    """What Horovod's trainer lacks between `MultiLRTrainer` and itself."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._broadcast_weights()
+
+    def _check_contexts(self) -> Any:
+        contexts = super()._check_contexts()
+        if len(contexts) > 1:
+            raise ValueError(
+                f"the Parameters are on {len(contexts)} contexts, {contexts}: Horovod sums the gradients of the first "
+                "only. Run one process for each device, with net.initialize(ctx=mx.gpu(hvd.local_rank()))"
+            )
+        return contexts
+
+    def _allreduce_grads(self) -> None:
+        if self._process_set.size() > 1 and self._process_set.included():
+            self._compare_frozen()
+        super()._allreduce_grads()
+
+    def _compare_frozen(self) -> None:
+        """Raise where ranks froze different Parameters; Horovod would wait for their gradients without a word."""
+        trained = nd.array([param.grad_req != "null" for param in self._params])
+        name = f"{self._prefix}trained"
+        count = hvd.allreduce(trained, average=False, name=name, process_set=self._process_set).asnumpy()
+        ranks = self._process_set.size()
+        parted = [param.name for param, number in zip(self._params, count) if number not in (0, ranks)]
+        if parted:
+            raise RuntimeError(
+                f"the ranks froze different Parameters: {', '.join(parted[:3])}{', ...' if len(parted) > 3 else ''} "
+                f"({len(parted)} of {len(count)}) are frozen on some of the {ranks} ranks only. Give every rank the "
+                "same multipliers, schedules and calls of set_lr_mult, before the same step"
+            )
+
+    def _broadcast_weights(self) -> None:
+        prefix = f"{self._prefix}initial."
+        if self._process_set.process_set_id == hvd.global_process_set.process_set_id:
+            hvd.broadcast_parameters({param.name: param for param in self._params}, prefix=prefix)
+        elif self._process_set.included():
+            for param in self._params:
+                name = prefix + param.name
+                hvd.broadcast_(param.data(), min(self._process_set.ranks), name, process_set=self._process_set)
+
+
+class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
+    """A `MultiLRTrainer` for one process a device: Horovod averages the gradients, every rank makes the same update.
+
+    Parameters
+    ----------
+    params, optimizer, optimizer_params
+        As `MultiLRTrainer` takes them, the same on all ranks.
+    *args, **kwargs
+        Passed on to ``horovod.mxnet.DistributedTrainer``: ``compression``, ``gradient_predivide_factor``, ``prefix``,
+        ``num_groups``, ``process_set``. There is no kvstore.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `MultiLRTrainer` does; also for Parameters on more than one context, for a ``DistributedOptimizer``, and
+        before ``hvd.init()``.
+
+    Notes
+    -----
+    *Weights.* The trainer hands the weights of rank 0 to all ranks, deferred ones when they are initialized, so
+    ``hvd.broadcast_parameters`` is needed only for weights that are loaded or set afterwards, or belong to no trainer.
+    With a ``process_set`` it is the lowest rank of that set, and the Parameters must be initialized before. BatchNorm
+    statistics that are not frozen follow each rank's own batches from there on; save the network on rank 0.
+
+    *All ranks must agree on what is frozen*: multipliers of 0, schedules and calls of `set_lr_mult` have to be the same
+    on every rank, before the same step. A frozen layer takes no part in the exchange, and Horovod would wait for ever
+    for the rank that does not offer a gradient; so each step compares first, one number a Parameter, and raises a
+    RuntimeError on all ranks. Multipliers above 0 are not compared: where they differ, the ranks' weights part.
+
+    *Batch size.* `step` takes the batch size of one rank, for the gradients are averaged over the ranks.
+
+    *Optimizer states.* `load_states` belongs on every rank.
+
+    Examples
+    --------
+    >>> import mxnet as mx
+    >>> import horovod.mxnet as hvd
+    >>> from multitrainer.horovod import DistributedMultiLRTrainer
+    >>> hvd.init()
+    >>> net = mx.gluon.model_zoo.vision.mobilenet_v2_0_25(classes=5)
+    >>> net.initialize(ctx=mx.gpu(hvd.local_rank()) if mx.context.num_gpus() else mx.cpu())
+    >>> trainer = DistributedMultiLRTrainer([net, (net.features, 0), (net.output, 10)], 'sgd', {'learning_rate': 0.01})
+    >>> trainer.learning_rates
+    {'features': 0.0, 'output': 0.1}
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        optimizer: Any,
+        optimizer_params: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(optimizer, hvd.DistributedOptimizer):
+            raise TypeError(
+                "optimizer must be one that MXNet knows, not a DistributedOptimizer around it: that has divided "
+                "rescale_grad by the number of ranks already, and the trainer would do so once more"
+            )
+        super().__init__(params, optimizer, optimizer_params, *args, **kwargs)

@@ -1,0 +1,141 @@
+"""What one rank of a Horovod job does: ``horovod_worker.py CASE FOLDER``; what it saw at every step goes to FOLDER."""
+
+# isort: off
+import multitrainer
+import mxnet as mx
+
+# isort: on
+import json
+import os
+import pathlib
+import sys
+
+import numpy as np
+from mxnet import autograd, gluon
+from mxnet.gluon import nn
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+from support import mlp, snapshot
+
+BATCH = 8  # of all ranks together
+
+
+def main(case, folder):
+    import horovod.mxnet as hvd
+
+    sets = [hvd.ProcessSet(case["process_set"])] if "process_set" in case else []
+    hvd.init(process_sets=sets)
+    (folder / f"pid{hvd.rank()}").write_text(str(os.getpid()))
+    taking_part = sets[0].ranks if sets else list(range(hvd.size()))
+    if hvd.rank() in taking_part:
+        rank_main(case, folder, hvd, sets, taking_part)
+    hvd.allreduce(mx.nd.ones(1), name="end").wait_to_read()  # a rank that leaves takes every process set with it
+
+
+def rank_main(case, folder, hvd, sets, taking_part):
+    from multitrainer.horovod import DistributedMultiLRTrainer
+
+    options = {key: case[key] for key in ("num_groups", "gradient_predivide_factor", "prefix") if key in case}
+    if "compression" in case:
+        options["compression"] = getattr(hvd.Compression, case["compression"])
+    if sets:
+        options["process_set"] = sets[0]
+    net = make_net(case, shift=taking_part.index(hvd.rank()))
+    trainer = make_trainer(DistributedMultiLRTrainer, case, net, **options)
+    reduced = record_reductions(hvd)
+    share = BATCH // len(taking_part)
+    begin = share * taking_part.index(hvd.rank())
+    history, sizes, states = [], [], []
+    for step in range(case.get("steps", 3)):
+        change(step, case, net, trainer, hvd.rank())
+        train(step, net, trainer, slice(begin, begin + share))
+        history.append(snapshot(net))
+        states.append(sorted(trainer._updaters[0].states))
+        sizes.append(list(reduced))
+        reduced.clear()
+    arrays = {f"{step}/{name}": array for step, arrays in enumerate(history) for name, array in arrays.items()}
+    np.savez(folder / f"rank{hvd.rank()}.npz", **arrays)
+    (folder / f"rank{hvd.rank()}.json").write_text(json.dumps({"reduced": sizes, "states": states}))
+
+
+def alone(case):
+    """Train the same on the whole batch, in this process and without Horovod; return the weights after every step."""
+    net = make_net(case, shift=0)
+    trainer = make_trainer(multitrainer.MultiLRTrainer, case, net)
+    history = []
+    for step in range(case.get("steps", 3)):
+        change(step, case, net, trainer, rank=0)
+        train(step, net, trainer, slice(0, BATCH))
+        history.append(snapshot(net))
+    return history
+
+
+def make_net(case, shift):
+    """Return the net of the first rank, or one whose weights are off by ``shift``: rank 0's are to hold everywhere."""
+    if case.get("deferred"):
+        mx.random.seed(3 + shift)
+        net = nn.HybridSequential(prefix="net_")
+        with net.name_scope():
+            net.add(nn.Dense(4), nn.Dense(2))
+        net.initialize(mx.init.Xavier())
+    else:
+        net = mlp(batchnorm=case.get("batchnorm", False))
+        for param in net.collect_params().values():
+            param.set_data(param.data() + shift)
+    if case.get("hybridize"):
+        net.hybridize(static_alloc=True, static_shape=True)
+    return net
+
+
+def make_trainer(kind, case, net, **options):
+    groups = [(net[int(path)], multiplier) for path, multiplier in case.get("groups", {}).items()]
+    if "schedule" in case:
+        groups.append((net[case["schedule"]], lambda num_update: 1 / num_update if num_update > 1 else 0))
+    params = {"learning_rate": 0.05, **case.get("optimizer_params", {})}
+    return kind([net, *groups], case.get("optimizer", "sgd"), params, **options)
+
+
+def change(step, case, net, trainer, rank):
+    """Do what the case wants done before ``step``, on all ranks or on one."""
+    for at, door, path, value, *only_on in case.get("changes", []):
+        if at != step or (only_on and rank not in only_on):
+            continue
+        if door == "set_learning_rate":
+            trainer.set_learning_rate(value)
+        else:
+            getattr(trainer, door)({net[path]: value})
+
+
+def train(step, net, trainer, share):
+    rng = np.random.RandomState(step)
+    x, y = rng.randn(BATCH, 3).astype("float32")[share], rng.randn(BATCH, 2).astype("float32")[share]
+    with autograd.record():
+        loss = gluon.loss.L2Loss()(net(mx.nd.array(x)), mx.nd.array(y))
+    if any(param.grad_req != "null" for param in net.collect_params().values()):
+        loss.backward()
+    trainer.step(len(x))
+
+
+def record_reductions(hvd):
+    """Note what is handed to Horovod: ``[name, number of tensors, dtype, arguments that scale]``."""
+    calls = []
+    one, grouped = hvd.allreduce_, hvd.grouped_allreduce_
+
+    def note(tensors, options):
+        dtype = np.dtype(tensors[0].dtype).name
+        calls.append([options["name"], len(tensors), dtype, options["prescale_factor"]])
+
+    def allreduce_(tensor, **options):
+        note([tensor], options)
+        return one(tensor, **options)
+
+    def grouped_allreduce_(tensors, **options):
+        note(tensors, options)
+        return grouped(tensors=tensors, **options)
+
+    hvd.allreduce_, hvd.grouped_allreduce_ = allreduce_, grouped_allreduce_
+    return calls
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]))

@@ -1,0 +1,313 @@
+"""`DistributedMultiLRTrainer` under `horovodrun`: every rank holds the same weights, and multipliers hold on each."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import horovod_worker
+import numpy as np
+import pytest
+
+from support import moved
+
+HERE = pathlib.Path(__file__).parent
+BOUND = 1e-6  # float32: the sum over two ranks is not made in the order of a batch twice as large
+FP16 = 1e-3  # what the gradients lose on the way, times a learning rate of 0.05 and a few steps
+FIRST, SECOND = {"net_dense0_weight", "net_dense0_bias"}, {"net_dense1_weight", "net_dense1_bias"}
+BATCHNORM = {"net_batchnorm0_" + name for name in ("gamma", "beta", "running_mean", "running_var")}
+
+needs_horovod = pytest.mark.skipif(
+    importlib.util.find_spec("horovod") is None, reason="Horovod is not installed: `tox -e horovod` builds it"
+)
+
+
+class Result:
+    """What the ranks of one job left behind."""
+
+    def __init__(self, folder, ranks):
+        self.ranks = []
+        for rank in ranks:
+            with np.load(folder / f"rank{rank}.npz") as arrays:
+                self.ranks.append(_by_step(arrays))
+        about = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in ranks]
+        assert all(one["reduced"] == about[0]["reduced"] for one in about), "the ranks reduced different gradients"
+        self.reduced, self.states = about[0]["reduced"], about[0]["states"]
+
+    @property
+    def history(self):
+        """The weights of the first rank after every step."""
+        return self.ranks[0]
+
+    def assert_ranks_agree(self, but=()):
+        for other in self.ranks[1:]:
+            for step, (one, two) in enumerate(zip(self.ranks[0], other)):
+                assert not moved(one, two) - set(but), f"after step {step}"
+
+    def distance(self, history):
+        """Return the largest difference to another history, over all steps."""
+        assert len(self.history) == len(history)
+        pairs = [(one[name], two[name]) for one, two in zip(self.history, history) for name in one]
+        return max(float(abs(one - two).max()) for one, two in pairs)
+
+    def names(self, step):
+        """Return the names under which gradients were reduced at ``step``."""
+        return [name for name, *_ in self.reduced[step]]
+
+
+@pytest.fixture
+def train(tmp_path_factory):
+    """Run a case on ``np`` ranks, or on those of its process set; the ranks agree bit for bit after every step."""
+
+    def go(np=2, differ=(), **case):
+        folder = tmp_path_factory.mktemp("run")
+        code, output = horovodrun(folder, case, np)
+        assert code == 0, f"horovodrun ended with {code}\n{output}"
+        result = Result(folder, case.get("process_set", range(np)))
+        result.assert_ranks_agree(differ)
+        return result
+
+    return go
+
+
+def horovodrun(folder, case, np=2, timeout=120, **env):
+    """Return the exit code and the output of one job; no process of it is left, whatever happened."""
+    command = [shutil.which("horovodrun", path=os.path.dirname(sys.executable)), "-np", str(np)]
+    command += ["-H", f"localhost:{np}", "--gloo", sys.executable, "-W", "ignore"]
+    command += [str(HERE / "horovod_worker.py"), json.dumps(case), str(folder)]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)  # it ends its ranks
+        output, _ = process.communicate(timeout=30)
+        pytest.fail(f"out of time after {timeout} s: {' '.join(command)}\n{output}")
+    finally:
+        if process.poll() is None:
+            process.kill()
+        left = _end([int(file.read_text()) for file in folder.glob("pid*")])
+    assert not left, f"horovodrun left ranks behind, by process id: {left}\n{output}"
+    return process.returncode, output
+
+
+def _end(pids, patience=5):
+    """Wait for processes to end; kill and return those that do not."""
+    deadline = time.monotonic() + patience
+    while any(map(_runs, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [pid for pid in pids if _runs(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return left
+
+
+def _runs(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _by_step(arrays):
+    history = {}
+    for key, array in arrays.items():
+        step, name = key.split("/")
+        history.setdefault(int(step), {})[name] = array
+    return [history[step] for step in sorted(history)]
+
+
+def start(**case):
+    """Return the weights that every case begins with."""
+    return {name: param.data().asnumpy() for name, param in horovod_worker.make_net(case, 0).collect_params().items()}
+
+
+@needs_horovod
+@pytest.mark.slow
+class TestAllRanksAgree:
+    """Promise 7; the `train` fixture compares the ranks after every step, which begin with weights of their own."""
+
+    @pytest.mark.parametrize(
+        "optimizer", [("sgd", {"momentum": 0.9, "wd": 0.01}), ("adam", {})], ids=["sgd with momentum", "adam"]
+    )
+    def test_as_one_process_on_the_whole_batch(self, train, optimizer):
+        name, params = optimizer
+        case = {"optimizer": name, "optimizer_params": params, "groups": {0: 0.1, 1: 3}, "steps": 5}
+        assert train(**case).distance(horovod_worker.alone(case)) < (BOUND if name == "sgd" else 1e-4)
+
+    def test_weights_that_are_initialized_by_the_first_forward(self, train):
+        case = {"deferred": True, "groups": {0: 0.1}}
+        assert train(**case).distance(horovod_worker.alone(case)) < BOUND
+
+    @pytest.mark.parametrize("hybridize", [False, True])
+    def test_a_frozen_batchnorm_does_not_move(self, train, hybridize):
+        case = {"batchnorm": True, "hybridize": hybridize, "groups": {1: 0}}
+        result = train(**case)
+        assert result.distance(horovod_worker.alone(case)) < BOUND
+        assert moved(start(**case), result.history[-1]) == FIRST | SECOND
+
+    def test_statistics_that_are_not_frozen_are_of_each_rank(self, train):
+        result = train(batchnorm=True, differ={"net_batchnorm0_running_mean", "net_batchnorm0_running_var"})
+        assert moved(*[rank[-1] for rank in result.ranks]) <= BATCHNORM
+
+
+@needs_horovod
+@pytest.mark.slow
+class TestMultipliers:
+    def test_m_means_m(self, train):
+        multiplied = train(groups={0: 0.5, 1: 0.5})
+        assert multiplied.distance(train(optimizer_params={"learning_rate": 0.025}).history) == 0
+
+    def test_setters_and_schedules(self, train):
+        case = {
+            "schedule": 1,  # frozen at the first update
+            "changes": [[2, "set_lr_mult", 0, 0.1], [3, "set_learning_rate", None, 0.01], [3, "set_wd_mult", 0, 0]],
+            "optimizer_params": {"wd": 0.01, "momentum": 0.9},
+            "steps": 5,
+        }
+        result = train(**case)
+        assert result.distance(horovod_worker.alone(case)) < BOUND
+        assert moved(start(), result.history[0]) == FIRST
+        assert [len(names) for names in map(result.names, range(5))] == [2, 4, 4, 4, 4]
+
+
+@needs_horovod
+@pytest.mark.slow
+class TestFrozen:
+    def test_a_frozen_layer_stays_and_is_not_reduced(self, train):
+        result = train(groups={0: 0}, optimizer_params={"momentum": 0.9})
+        assert moved(start(), result.history[-1]) == SECOND
+        assert result.names(0) == ["2", "3"]  # by index in the sorted Parameters
+        assert result.states[-1] == [2, 3]
+
+    @pytest.mark.parametrize("options", [{}, {"num_groups": 2}, {"compression": "fp16"}], ids=str)
+    def test_freezing_and_unfreezing_in_mid_training(self, train, options):
+        case = {
+            "changes": [[2, "set_lr_mult", 0, 0], [4, "set_lr_mult", 0, 0.5], [4, "set_lr_mult", 1, 0]],
+            "optimizer_params": {"momentum": 0.9, "wd": 0.01},
+            "hybridize": True,
+            "steps": 6,
+            **options,
+        }
+        result = train(**case)
+        assert result.distance(horovod_worker.alone(case)) < (FP16 if "compression" in options else BOUND)
+        trained = [moved(one, two) for one, two in zip([start(), *result.history], result.history)]
+        assert trained == [FIRST | SECOND] * 2 + [SECOND] * 2 + [FIRST] * 2
+        assert [sum(call[1] for call in calls) for calls in result.reduced] == [4, 4, 2, 2, 2, 2]
+
+    def test_all_of_it(self, train):
+        result = train(groups={0: 0, 1: 0}, changes=[[1, "set_lr_mult", 1, 1]], num_groups=2)
+        assert not moved(start(), result.history[0])
+        assert [len(calls) for calls in result.reduced] == [0, 2, 2]
+
+    def test_ranks_that_freeze_differently_are_told(self, tmp_path):
+        """Rank 1 alone freezes the first layer before the second step; plain Horovod would wait for ever."""
+        code, output = horovodrun(tmp_path, {"changes": [[1, "set_lr_mult", 0, 0, 1]]})
+        assert code != 0
+        for rank in (0, 1):
+            told = [line for line in output.splitlines() if f"[{rank}]<stderr>:RuntimeError: the ranks froze" in line]
+            assert told, output
+            assert "net_dense0_bias, net_dense0_weight (2 of 4)" in told[0]
+
+
+@needs_horovod
+@pytest.mark.slow
+class TestHorovodsOwnArguments:
+    def test_num_groups(self, train):
+        result = train(num_groups=2)
+        assert result.distance(horovod_worker.alone({})) < BOUND
+        assert [call[:2] for call in result.reduced[0]] == [["0:1", 2], ["2:3", 2]]
+
+    def test_compression(self, train):
+        result = train(compression="fp16")
+        assert 0 < result.distance(horovod_worker.alone({})) < FP16
+        assert {call[2] for calls in result.reduced for call in calls} == {"float16"}
+
+    def test_gradient_predivide_factor_and_prefix(self, train):
+        result = train(gradient_predivide_factor=2.0, prefix="head.")
+        assert result.distance(horovod_worker.alone({})) < BOUND
+        assert result.reduced[0] == [[f"head.{index}", 1, "float32", 0.5] for index in range(4)]
+
+    def test_process_set(self, train):
+        case = {"groups": {0: 0.1}}
+        assert train(np=3, process_set=[1, 2], **case).distance(horovod_worker.alone(case)) < BOUND
+
+
+@needs_horovod
+class TestOneProcess:
+    """Without `horovodrun` Horovod is a job of one rank; it is initialized in a process of its own."""
+
+    @pytest.fixture
+    def python(self):
+        def run(code):
+            path = os.pathsep.join([str(HERE.parent), *filter(None, sys.path)])
+            command = [sys.executable, "-W", "ignore", "-c", PREAMBLE + code]
+            env = {**os.environ, "PYTHONPATH": path}
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        return run
+
+    def test_before_init(self, python):
+        out = python(
+            "try: make(net)\n"
+            "except ValueError as error: print(error)\n"
+            "print(all(param._trainer is None for param in net.collect_params().values()))\n"
+        )
+        assert out == "Horovod has not been initialized; use hvd.init().\nTrue\n"
+
+    def test_two_contexts_of_one_process(self, python):
+        out = python("hvd.init()\ntry: make(mlp(CONTEXTS))\nexcept ValueError as error: print(error)\n")
+        assert "on 2 contexts" in out
+        assert "one process for each device" in out
+
+    def test_a_distributed_optimizer(self, python):
+        out = python(
+            "hvd.init()\n"
+            "try: make(net, hvd.DistributedOptimizer(mx.optimizer.SGD()))\n"
+            "except TypeError as error: print(error)\n"
+        )
+        assert "not a DistributedOptimizer around it" in out
+
+    def test_a_list_of_parameters_keeps_its_order(self, python):
+        out = python(
+            "hvd.init()\n"
+            "params = list(net.collect_params().values())[::-1]\n"
+            "trainer = make(params)\n"
+            "print(trainer._params == params, repr(trainer))\n"
+        )
+        assert out == "True DistributedMultiLRTrainer(SGD, learning_rate=0.01, 1 groups, 4 parameters, 0 frozen)\n"
+
+    def test_examples(self, python):
+        assert python("print(doctest.testmod(multitrainer.horovod))\n") == "TestResults(failed=0, attempted=8)\n"
+
+
+PREAMBLE = """
+import doctest
+import multitrainer.horovod
+import horovod.mxnet as hvd
+import mxnet as mx
+from multitrainer.horovod import DistributedMultiLRTrainer as make_trainer
+from support import CONTEXTS, mlp
+net = mlp(batchnorm=False)
+make = lambda params, optimizer="sgd": make_trainer(params, optimizer)
+"""
+
+
+def test_without_horovod_it_says_how_to_build_it():
+    code = "import sys; sys.modules['horovod'] = None; import multitrainer; import multitrainer.horovod"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "ImportError: multitrainer.horovod needs Horovod" in done.stderr
+    assert "pip install --no-build-isolation 'multitrainer[horovod]'" in done.stderr
