@@ -332,7 +332,8 @@ class TestOldTraces:
             step(net, trainer, x, y)
         assert not moved(before, statistics(net))
 
-    def test_does_not_warn_for_a_step_whose_forward_was_before_the_change(self):
+    @pytest.mark.parametrize("reduce_first", [False, True])
+    def test_does_not_warn_for_a_step_whose_forward_was_before_the_change(self, reduce_first):
         net, x, y = self.part_of_a_traced_network()
         trainer = MultiLRTrainer(net, "sgd")
         with autograd.record():
@@ -341,8 +342,14 @@ class TestOldTraces:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             trainer.set_lr_mult({net.features: 0})
-            trainer.step(4)
+            before = snapshot(net.features)
+            if reduce_first:
+                trainer.allreduce_grads()
+                trainer.update(4)
+            else:
+                trainer.step(4)
             step(net, trainer, x, y)
+        assert not moved(before, snapshot(net.features))
 
     def test_warns_for_a_slice_of_a_network(self):
         """A slice is a Block that nobody hybridizes and nobody calls."""
@@ -359,18 +366,6 @@ class TestOldTraces:
             step(net, trainer, x, y)
             step(net, trainer, x, y)
         assert not any(watch.block for watch in freezing._watches if watch.params <= set(net.collect_params().values()))
-
-    def test_asks_once_a_step_where_gradients_are_reduced_first(self):
-        net, x, y = self.part_of_a_traced_network()
-        trainer = MultiLRTrainer(net, "sgd")
-        with autograd.record():
-            value = loss.SoftmaxCrossEntropyLoss()(net(x), y)
-        value.backward()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            trainer.set_lr_mult({net.features: 0})
-            trainer.allreduce_grads()
-            trainer.update(4)
 
     def test_warns_where_the_whole_network_sits_in_another_that_was_traced(self):
         net = build("mobilenetv2_0.25")

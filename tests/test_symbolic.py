@@ -716,3 +716,17 @@ def test_backward_of_these_networks_moves_every_weight():
     backward(net, *batches(1)[0], CONTEXTS[:1])
     Trainer(net.collect_params(), *SGD).step(4)
     assert weights(moved(before, snapshot(net))) == weights(before)
+
+
+def test_a_second_trainer_does_not_read_a_symbol_that_the_first_has_read():
+    """A multiplier set back to 1 by hand since is the truth, not what the file said."""
+    weight = mx.sym.Variable("fc_weight", lr_mult=0.5)
+    symbol = mx.sym.FullyConnected(mx.sym.Variable("data"), weight, name="fc", num_hidden=1)
+    block = mx.gluon.SymbolBlock(symbol, mx.sym.Variable("data"))
+    block.initialize()
+    param = block.collect_params()["fc_weight"]
+    MultiLRTrainer(block, "sgd")
+    assert param.lr_mult == 0.5
+    param.lr_mult = 1
+    MultiLRTrainer(block, "sgd")
+    assert param.lr_mult == 1
