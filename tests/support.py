@@ -21,6 +21,19 @@ def mlp(ctx=None, prefix="net_", batchnorm=True):
     return net
 
 
+def convolution(shift=0):
+    """Return a network that has predicted before: MKL-DNN has put its weights into a layout of its own."""
+    mx.random.seed(3)
+    net = nn.HybridSequential(prefix="net_")
+    with net.name_scope():
+        net.add(nn.HybridLambda(lambda _, x: x.reshape((0, 3, 1, 1))))
+        net.add(nn.Conv2D(16, 1, in_channels=3), *(nn.Conv2D(16, 3, padding=1, in_channels=16) for _ in range(6)))
+        net.add(nn.Dense(2, in_units=16))
+    net.initialize(mx.init.Uniform(0.2 + shift))
+    net(mx.nd.ones((50_000, 3)))  # still under way when it returns
+    return net
+
+
 def batches(count=4, size=4, seed=5):
     """Return ``count`` batches of inputs and targets."""
     rng = np.random.RandomState(seed)

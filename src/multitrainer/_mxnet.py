@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 
 def _import_mxnet() -> None:
@@ -40,6 +41,8 @@ def _import_mxnet() -> None:
 
 _import_mxnet()
 
+from mxnet import nd  # noqa: E402
+from mxnet.base import _LIB, check_call  # noqa: E402
 from mxnet.gluon import Block, Constant, HybridBlock, Parameter, SymbolBlock, Trainer  # noqa: E402
 from mxnet.gluon.nn.basic_layers import _BatchNorm  # noqa: E402
 from mxnet.module import BucketingModule, Module, SequentialModule  # noqa: E402
@@ -106,6 +109,19 @@ def owner(param: Parameter) -> Any:
 def set_owner(param: Parameter, trainer: Trainer | None) -> None:
     """Give ``param`` back to the Trainer it belonged to."""
     param._trainer = trainer
+
+
+def use_plain_layout(params: Iterable[Parameter]) -> None:
+    """Put the values of ``params`` into the layout that parameter servers and Horovod can read.
+
+    A forward pass outside of ``record`` leaves the weights of convolutions in a layout of MKL-DNN's own
+    (``MKLDNNConvolutionForward`` in src/operator/nn/mkldnn/mkldnn_convolution.cc). ``MXNDArrayGetData``, which gives
+    access to an array's memory, puts it back first (src/c_api/c_api.cc).
+    """
+    nd.waitall()  # such a pass may still be under way, or what it asked for
+    for param in params:
+        for array in param._data or ():
+            check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(ctypes.c_void_p())))
 
 
 def has_fresh_gradient(param: Parameter) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mxnet import nd
 
+from ._mxnet import use_plain_layout
 from .trainer import MultiLRTrainer
 
 try:
@@ -56,6 +57,7 @@ class _HorovodTrainer(hvd.DistributedTrainer):
             )
 
     def _broadcast_weights(self) -> None:
+        use_plain_layout(self._params)
         prefix = f"{self._prefix}initial."
         if self._process_set.process_set_id == hvd.global_process_set.process_set_id:
             hvd.broadcast_parameters({param.name: param for param in self._params}, prefix=prefix)

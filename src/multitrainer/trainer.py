@@ -255,6 +255,8 @@ class MultiLRTrainer(Trainer):
 
     def _init_params(self) -> None:
         waiting = len(self._params_to_init)
+        if self._distributed:
+            _mxnet.use_plain_layout(self._params_to_init)
         super()._init_params()
         if self._distributed and not self._update_on_kvstore and len(self._params_to_init) < waiting:
             # A server's key holds the initial weight until the first push and a sum of gradients after it. A rank

@@ -15,7 +15,7 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from support import mlp, snapshot
+from support import convolution, mlp, snapshot
 
 BATCH = 8  # of all ranks together
 
@@ -78,6 +78,8 @@ def make_net(case, shift):
         with net.name_scope():
             net.add(nn.Dense(4), nn.Dense(2))
         net.initialize(mx.init.Xavier())
+    elif case.get("convolution"):
+        net = convolution(shift)
     else:
         net = mlp(batchnorm=case.get("batchnorm", False))
         for param in net.collect_params().values():

@@ -149,6 +149,10 @@ class TestAllRanksAgree:
         case = {"deferred": True, "groups": {0: 0.1}}
         assert train(**case).distance(horovod_worker.alone(case)) < BOUND
 
+    def test_weights_that_have_predicted_before(self, train):
+        case = {"convolution": True, "groups": {1: 0.1}}
+        assert train(**case).distance(horovod_worker.alone(case)) < BOUND
+
     @pytest.mark.parametrize("hybridize", [False, True])
     def test_a_frozen_batchnorm_does_not_move(self, train, hybridize):
         case = {"batchnorm": True, "hybridize": hybridize, "groups": {1: 0}}

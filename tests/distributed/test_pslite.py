@@ -84,6 +84,13 @@ class TestWorkersUpdate:
             assert workers.distance(servers) == 0
         assert workers.distance(alone(train)) < BOUND
 
+    @pytest.mark.parametrize("update_on_kvstore", [None, True])
+    def test_weights_that_have_predicted_before(self, train, update_on_kvstore):
+        case = {"kvstore": "dist_sync", "convolution": True, "groups": {1: 0.1}, "update_on_kvstore": update_on_kvstore}
+        result = train(**case)
+        result.assert_ranks_agree()
+        assert result.distance(alone(train, **case)) < BOUND
+
     def test_everything_can_change_in_mid_training(self, train):
         case = {
             "steps": 6,

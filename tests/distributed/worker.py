@@ -15,7 +15,7 @@ import numpy as np
 from mxnet import autograd, gluon
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from support import CONTEXTS, mlp, snapshot
+from support import CONTEXTS, convolution, mlp, snapshot
 
 CASE, FOLDER = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])
 INDEX, WORKERS = int(os.environ.get("WORKER_INDEX", "0")), int(os.environ.get("DMLC_NUM_WORKER", "1"))
@@ -23,7 +23,7 @@ INDEX, WORKERS = int(os.environ.get("WORKER_INDEX", "0")), int(os.environ.get("D
 
 def main():
     ctx = CONTEXTS if CASE.get("contexts") == 2 else [mx.cpu(0)]
-    net = mlp(ctx, batchnorm=CASE.get("batchnorm", False))
+    net = mlp(ctx, batchnorm=CASE.get("batchnorm", False)) if not CASE.get("convolution") else convolution()
     kv = CASE["kvstore"]
     if CASE.get("ready"):
         kv = mx.kv.create(kv)
