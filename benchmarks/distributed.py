@@ -1,0 +1,401 @@
+"""What a frozen backbone saves two workers: bytes on the wire and time of a training step, this package beside stock.
+
+All processes are real and on one machine; what they send each other is what the kernel counts on the loopback
+interface, in a network namespace of their own where one can be had. Needs Linux, mxnet and multitrainer; Horovod for
+the rows under it, GluonCV for networks that MXNet's own model zoo does not have.
+
+    python benchmarks/distributed.py [--only NAME ...] [--model NAME] [--pixels N] [--steps N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import importlib.util
+import json
+import os
+import signal
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+
+WORKERS, BATCH, WARM_UP, LIMIT = 2, 4, 2, 150  # ranks, images a rank, steps before any is counted, seconds a job
+STOCK = ("trained", "lr_mult=0", "grad_req='null'")  # what is done to the backbone, in turn
+OURS = ("trained", "frozen", "half unfrozen")
+SERVERS = {"update_on_kvstore": True}
+JOBS = (  # section, trainer, kvstore, arguments of the trainer, phases
+    ("sync", "gluon.Trainer", "dist_sync", {}, STOCK),
+    ("sync", "MultiLRTrainer", "dist_sync", {}, OURS),
+    ("server", "MultiLRTrainer", "dist_sync", SERVERS, OURS),
+    ("async", "gluon.Trainer", "dist_async", {}, STOCK),
+    ("async", "MultiLRTrainer", "dist_async", {}, OURS),
+    ("horovod", "hvd.DistributedTrainer", "horovod", {}, STOCK),
+    ("horovod", "DistributedMultiLRTrainer", "horovod", {}, OURS),
+)
+SECTIONS = {
+    "sync": "dist_sync as each trainer does it by default: under stock the server updates, under ours the workers",
+    "server": "dist_sync, update_on_kvstore=True",
+    "async": "dist_async",
+    "horovod": "Horovod with Gloo",
+}
+HEADINGS = ("trainer", "backbone", "values", "expected B", "measured B", "of all", "idle B", "ms a step", "of all")
+WIDTHS = (25, 15, 10, 11, 11, 8, 7, 17, 6)
+NOTES = f"""\
+values: trained ones. Bytes are a step's, all processes of the {WORKERS} workers' job together; expected: of the float32
+values alone; measured: with headers; idle: in as long a time without a step. Milliseconds are rank 0's, median and
+(min to max). of all: of what the same trainer needs to train it all."""
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000  # linux/sched.h
+DIE_WITH_PARENT, ADOPT_ORPHANS = 1, 36  # linux/prctl.h
+GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 0x1  # linux/sockios.h, linux/if.h
+
+
+def rank_main(number, folder, options):
+    """Train as one rank, phase by phase; rank 0 leaves what it measured in the folder."""
+    import numpy as np
+
+    np.bool = bool  # MXNet 1.9.1 reads it at import; NumPy 1.24 removed it.
+    import mxnet as mx  # with DMLC_ROLE=scheduler or server a process serves here, then exits
+
+    _, trainer_name, store, arguments, phases = JOBS[number]
+    net, head, x = build(mx, options.model, options.pixels)
+    rank, barrier, arguments = join(mx, store, arguments)
+    trainer = make_trainer(mx, trainer_name, net, arguments)
+    step = make_step(mx, net, x, trainer)
+    kept = head.collect_params().keys()
+    backbone = [p for name, p in net.collect_params().items() if name not in kept and p.grad_req != "null"]
+    rows = []
+    for phase in phases:
+        turn(phase, trainer, net, head, backbone)
+        for _ in range(WARM_UP):  # the first ones trace the network and hand out the weights
+            step()
+        params = list(net.collect_params().values())
+        values = sum(param.data().size for param in params if param.grad_req != "null")
+        row = {"backbone": phase, "values": values, "parameters": len(params)}
+        rows.append({**row, **measure(step, options.steps, barrier)})
+    if rank == 0:
+        Path(folder, "rows.json").write_text(json.dumps(rows))
+    barrier()  # nobody leaves while another still waits for an answer
+
+
+def build(mx, name, pixels):
+    """Return a network of ten classes, its last layer, and a batch."""
+    try:
+        net = mx.gluon.model_zoo.vision.get_model(name, classes=10)
+    except ValueError:  # it knows no such name
+        from gluoncv.model_zoo import get_model
+
+        net = get_model(name, classes=10)
+    mx.random.seed(7)
+    net.initialize(mx.init.Xavier())
+    net.hybridize(static_alloc=True, static_shape=True)
+    x = mx.nd.random.normal(shape=(BATCH, 3, pixels, pixels))
+    with mx.autograd.train_mode():  # predicting would leave weights in a layout that no store can send
+        net(x)  # shapes are known from here on
+    return net, net.output if hasattr(net, "output") else net.fc, x
+
+
+def join(mx, store, arguments):
+    """Join the other ranks; return the rank, a barrier that first ends this rank's work, and a trainer's arguments."""
+    if store == "horovod":
+        import horovod.mxnet as hvd
+
+        hvd.init()
+        rank, meet = hvd.rank(), lambda: hvd.allreduce(mx.nd.ones(1), name="barrier").wait_to_read()
+    else:
+        store = mx.kv.create(store)
+        rank, meet, arguments = store.rank, store._barrier, {**arguments, "kvstore": store}
+
+    def barrier():
+        mx.nd.waitall()
+        meet()
+
+    return rank, barrier, arguments
+
+
+def make_trainer(mx, name, net, arguments):
+    if name == "gluon.Trainer":
+        kind = mx.gluon.Trainer
+    elif name == "MultiLRTrainer":
+        kind = importlib.import_module("multitrainer").MultiLRTrainer
+    elif name == "hvd.DistributedTrainer":
+        kind = importlib.import_module("horovod.mxnet").DistributedTrainer
+    else:
+        kind = importlib.import_module("multitrainer.horovod").DistributedMultiLRTrainer
+    params = net if "MultiLR" in name else net.collect_params()
+    return kind(params, "sgd", {"learning_rate": 1e-4, "momentum": 0.9}, **arguments)
+
+
+def make_step(mx, net, x, trainer):
+    """Return a function that makes one step, waits for its end and returns the seconds that it took."""
+
+    def step():
+        start = time.perf_counter()
+        with mx.autograd.record():
+            loss = net(x).square().mean()
+        loss.backward()
+        trainer.step(1)
+        mx.nd.waitall()
+        return time.perf_counter() - start
+
+    return step
+
+
+def turn(phase, trainer, net, head, backbone):
+    """Do to the backbone what the phase is called after."""
+    if phase == "frozen":
+        trainer.set_lr_mult({net: 0, head: 1})
+    elif phase == "half unfrozen":
+        trainer.set_lr_mult(dict.fromkeys(last_half(backbone), 1))
+    elif phase != "trained":
+        for param in backbone:
+            param.lr_mult = 0
+            param.grad_req = "null" if "null" in phase else "write"
+
+
+def last_half(params):
+    """Return as many of the last Parameters as hold half of the values, or a little less."""
+    left, last = sum(param.data().size for param in params) / 2, []
+    for param in reversed(params):
+        left -= param.data().size
+        if left < 0:
+            return last
+        last.append(param)
+    return last
+
+
+def measure(step, steps, barrier):
+    """Count and time the steps; then count as long a time in which nobody steps."""
+    seconds = []
+    sent = bytes_during(lambda: seconds.extend(step() for _ in range(steps)), barrier)
+    idle = bytes_during(lambda: time.sleep(sum(seconds)), barrier)
+    return {"bytes": sent / steps, "idle": idle / steps, "seconds": seconds}
+
+
+def bytes_during(action, barrier):
+    """Return what all processes send while every rank does the action; who counts lets the others wait for it."""
+    barrier()
+    before = loopback_bytes()
+    barrier()
+    action()
+    barrier()
+    after = loopback_bytes()
+    barrier()
+    return after - before
+
+
+def loopback_bytes():
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    return next(int(line.split(":")[1].split()[8]) for line in lines if line.strip().startswith("lo:"))  # sent
+
+
+def run(number, options):
+    """Run a job; return what rank 0 measured. Whatever happens, none of its processes is left."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        try:
+            with log.open("w") as file:
+                processes = [start(command, env, file) for command, env in commands(number, folder, options)]
+            wait(processes)
+            return json.loads(Path(folder, "rows.json").read_text())
+        except Exception:
+            sys.stderr.write(log.read_text())
+            raise
+        finally:
+            end_processes()
+
+
+def commands(number, folder, options):
+    """Return each process to start, as a command and its environment."""
+    work = [sys.executable, "-W", "ignore", os.path.abspath(__file__), "--rank", str(number), folder]
+    work += ["--model", options.model, "--pixels", str(options.pixels), "--steps", str(options.steps)]
+    if JOBS[number][2] == "horovod":
+        horovodrun = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", str(WORKERS)]
+        return [([*horovodrun, "-H", f"localhost:{WORKERS}", *work], {})]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": str(port), "DMLC_INTERFACE": "lo"}
+    shared.update(DMLC_NUM_SERVER="1", DMLC_NUM_WORKER=str(WORKERS))
+    return [(work, {**shared, "DMLC_ROLE": role}) for role in ["scheduler", "server"] + ["worker"] * WORKERS]
+
+
+def start(command, env, log):
+    env = {"OMP_NUM_THREADS": "1", **os.environ, **env}
+    tie = {"start_new_session": True, "preexec_fn": lambda: LIBC.prctl(DIE_WITH_PARENT, signal.SIGKILL)}
+    return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **tie)
+
+
+def wait(processes):
+    """Wait for all to end; the first that fails ends the wait, for the others would wait for it for ever."""
+    codes, deadline = [None], time.monotonic() + LIMIT
+    while None in codes:
+        time.sleep(0.05)
+        codes = [process.poll() for process in processes]
+        if any(codes):
+            raise RuntimeError(f"a process failed, exit codes {codes}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not done within {LIMIT} s")
+
+
+def end_processes():
+    """Kill every child of this process, by its id, until there is none; orphans of a child become children."""
+    while True:
+        for pid in children():
+            os.kill(pid, signal.SIGKILL)
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
+def children():
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            continue
+        if parent == os.getpid():
+            yield int(stat.parent.name)
+
+
+def isolate():
+    """Enter a network namespace of our own; return whether one could be had."""
+    for flags in (NEW_NETWORK, NEW_USER | NEW_NETWORK):  # the first is for root, the second for most users
+        child = os.fork()  # it tries, for there is no way back
+        if not child:
+            try:
+                enter_namespace(flags)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:
+            enter_namespace(flags)
+            return True
+    return False
+
+
+def enter_namespace(flags):
+    user, group = os.getuid(), os.getgid()
+    if LIBC.unshare(flags):
+        raise OSError(ctypes.get_errno(), "unshare")
+    if flags & NEW_USER:
+        for file, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            Path("/proc/self", file).write_text(text)
+    with socket.socket() as any_socket:  # a new loopback interface is down
+        request = struct.pack("16sH14x", b"lo", 0)
+        state = struct.unpack_from("H", fcntl.ioctl(any_socket, GET_FLAGS, request), 16)[0]
+        fcntl.ioctl(any_socket, SET_FLAGS, struct.pack("16sH14x", b"lo", state | UP))
+    with socket.socket() as listener, socket.socket() as caller:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        caller.connect(listener.getsockname())
+
+
+def expected_bytes(section, row):
+    """Return the bytes of the float32 values: each rank pushes and pulls all, or sends half of it around, twice."""
+    each_way = WORKERS * 4 * row["values"]
+    if section != "horovod":
+        return 2 * each_way
+    compared = row["parameters"] if "MultiLR" in row["trainer"] else 0  # at every step: which of them a rank has frozen
+    return each_way + WORKERS * 4 * compared
+
+
+def measure_job(number, options):
+    """Return the rows of a job, or one that says why there is none."""
+    section, trainer, *_ = JOBS[number]
+    try:
+        rows = run(number, options)
+    except Exception as error:
+        return [{"section": section, "trainer": trainer, "error": f"{type(error).__name__}: {error}"}]
+    done = []
+    for row in rows:
+        row = {"section": section, "trainer": trainer, **row}
+        row["milliseconds"] = 1e3 * statistics.median(row["seconds"])
+        row["expected"] = expected_bytes(section, row)
+        for ratio, figure in (("bytes_ratio", "bytes"), ("time_ratio", "milliseconds")):
+            row[ratio] = row[figure] / (done[0] if done else row)[figure]
+        done.append(row)
+    return done
+
+
+def show(row):
+    if "error" in row:
+        return f"{row['trainer']}: could not be measured: {textwrap.shorten(row['error'], 90)}"
+    low, high = 1e3 * min(row["seconds"]), 1e3 * max(row["seconds"])
+    numbers = [f"{row[key]:,.0f}" for key in ("values", "expected", "bytes")]
+    times = f"{row['milliseconds']:.0f} ({low:.0f} to {high:.0f})"
+    bytes_ratio, time_ratio = f"{100 * row['bytes_ratio']:.2f} %", f"{100 * row['time_ratio']:.0f} %"
+    return line(row["trainer"], row["backbone"], *numbers, bytes_ratio, f"{row['idle']:,.0f}", times, time_ratio)
+
+
+def line(*cells):
+    words, numbers = zip(cells[:2], WIDTHS), zip(cells[2:], WIDTHS[2:])
+    return "  ".join([cell.ljust(width) for cell, width in words] + [cell.rjust(width) for cell, width in numbers])
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), metavar="NAME", help=", ".join(SECTIONS))
+    parser.add_argument("--model", default="resnet18_v1", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--pixels", type=int, default=32, metavar="N", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps to measure; default: %(default)s")
+    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
+    parser.add_argument("--no-namespace", action="store_true", help="count on the loopback of the whole machine")
+    parser.add_argument("--rank", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.steps < 1:
+        parser.error("--steps must be 1 or more")
+    return options
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    if options.rank:
+        try:
+            rank_main(int(options.rank[0]), options.rank[1], options)
+        except Exception:  # a server leaves by SystemExit
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)  # MXNet's own end of a worker waits for its peers
+        return 0
+    LIBC.prctl(ADOPT_ORPHANS, 1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    own = not options.no_namespace and isolate()
+    horovod = importlib.util.find_spec("horovod") is not None
+    versions = {name: version(name) for name in ("mxnet", "numpy", *["horovod"] * horovod)}
+    versions.update(python=sys.version.split()[0], cores=len(os.sched_getaffinity(0)))
+    setting = {"model": options.model, "pixels": options.pixels, "batch": BATCH, "steps": options.steps}
+    print(", ".join(f"{name} {value}" for name, value in {**versions, **setting}.items()))
+    print(NOTES)
+    if not own:
+        print("WARNING: no network namespace of our own: whatever else uses this machine's loopback is counted too.")
+    print("\n" + line(*HEADINGS))
+    rows = []
+    for section in [name for name in SECTIONS if name in (options.only or SECTIONS)]:
+        print(f"\n-- {SECTIONS[section]} [{section}]", flush=True)
+        if section == "horovod" and not horovod:
+            print("skipped: Horovod is not installed")
+            continue
+        for number in [number for number, job in enumerate(JOBS) if job[0] == section]:
+            done = measure_job(number, options)
+            print("\n".join(map(show, done)), flush=True)
+            rows.extend(done)
+    if options.json:
+        about = {"versions": versions, "setting": setting, "namespace": own, "rows": rows}
+        Path(options.json).write_text(json.dumps(about, indent=1) + "\n")
+    return int(any("error" in row for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
