@@ -39,9 +39,9 @@ def test_a_source_that_does_not_fit_is_named(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_embedded_default_compares_four_regimes(tmp_path, capsys):
-    assert main(["finetune", "--out", str(tmp_path)]) == 0
-    rows = rows_of(tmp_path)
+def test_the_embedded_default_compares_four_regimes(embedded_default):
+    out = embedded_default.out
+    rows = rows_of(out)
     assert len(rows) == 4 * digits.SEEDS * digits.EPOCHS
     final = {
         regime.name: statistics.mean(
@@ -52,10 +52,14 @@ def test_the_embedded_default_compares_four_regimes(tmp_path, capsys):
     assert all(value > 0.4 for value in final.values()), final  # guessing gets 0.2
     assert {row["learning_rates"]["backbone"] for row in rows if row["regime"] == "backbone frozen"} == {0.0}
     files = ["best.params", "comparison.png", "digits-source.params", "last.params", "metrics.jsonl"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == files
-    printed = capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == files
     for regime in digits.REGIMES:
-        assert printed.count(f"\n{regime.name}") == 2  # its group table and its line of the comparison
+        assert embedded_default.printed.count(f"\n{regime.name}") == 2  # its group table, its line of the comparison
+
+
+@pytest.mark.slow
+def test_the_source_is_trained_once(tmp_path, capsys):
+    assert main(["finetune", "--out", str(tmp_path), "--epochs", "1"]) == 0
     made = (tmp_path / "digits-source.params").stat().st_mtime_ns
     assert main(["finetune", "--out", str(tmp_path), "--epochs", "1"]) == 0
     assert (tmp_path / "digits-source.params").stat().st_mtime_ns == made

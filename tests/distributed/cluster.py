@@ -1,5 +1,6 @@
 """A ps-lite cluster of real processes on loopback: a scheduler, servers and workers, for as long as a test takes."""
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -15,7 +16,14 @@ class ClusterError(AssertionError):
 
 
 def run(script, *arguments, workers=2, servers=1, timeout=120, env=None):
-    """Run ``script`` on every worker; return what each printed. Processes are ended by their own ids, in any case."""
+    """Run ``script`` on every worker; return what each printed."""
+    with start(script, *arguments, workers=workers, servers=servers, env=env) as processes:
+        return _outputs(processes, time.monotonic() + timeout, pathlib.Path(script).name)
+
+
+@contextlib.contextmanager
+def start(script, *arguments, workers=2, servers=1, env=None):
+    """Start a cluster; give ``(role, process)`` of each process. They are ended by their own ids, in any case."""
     roles = ["scheduler", *["server"] * servers, *["worker"] * workers]
     base = {
         **os.environ,
@@ -44,7 +52,7 @@ def run(script, *arguments, workers=2, servers=1, timeout=120, env=None):
         for index, role in enumerate(roles)
     ]
     try:
-        return _outputs(processes, time.monotonic() + timeout, pathlib.Path(script).name)
+        yield processes
     finally:
         for _, process in processes:
             if process.poll() is None:

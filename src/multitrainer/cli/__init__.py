@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import NoReturn, Sequence
 
 from . import finetune
-from .errors import UserError
-
-INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
+from .errors import UserError, report
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,22 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, 2 after a user error, 130 after Ctrl-C.
+        The exit status: 0, 2 after a user error, 130 after Ctrl-C; 1 where another rank of the run has ended early.
     """
     try:
         args = build_parser().parse_args(argv)
         status: int = args.run(args)
-    except KeyboardInterrupt:
-        print("multitrainer: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except UserError as error:
-        return _complain(str(error))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{where}{error.strerror or error}")
+    except (KeyboardInterrupt, UserError, OSError) as error:
+        return report(error)
     return status
-
-
-def _complain(message: str) -> int:
-    print("multitrainer: error:", " ".join(message.split()), file=sys.stderr)
-    return 2

@@ -13,6 +13,7 @@ from mxnet import gluon
 from mxnet.gluon.data.vision import transforms
 
 from .errors import UserError, require
+from .ranks import Ranks
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 VAL_SHARE = 0.2
@@ -72,6 +73,11 @@ class Images(NamedTuple):
     classes: list[str]
     train: ImageFolder
     val: ImageFolder
+
+    def listing(self) -> list[tuple[str, str]]:
+        """Return class and name of every image, in order: the same wherever the folder lies."""
+        items = [*self.train.items, *self.val.items]
+        return [(self.classes[label], Path(path).name) for path, label in items]
 
 
 def open_folder(root: Path, seed: int) -> Images:
@@ -161,24 +167,33 @@ def _unreadable(paths: list[str]) -> UserError:
 
 
 class _Draw(gluon.data.Sampler):
-    """Positions in the order of an epoch, each with the seed for what is drawn at random about that image."""
+    """Positions in the order of an epoch, each with the seed for what is drawn at random about that image.
 
-    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
+    All ranks draw the same order and take every so many-th of it, so that together they see what one would.
+    """
+
+    def __init__(self, length: int, seed: int, shuffle: bool, ranks: Ranks) -> None:
         self._length = length
         self._shuffle = shuffle
+        self._ranks = ranks
         self._generator = random.Random(seed)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = list(range(self._length))
         if self._shuffle:
             self._generator.shuffle(order)
-        return iter([(position, self._generator.getrandbits(31)) for position in order])
+        return iter(self._share([(position, self._generator.getrandbits(31)) for position in order]))
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._share(range(self._length)))
+
+    def _share(self, order: Sequence[Any]) -> Sequence[Any]:
+        return self._ranks.share(order, even=self._shuffle)
 
 
-def loaders(images: Images, size: int, batch_size: int, workers: int, seed: int) -> tuple[Any, Any]:
+def loaders(
+    images: Images, size: int, batch_size: int, workers: int, seed: int, ranks: Ranks | None = None
+) -> tuple[Any, Any]:
     """Return what gives the batches to train on and to measure on.
 
     Parameters
@@ -188,19 +203,22 @@ def loaders(images: Images, size: int, batch_size: int, workers: int, seed: int)
     size : int
         The side of the square the network takes.
     batch_size : int
-        Images in a batch, at most what there is to train on.
+        Images in a batch of this rank, at most what there is to train on.
     workers : int
         Processes that read and augment; 0 does it in this one.
     seed : int
         Decides the order and the augmentation.
+    ranks : Ranks, optional
+        Those that divide the images among them.
     """
+    ranks = ranks or Ranks()
     images.train.augment = _augmented(size)
     images.val.augment = _centred(size)
     # What is left over starts the next epoch: no batch is too small for BatchNorm, and all have one shape.
     train = gluon.data.DataLoader(
         images.train,
         batch_size,
-        sampler=_Draw(len(images.train), seed, shuffle=True),
+        sampler=_Draw(len(images.train), seed, True, ranks),
         last_batch="rollover",
         num_workers=workers,
         timeout=TIMEOUT,
@@ -208,7 +226,7 @@ def loaders(images: Images, size: int, batch_size: int, workers: int, seed: int)
     val = gluon.data.DataLoader(
         images.val,
         batch_size,
-        sampler=_Draw(len(images.val), seed, shuffle=False),
+        sampler=_Draw(len(images.val), seed, False, ranks),
         num_workers=workers,
         timeout=TIMEOUT,
     )

@@ -18,7 +18,8 @@ from mxnet import gluon
 
 from .. import MultiLRTrainer, ParamGroup
 from . import artifacts, figures, network
-from .errors import UserError, require
+from .errors import INTERRUPTED, UserError, require
+from .ranks import Ranks
 from .training import Interrupts, fit, seed_everything
 
 MODEL = "cifar_resnet20_v1"
@@ -66,14 +67,51 @@ class Digits(NamedTuple):
         others = np.concatenate([order[shots : shots + unseen] for order in orders])
         return Digits(self.images[few], self.labels[few]), Digits(self.images[others], self.labels[others])
 
-    def loader(self, batch_size: int, shuffle: bool = False) -> gluon.data.DataLoader:
-        """Return batches; when shuffled, all of one size."""
+    def loader(self, batch_size: int, ranks: Ranks, shuffle: bool = False) -> gluon.data.DataLoader:
+        """Return batches of this rank's share; when shuffled, all of one size."""
         return gluon.data.DataLoader(
             gluon.data.ArrayDataset(self.images, self.labels),
             batch_size,
-            shuffle=shuffle,
+            sampler=_Share(len(self.labels), ranks, shuffle),
             last_batch="rollover" if shuffle else "keep",
         )
+
+
+class _Share(gluon.data.Sampler):
+    """One rank's part of an order that NumPy's generator, seeded alike everywhere, gives to all ranks."""
+
+    def __init__(self, length: int, ranks: Ranks, shuffle: bool) -> None:
+        self._length = length
+        self._ranks = ranks
+        self._shuffle = shuffle
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self._length))
+        if self._shuffle:
+            np.random.shuffle(order)
+        return iter(self._ranks.share(order, even=self._shuffle))
+
+    def __len__(self) -> int:
+        return len(self._ranks.share(range(self._length), even=self._shuffle))
+
+
+class Job(NamedTuple):
+    """What was asked for on the command line, and with whom it is done."""
+
+    args: argparse.Namespace
+    contexts: list[mx.Context]
+    optimizer: str
+    settings: dict[str, float]
+    ranks: Ranks
+    interrupts: Interrupts
+
+    def batch_size(self, wanted: int) -> int:
+        """Return this rank's part of a batch."""
+        if wanted % self.ranks.size:
+            raise UserError(
+                f"batches of {wanted} cannot be divided among {self.ranks.size} ranks; choose another --batch-size"
+            )
+        return wanted // self.ranks.size
 
 
 def load(first: int) -> Digits:
@@ -86,34 +124,36 @@ def load(first: int) -> Digits:
     return Digits(images, scans.target[chosen].astype(np.int32) - first)
 
 
-def run(args: argparse.Namespace, contexts: list[mx.Context], optimizer: str, settings: dict[str, float]) -> int:
+def run(
+    args: argparse.Namespace, contexts: list[mx.Context], optimizer: str, settings: dict[str, float], ranks: Ranks
+) -> int:
     """Compare the regimes and return the exit status."""
     began = time.perf_counter()
     if optimizer == "sgd":
         settings = {"learning_rate": LEARNING_RATE, **settings}
-    artifacts.make_folder(args.out)
+    if ranks.first:
+        artifacts.make_folder(args.out)
     metrics = artifacts.Metrics(args.out / "metrics.jsonl")
     interrupted = False
     with Interrupts() as interrupts:
+        job = Job(args, contexts, optimizer, settings, ranks, interrupts)
         try:
-            source = _source(args.out / "digits-source.params", contexts, interrupts)
-            for row in _compare(args, source, contexts, optimizer, settings, interrupts):
-                metrics.add(row)
+            source = _source(job)
+            for row in _compare(job, source):
+                if ranks.first:
+                    metrics.add(row)
         except KeyboardInterrupt:
             interrupted = True
+    if not ranks.first:
+        return INTERRUPTED if interrupted else 0
     return _report(args.out, metrics.rows, args.epochs or EPOCHS, time.perf_counter() - began, interrupted)
 
 
-def _compare(
-    args: argparse.Namespace,
-    source: Path,
-    contexts: list[mx.Context],
-    optimizer: str,
-    settings: dict[str, float],
-    interrupts: Interrupts,
-) -> Iterator[dict[str, Any]]:
+def _compare(job: Job, source: Path) -> Iterator[dict[str, Any]]:
     """Train under every regime, draw after draw, and give the metrics epoch by epoch."""
+    args = job.args
     digits = load(CLASSES)
+    batch_size = job.batch_size(args.batch_size or BATCH_SIZE)
     best = -1.0
     print(f"5 to 9: {SHOTS} images of each to train on, {UNSEEN} to measure on, {SEEDS} draws")
     for number in range(SEEDS):
@@ -121,52 +161,59 @@ def _compare(
         train, unseen = digits.draw(SHOTS, UNSEEN, seed)
         for regime in REGIMES:
             seed_everything(seed)
-            net, trainer = _prepare(regime, source, contexts, optimizer, settings)
+            net, trainer = _prepare(job, regime, source)
             if number == 0:
                 print(f"\n{regime.name}\n{trainer.summary()}", flush=True)
-            batches = train.loader(args.batch_size or BATCH_SIZE, shuffle=True), unseen.loader(100)
+            batches = train.loader(batch_size, job.ranks, shuffle=True), unseen.loader(100, job.ranks)
             title = f"{regime.name}, draw {number + 1}/{SEEDS}: "
             epochs = args.epochs or EPOCHS
-            for row in fit(net, trainer, *batches, contexts, epochs, interrupts, title, MEASURE_EVERY):
+            for row in fit(
+                net, trainer, *batches, job.contexts, epochs, job.interrupts, title, MEASURE_EVERY, job.ranks
+            ):
                 yield {"regime": regime.name, "seed": seed, **row}
-            artifacts.save_parameters(net, args.out / "last.params")
-            if row["val_accuracy"] > best:
+            if job.ranks.first:
+                artifacts.save_parameters(net, args.out / "last.params")
+            if job.ranks.first and row["val_accuracy"] > best:
                 best = row["val_accuracy"]
                 artifacts.save_parameters(net, args.out / "best.params")
 
 
-def _source(path: Path, contexts: list[mx.Context], interrupts: Interrupts) -> Path:
+def _source(job: Job) -> Path:
     """Train on 0 to 4, once: the weights are kept and used again."""
-    if path.exists():
+    path: Path = job.args.out / "digits-source.params"
+    ranks = job.ranks
+    if ranks.sum(np.array([float(ranks.first and path.exists())]))[0]:
         print(f"0 to 4: weights of an earlier run, {path}")
         return path
     seed_everything(0)
     train, unseen = load(0).draw(SOURCE_SHOTS, SOURCE_UNSEEN, 0)
     net, _ = network.build(MODEL, CLASSES)
-    network.initialize(net, contexts, MODEL, CLASSES)
-    trainer = MultiLRTrainer(net, "sgd", {"learning_rate": LEARNING_RATE, "momentum": 0.9, "wd": 1e-4})
+    network.initialize(net, job.contexts, MODEL, CLASSES)
+    ranks.broadcast(net.collect_params().values())
+    trainer = ranks.trainer([ParamGroup(net)], "sgd", {"learning_rate": LEARNING_RATE, "momentum": 0.9, "wd": 1e-4})
     net.hybridize(static_alloc=True, static_shape=True)
-    batches = train.loader(SOURCE_BATCH_SIZE, shuffle=True), unseen.loader(100)
-    *_, row = fit(net, trainer, *batches, contexts, SOURCE_EPOCHS, interrupts, "0 to 4, ", SOURCE_EPOCHS)
-    artifacts.save_parameters(net, path)
+    batches = train.loader(job.batch_size(SOURCE_BATCH_SIZE), ranks, shuffle=True), unseen.loader(100, ranks)
+    fitted = fit(net, trainer, *batches, job.contexts, SOURCE_EPOCHS, job.interrupts, "0 to 4, ", SOURCE_EPOCHS, ranks)
+    *_, row = fitted
+    if ranks.first:
+        artifacts.save_parameters(net, path)
     print(f"0 to 4: {SOURCE_EPOCHS} epochs, {row['val_accuracy']:.1%} of unseen images right; weights kept in {path}")
     return path
 
 
-def _prepare(
-    regime: Regime, source: Path, contexts: list[mx.Context], optimizer: str, settings: dict[str, float]
-) -> tuple[gluon.HybridBlock, MultiLRTrainer]:
+def _prepare(job: Job, regime: Regime, source: Path) -> tuple[gluon.HybridBlock, MultiLRTrainer]:
     """Make the network as the regime starts it, and its trainer."""
     net, head = network.build(MODEL, CLASSES)
-    network.initialize(net, contexts, MODEL, CLASSES)
-    if regime.from_source:
+    network.initialize(net, job.contexts, MODEL, CLASSES)
+    if job.ranks.first and regime.from_source:
         try:
             network.load_backbone(net, head, source)
         except UserError as error:
             raise UserError(f"{source} is no file of this command; delete it and run again ({error})") from error
+    job.ranks.broadcast(net.collect_params().values())
     groups = [ParamGroup(net, regime.backbone, name="backbone"), ParamGroup(network.find(net, head), 1, name=head)]
     try:
-        trainer = MultiLRTrainer(groups, optimizer, settings)
+        trainer = job.ranks.trainer(groups, job.optimizer, job.settings)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     net.hybridize(static_alloc=True, static_shape=True)
@@ -196,5 +243,5 @@ def _report(out: Path, rows: list[dict[str, Any]], epochs: int, seconds: float, 
         print(f"{out}: metrics.jsonl, comparison.png, best.params, last.params; {seconds:.0f} s in all", flush=True)
     if interrupted:
         print(f"multitrainer: interrupted; what was measured is in {out}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0

@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
+import traceback
 import warnings
 from typing import Any, Iterable
 
 
 class UserError(ValueError):
     """Something the user can put right; the command prints it as one line."""
+
+
+INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
+
+
+def report(error: BaseException, who: str = "") -> int:
+    """Print what ended the command, on standard error, and return its exit status.
+
+    Parameters
+    ----------
+    error : BaseException
+        A user's mistake and a file that cannot be had become one line; what nobody foresaw, a traceback.
+    who : str
+        Begins the line.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print(f"multitrainer: {who}interrupted", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, UserError):
+        message = str(error)
+    elif isinstance(error, OSError):
+        message = (f"{error.filename}: " if error.filename else "") + str(error.strerror or error)
+    else:
+        traceback.print_exception(type(error), error, error.__traceback__)
+        return 1
+    print(f"multitrainer: error: {who}{' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def require(module: str) -> Any:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import multiprocessing
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,17 @@ from mxnet import gluon
 
 from .. import MultiLRTrainer, ParamGroup
 from . import artifacts, data, digits, figures, network
-from .errors import UserError, closest
+from .errors import INTERRUPTED, UserError
+from .options import not_negative, parse_contexts, parse_multiplier, parse_optimizer, positive, whole
+from .ranks import KVSTORES, Ranks, together
 from .training import Interrupts, fit, seed_everything
 
 MODEL = "mobilenetv2_1.0"
 BACKBONE_MULT = 0.1
 BATCH_SIZE = 32
 EPOCHS = 10
-MOMENTUM = 0.9
 NEEDS_DATA = ("model", "pretrained", "params", "lr_mult", "freeze", "workers")
-UNUSABLE = ("groupadagrad", "test")  # registered, but for sparse embeddings and for MXNet's own tests
+OF_EACH_RANK = ("data", "params", "out", "ctx", "workers", "run")  # what need not be the same on all ranks
 
 DESCRIPTION = """\
 Fine-tune an image classifier of GluonCV's on your images, with a learning rate for each part of it.
@@ -42,6 +41,9 @@ trains at {BACKBONE_MULT} of --lr; from scratch, everything trains at --lr.
 
 Left in --out: best.params and last.params, classes.txt (one a line, in the order of the outputs), metrics.jsonl (one
 line an epoch) and finetune.png. Ctrl-C keeps what there is.
+
+On several machines, --kvstore dist_sync under the DMLC_ variables of MXNet's parameter servers, or --kvstore horovod
+under horovodrun: each rank trains on its share of the images, and rank 0 prints and writes. The README shows both.
 
 examples:
   multitrainer finetune
@@ -69,52 +71,63 @@ def add_parser(commands: Any) -> None:
     weights.add_argument("--params", metavar="FILE", type=Path, help="start from the weights in this file")
     add("--lr-mult", metavar="PATH=MULT", action="append", help="train this part at MULT times --lr (repeatable)")
     add("--freeze", metavar="PATH", action="append", help="do not train this part (repeatable)")
-    add("--lr", type=_positive(float), help="learning rate (default: the optimizer's own, 0.01 for sgd)")
-    add("--wd", type=_not_negative, help="weight decay (default 0.0001)")
+    add("--lr", type=positive(float), help="learning rate (default: the optimizer's own, 0.01 for sgd)")
+    add("--wd", type=not_negative, help="weight decay (default 0.0001)")
     add("--optimizer", metavar="NAME", help="any MXNet optimizer (default sgd; momentum is 0.9 where it has one)")
-    add("--epochs", type=_positive(int), help=f"default {EPOCHS}; {digits.EPOCHS} for the digits")
+    add("--epochs", type=positive(int), help=f"default {EPOCHS}; {digits.EPOCHS} for the digits")
     add(
         "--batch-size",
-        type=_positive(int),
-        help=f"over all devices; default {BATCH_SIZE}; {digits.BATCH_SIZE} for the digits",
+        type=positive(int),
+        help=f"over all devices and ranks; default {BATCH_SIZE}; {digits.BATCH_SIZE} for the digits",
+    )
+    add(
+        "--kvstore", choices=KVSTORES, help="what sums gradients: over devices (default device), or machines, see above"
     )
     add("--ctx", metavar="CTX", help="cpu, gpu(0) or gpu(0),gpu(1) (default: gpu(0) where MXNet sees one)")
-    add("--workers", type=_whole, help="processes that read images (default 0: none; try 4 beside a GPU)")
-    add("--seed", type=_whole, default=0, help="the same seed gives the same run (default 0)")
+    add("--workers", type=whole, help="processes that read images (default 0: none; try 4 beside a GPU)")
+    add("--seed", type=whole, default=0, help="the same seed gives the same run (default 0)")
     add("--out", metavar="DIR", type=Path, default=Path("runs/finetune"), help="default runs/finetune")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
-    contexts = parse_contexts(args.ctx)
+    return together(args.kvstore, lambda ranks: _run(args, ranks))
+
+
+def _run(args: argparse.Namespace, ranks: Ranks) -> int:
+    contexts = parse_contexts(args.ctx, ranks.local_rank)
     optimizer, settings = parse_optimizer(args.optimizer, args.lr, args.wd)
+    ranks.agree("options", sorted((k, str(v)) for k, v in vars(args).items() if k not in OF_EACH_RANK))
     if args.data is None:
         given = [f"--{name.replace('_', '-')}" for name in NEEDS_DATA if getattr(args, name) is not None]
         if given:
             raise UserError(
                 f"{', '.join(given)} can only be used with --data DIR; without it the digits are trained on"
             )
-        return digits.run(args, contexts, optimizer, settings)
+        return digits.run(args, contexts, optimizer, settings, ranks)
     seed_everything(args.seed)
     model = args.model or MODEL
     images = data.open_folder(args.data, args.seed)
+    ranks.agree("images", images.listing())
     net, head = network.build(model, len(images.classes))
-    artifacts.make_folder(args.out)
+    batch_size = _batch_size(args.batch_size or BATCH_SIZE, len(images.train), contexts, ranks)
+    if ranks.first:
+        artifacts.make_folder(args.out)
     network.initialize(net, contexts, model, len(images.classes))
-    source = network.download(model) if args.pretrained else args.params
-    if source is not None:
-        network.load_backbone(net, head, source)
-    trainer = make_trainer(net, groups(net, head, source is not None, args), optimizer, settings)
+    has_weights = bool(args.pretrained or args.params)
+    if ranks.first and has_weights:
+        network.load_backbone(net, head, network.download(model) if args.pretrained else args.params)
+    ranks.broadcast(net.collect_params().values())
+    trainer = make_trainer(net, groups(net, head, has_weights, args), optimizer, settings, ranks)
     net.hybridize(static_alloc=True)
-    batch_size = _usable_batch_size(args.batch_size or BATCH_SIZE, len(images.train), contexts)
-    batches = data.loaders(images, network.input_size(model), batch_size, args.workers or 0, args.seed)
-    came_from = f"from {source} with a new {head}" if source is not None else "from scratch"
-    print(f"{model} {came_from}, on {', '.join(map(str, contexts))}")
+    batches = data.loaders(images, network.input_size(model), batch_size, args.workers or 0, args.seed, ranks)
+    origin = f"from {args.params or 'the published weights'} with a new {head}" if has_weights else "from scratch"
+    print(f"{model} {origin}, on {', '.join(map(str, contexts))}{f' of {ranks.size} ranks' * (ranks.size > 1)}")
     print(f"{len(images.train)} images to train on, {len(images.val)} to measure on, {len(images.classes)} classes")
     print(trainer.summary(), flush=True)
-    title = f"{model} on {args.data.resolve().name}, {'from scratch' if source is None else 'fine-tuned'}"
-    return _train(net, trainer, batches, contexts, args, images.classes, title)
+    title = f"{model} on {args.data.resolve().name}, {'fine-tuned' if has_weights else 'from scratch'}"
+    return _train(net, trainer, batches, contexts, args, images.classes, title, ranks)
 
 
 def _train(
@@ -125,6 +138,7 @@ def _train(
     args: argparse.Namespace,
     classes: list[str],
     title: str,
+    ranks: Ranks,
 ) -> int:
     """Train, and keep the files in --out up to date after every epoch."""
     out: Path = args.out
@@ -132,10 +146,13 @@ def _train(
     epochs = args.epochs or EPOCHS
     best: dict[str, Any] = {"val_accuracy": -1.0}
     interrupted = False
-    artifacts.save_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
+    if ranks.first:
+        artifacts.save_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
     with Interrupts() as interrupts:
         try:
-            for row in fit(net, trainer, *batches, contexts, epochs, interrupts):
+            for row in fit(net, trainer, *batches, contexts, epochs, interrupts, ranks=ranks):
+                if not ranks.first:
+                    continue
                 artifacts.save_parameters(net, out / "last.params")
                 if row["val_accuracy"] > best["val_accuracy"]:
                     best = row
@@ -148,13 +165,14 @@ def _train(
             ) from error
         except KeyboardInterrupt:
             interrupted = True
-            artifacts.save_parameters(net, out / "last.params")
+            if ranks.first:
+                artifacts.save_parameters(net, out / "last.params")
     if metrics.rows:
         artifacts.save_figure(figures.accuracy_and_rates(metrics.rows, title), out / "finetune.png")
         print(f"best validation accuracy {best['val_accuracy']:.1%} (epoch {best['epoch']}); files in {out}")
     if interrupted:
         print(f"multitrainer: interrupted; {out / 'last.params'} holds the weights as they are now", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
@@ -167,7 +185,7 @@ def _line(row: dict[str, Any], epochs: int) -> str:
 
 def groups(net: gluon.Block, head: str, has_weights: bool, args: argparse.Namespace) -> list[ParamGroup]:
     """Turn --lr-mult and --freeze, or their absence, into groups; the whole network comes first."""
-    wanted = [_parse_multiplier(text) for text in args.lr_mult or []]
+    wanted = [parse_multiplier(text) for text in args.lr_mult or []]
     wanted += [(path, 0.0) for path in args.freeze or []]
     wanted.sort(key=lambda item: item[0].count("."))  # a part after what contains it, whichever option named it
     if not wanted and has_weights:
@@ -188,11 +206,11 @@ def groups(net: gluon.Block, head: str, has_weights: bool, args: argparse.Namesp
 
 
 def make_trainer(
-    net: gluon.Block, entries: list[ParamGroup], optimizer: str, settings: dict[str, float]
+    net: gluon.Block, entries: list[ParamGroup], optimizer: str, settings: dict[str, float], ranks: Ranks
 ) -> MultiLRTrainer:
     """Make the trainer, its complaints about the command line turned into a user's error."""
     try:
-        trainer = MultiLRTrainer(entries, optimizer, settings)
+        trainer = ranks.trainer(entries, optimizer, settings)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     if not any(trainer.learning_rates.values()):
@@ -200,88 +218,15 @@ def make_trainer(
     return trainer
 
 
-def parse_contexts(text: str | None) -> list[mx.Context]:
-    """Turn ``gpu(0),gpu(1)`` into contexts that exist."""
-    count = mx.context.num_gpus()
-    if text is None:
-        return [mx.gpu(0) if count else mx.cpu()]
-    contexts = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(cpu|gpu)(?:\((\d+)\))?\s*", part)
-        if match is None:
-            raise UserError(f"--ctx {text}: expected cpu, gpu(0) or gpu(0),gpu(1), not {part.strip()!r}")
-        kind, number = match.group(1), int(match.group(2) or 0)
-        if kind == "gpu" and number >= count:
-            raise UserError(
-                f"--ctx {text}: MXNet sees {count} GPUs, so there is no gpu({number}); use --ctx cpu, or install "
-                "an MXNet built for this machine's CUDA"
-            )
-        contexts.append(mx.Context(kind, number))
-    if len(set(contexts)) < len(contexts):
-        raise UserError(f"--ctx {text}: a device is named twice")
-    return contexts
-
-
-def parse_optimizer(name: str | None, lr: float | None, wd: float | None) -> tuple[str, dict[str, float]]:
-    """Return an optimizer's name and settings."""
-    registry = mx.optimizer.Optimizer.opt_registry
-    name = (name or "sgd").lower()
-    known = [each for each in registry if each not in UNUSABLE]
-    if name not in known:
-        raise UserError(f"--optimizer {name}: MXNet has no such optimizer; closest: {closest(name, known)}")
-    settings = {"wd": 1e-4 if wd is None else wd}
-    if lr is not None:
-        settings["learning_rate"] = lr
-    momentum = inspect.signature(registry[name]).parameters.get("momentum")
-    # DCASGD's momentum fails in MXNet itself; Signum has one by default.
-    if momentum is not None and momentum.default == 0 and name != "dcasgd":
-        settings["momentum"] = MOMENTUM
-    return name, settings
-
-
-def _parse_multiplier(text: str) -> tuple[str, float]:
-    path, equals, value = text.rpartition("=")
-    try:
-        return (path if equals else "").strip() or _fail(), float(value)
-    except ValueError as error:
-        raise UserError(f"--lr-mult {text}: expected PATH=MULT, such as features=0.1") from error
-
-
-def _usable_batch_size(wanted: int, images: int, contexts: list[mx.Context]) -> int:
-    usable = min(wanted, images)
+def _batch_size(wanted: int, images: int, contexts: list[mx.Context], ranks: Ranks) -> int:
+    """Return the size of this rank's batches, all ranks and devices together having no more than `wanted` images."""
+    if wanted % ranks.size:
+        raise UserError(f"--batch-size {wanted} cannot be divided among {ranks.size} ranks; choose a multiple of that")
+    usable = min(wanted // ranks.size, images // ranks.size)
     if usable < len(contexts):
         raise UserError(
             f"a batch of {usable} images cannot be divided among {len(contexts)} devices; raise --batch-size"
         )
-    if usable < wanted:
-        print(f"batches of {usable}, not {wanted}: there are no more images to train on")
+    if usable * ranks.size < wanted:
+        print(f"batches of {usable * ranks.size}, not {wanted}: there are no more images to train on")
     return usable
-
-
-def _fail() -> str:
-    raise ValueError
-
-
-def _positive(kind: Any) -> Any:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
-    return value
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
-    return value

@@ -13,8 +13,9 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from .. import MultiLRTrainer
+from .. import MultiLRTrainer, _mxnet
 from .errors import UserError, require
+from .ranks import Ranks
 
 
 def seed_everything(seed: int) -> None:
@@ -69,7 +70,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.loss = self.correct = 0.0
-        self.images = 0
+        self.images = 0.0
         self._pending: tuple[list[mx.nd.NDArray], list[mx.nd.NDArray], int] | None = None
 
     def add(self, losses: list[mx.nd.NDArray], correct: list[mx.nd.NDArray], images: int) -> None:
@@ -85,6 +86,12 @@ class _Tally:
             self._pending = None
         if not math.isfinite(self.loss):
             raise UserError("training diverged, the loss is no longer a number: lower --lr or the multipliers")
+
+    def over(self, ranks: Ranks) -> _Tally:
+        """Return what all ranks have together."""
+        total = _Tally()
+        total.loss, total.correct, total.images = ranks.sum(np.array([self.loss, self.correct, self.images])).tolist()
+        return total
 
     @property
     def mean_loss(self) -> float:
@@ -105,6 +112,7 @@ def fit(
     interrupts: Interrupts,
     title: str = "",
     measure_every: int = 1,
+    ranks: Ranks | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train, and give one row of metrics after every epoch.
 
@@ -126,6 +134,8 @@ def fit(
         What the progress bar begins with.
     measure_every : int
         Epochs between two measurements on `val`; the last epoch is always measured. In between, val_accuracy is None.
+    ranks : Ranks, optional
+        Those that train together; each has batches of its own, and all get the same rows.
 
     Yields
     ------
@@ -133,23 +143,28 @@ def fit(
         epoch, train_loss, train_accuracy, val_accuracy, images_per_second, seconds (both of the training alone) and
         learning_rates by group.
     """
+    ranks = ranks or Ranks()
     for epoch in range(1, epochs + 1):
         began = time.perf_counter()
-        tally = _train(net, trainer, train, contexts, interrupts, f"{title}epoch {epoch}/{epochs}")
+        tally = _train(net, trainer, train, contexts, interrupts, f"{title}epoch {epoch}/{epochs}", ranks).over(ranks)
         seconds = time.perf_counter() - began
+        # Each rank's statistics follow its own batches; all measure the network that rank 0 keeps.
+        ranks.broadcast(param for param in net.collect_params().values() if _mxnet.is_statistic(param))
         measured = epoch % measure_every == 0 or epoch == epochs
         yield {
             "epoch": epoch,
             "train_loss": round(tally.mean_loss, 6),
             "train_accuracy": round(tally.accuracy, 6),
-            "val_accuracy": round(_measure(net, val, contexts, interrupts), 6) if measured else None,
+            "val_accuracy": round(_measure(net, val, contexts, interrupts, ranks), 6) if measured else None,
             "images_per_second": round(tally.images / seconds, 1),
             "seconds": round(seconds, 3),
             "learning_rates": dict(trainer.learning_rates),
         }
 
 
-def _measure(net: gluon.Block, batches: Iterable[Any], contexts: Sequence[mx.Context], interrupts: Interrupts) -> float:
+def _measure(
+    net: gluon.Block, batches: Iterable[Any], contexts: Sequence[mx.Context], interrupts: Interrupts, ranks: Ranks
+) -> float:
     """Return the share of images whose highest score is their label."""
     tally = _Tally()
     for data, label in batches:
@@ -157,7 +172,7 @@ def _measure(net: gluon.Block, batches: Iterable[Any], contexts: Sequence[mx.Con
         outputs = [net(x) for x in _split(data, contexts)]
         tally.add([], _count_correct(outputs, _split(label, contexts)), len(data))
     tally.settle()
-    return tally.accuracy
+    return tally.over(ranks).accuracy
 
 
 def _train(
@@ -167,11 +182,12 @@ def _train(
     contexts: Sequence[mx.Context],
     interrupts: Interrupts,
     title: str,
+    ranks: Ranks,
 ) -> _Tally:
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     tally = _Tally()
-    # disable=None: no bar where stderr is no terminal.
-    with require("tqdm").tqdm(desc=title, unit=" images", leave=False, disable=None, dynamic_ncols=True) as bar:
+    hidden = None if ranks.first else True  # None: no bar where stderr is no terminal
+    with require("tqdm").tqdm(desc=title, unit=" images", leave=False, disable=hidden, dynamic_ncols=True) as bar:
         count = len(batches)  # of this epoch; asked while it runs, the loader tells the next one's
         for data, label in batches:
             interrupts.check()
@@ -181,7 +197,7 @@ def _train(
                 outputs = [net(x) for x in _split(data, contexts)]
                 losses = [loss_function(output, y) for output, y in zip(outputs, labels)]
             autograd.backward(losses)
-            trainer.step(len(data))
+            trainer.step(ranks.batch_of_all(len(data)))
             tally.add([loss.sum() for loss in losses], _count_correct(outputs, labels), len(data))
             if tally.images:
                 bar.set_postfix(loss=f"{tally.mean_loss:.3f}", accuracy=f"{tally.accuracy:.1%}", refresh=False)

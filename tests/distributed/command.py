@@ -1,0 +1,10 @@
+"""`multitrainer`, as its console script starts it; ``{index}`` in an argument is the number of the worker."""
+
+import os
+import sys
+
+from multitrainer.cli import main
+
+if __name__ == "__main__":
+    index = os.environ.get("WORKER_INDEX", os.environ.get("HOROVOD_RANK", ""))
+    sys.exit(main([argument.replace("{index}", index) for argument in sys.argv[1:]]))

@@ -1,0 +1,216 @@
+"""`multitrainer finetune` on two ranks, as parameter servers and as horovodrun start them, on loopback."""
+
+import importlib.util
+import os
+import pathlib
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import cluster
+import mxnet as mx
+import numpy as np
+import pytest
+
+from cli_helpers import rows_of, write_images
+
+pytest.importorskip("gluoncv")
+pytest.importorskip("sklearn")
+
+from multitrainer.cli import digits, main, network
+
+pytestmark = pytest.mark.slow
+HERE = pathlib.Path(__file__).parent
+COMMAND = HERE / "command.py"
+MODEL = "cifar_resnet20_v1"
+FILES = ["best.params", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
+PATIENCE = 20  # seconds that a rank may take to notice that another is gone
+
+needs_horovod = pytest.mark.skipif(
+    importlib.util.find_spec("horovod") is None, reason="Horovod is not installed: `tox -e horovod` builds it"
+)
+launched_by = pytest.mark.parametrize(
+    "kvstore", ["dist_sync", "dist_device_sync", pytest.param("horovod", marks=needs_horovod)]
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "colours", 10)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights of the same network for another number of classes."""
+    mx.random.seed(0)
+    net, _ = network.build(MODEL, 7)
+    network.initialize(net, [mx.cpu()], MODEL, 7)
+    path = tmp_path_factory.mktemp("weights") / "seven.params"
+    net.save_parameters(str(path))
+    return path
+
+
+def horovodrun(script, *options):
+    launcher = shutil.which("horovodrun", path=os.path.dirname(sys.executable))
+    return subprocess.Popen(
+        [launcher, "-np", "2", "-H", "localhost:2", "--gloo", sys.executable, "-W", "ignore", str(script)]
+        + list(map(str, options)),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+    )
+
+
+def finetune(kvstore, *options, timeout=120):
+    """Run the command on two ranks and return all that they printed."""
+    return launch(kvstore, COMMAND, "finetune", "--kvstore", kvstore, *options, timeout=timeout)
+
+
+def launch(kvstore, script, *options, timeout=120):
+    if kvstore != "horovod":
+        return "\n".join(cluster.run(script, *options, timeout=timeout))
+    with horovodrun(script, *options) as process:
+        output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output
+    return output
+
+
+def written(folder):
+    """Return the one folder that was written to, of those that the ranks were told to write to."""
+    folders = [path for path in folder.iterdir() if any(path.iterdir())]
+    assert len(folders) == 1, folders
+    return folders[0]
+
+
+@launched_by
+def test_ranks_have_the_weights_statistics_and_losses_of_one_another(kvstore, tmp_path):
+    launch(kvstore, HERE / "ranks_worker.py", kvstore, tmp_path)
+    for when in ("before", "after"):
+        with np.load(tmp_path / f"{when}0.npz") as first, np.load(tmp_path / f"{when}1.npz") as second:
+            for name in first.files:
+                np.testing.assert_array_equal(first[name], second[name], err_msg=f"{when}: {name}")
+            if when == "before":
+                assert all((first[name] == 3).all() for name in first.files if name.startswith("sum"))
+                assert (first["net_dense0_bias"] == 0).all()  # rank 0's; the other began with 1
+
+
+@launched_by
+def test_two_ranks_train_as_one(kvstore, images, weights, tmp_path):
+    # With the backbone frozen no BatchNorm looks at the batch, which the ranks divide.
+    common = ["--data", images, "--model", MODEL, "--params", weights, "--freeze", "features", "--epochs", "3"]
+    common += ["--batch-size", "8", "--lr", "0.05"]
+    printed = finetune(kvstore, *common, "--out", tmp_path / "two" / "{index}")
+    assert main(["finetune", *map(str, common), "--out", str(tmp_path / "one")]) == 0
+    out = written(tmp_path / "two")
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert printed.count("epoch 3/3") == 1  # one of the ranks alone says so
+    two, one = rows_of(out), rows_of(tmp_path / "one")
+    for field in ("train_loss", "train_accuracy", "val_accuracy"):
+        assert [row[field] for row in two] == pytest.approx([row[field] for row in one], abs=1e-5), field
+    assert [row["learning_rates"] for row in two] == [row["learning_rates"] for row in one]
+    before, alone, together = (arrays(path) for path in (weights, tmp_path / "one/last.params", out / "last.params"))
+    for name, array in together.items():
+        np.testing.assert_allclose(array, alone[name], atol=1e-5, err_msg=name)
+        if name.startswith("features."):
+            np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+def test_the_digits_come_out_as_on_one_rank(embedded_default, tmp_path):
+    """Half a batch is what BatchNorm sees on each of two ranks; nothing else differs."""
+    finetune("dist_sync", "--out", tmp_path / "{index}", timeout=400)
+    out = written(tmp_path)
+    for regime in digits.REGIMES:
+        two, one = final(out, regime), final(embedded_default.out, regime)
+        spread = max(statistics.stdev(two), statistics.stdev(one))
+        assert abs(statistics.mean(two) - statistics.mean(one)) <= max(spread, 0.03), (regime, two, one)
+
+
+def final(out, regime):
+    """Return the accuracy that each draw of a regime ends with."""
+    rows = [row for row in rows_of(out) if (row["regime"], row["epoch"]) == (regime.name, digits.EPOCHS)]
+    assert len(rows) == digits.SEEDS
+    return [row["val_accuracy"] for row in rows]
+
+
+def arrays(path):
+    return {name: array.asnumpy() for name, array in mx.nd.load(str(path)).items()}
+
+
+class TestAllRanksEnd:
+    """Parameter servers do not tell the others that a worker is gone; horovodrun ends them all."""
+
+    @pytest.mark.parametrize(("ending", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+    def test_when_one_ends_early(self, images, tmp_path, ending, status):
+        with cluster.start(COMMAND, *endless(images, tmp_path)) as started:
+            out, writer, other = once_written(started, tmp_path)
+            other.send_signal(ending)
+            output, _ = writer.communicate(timeout=PATIENCE)
+            assert other.wait(PATIENCE) == status
+            assert writer.returncode == 1, output
+        assert "rank 1 has ended; rank 0 ends with it" in output
+        assert rows_of(out)  # whole lines, however it ended
+
+    def test_ctrl_c_on_the_rank_that_writes_keeps_what_there_is(self, images, tmp_path):
+        with cluster.start(COMMAND, *endless(images, tmp_path)) as started:
+            out, writer, other = once_written(started, tmp_path)
+            writer.send_signal(signal.SIGINT)
+            output, _ = writer.communicate(timeout=PATIENCE)
+            assert writer.returncode == 130, output
+            assert other.wait(PATIENCE) == 1
+        assert "holds the weights as they are now" in output
+        assert sorted(path.name for path in out.iterdir()) == FILES
+
+    def test_when_the_ranks_were_given_different_options(self, images, tmp_path):
+        options = ["--kvstore", "dist_sync", "--data", images, "--model", MODEL, "--out", tmp_path, "--seed", "{index}"]
+        with cluster.start(COMMAND, "finetune", *options) as started:
+            for _, worker in started[-2:]:
+                output, _ = worker.communicate(timeout=60)
+                assert worker.returncode == 2, output
+                assert "different options" in output
+        assert not list(tmp_path.iterdir())
+
+    @needs_horovod
+    def test_under_horovodrun(self, images, tmp_path):
+        began = time.monotonic()
+        options = ["--data", images, "--model", MODEL, "--lr-mult", "nothing=3", "--out", tmp_path]
+        with horovodrun(COMMAND, "finetune", "--kvstore", "horovod", *options) as process:
+            output, _ = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert "'nothing' is no part of the network" in output
+        assert time.monotonic() - began < 60
+
+
+def endless(images, folder):
+    options = ["--kvstore", "dist_sync", "--data", images, "--model", MODEL, "--epochs", "100000", "--batch-size", "8"]
+    return ["finetune", *options, "--out", folder / "{index}"]
+
+
+def once_written(started, folder, seconds=60):
+    """Wait for the first line of metrics; return the folder it is in, its worker and the other one."""
+    deadline = time.monotonic() + seconds
+    while not list(folder.glob("*/metrics.jsonl")):
+        assert time.monotonic() < deadline, "out of time"
+        time.sleep(0.1)
+    out = next(folder.glob("*/metrics.jsonl")).parent
+    workers = [process for role, process in started if role == "worker"]
+    return out, workers[int(out.name)], workers[1 - int(out.name)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "message"),
+    [
+        ({}, ["--kvstore", "dist_sync"], "DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT"),
+        ({"DMLC_ROLE": "worker", "DMLC_NUM_WORKER": "2"}, [], "add --kvstore dist_sync"),
+        ({"HOROVOD_SIZE": "2"}, ["--kvstore", "device"], "add --kvstore horovod"),
+    ],
+)
+def test_how_it_was_started_must_fit_the_kvstore(monkeypatch, capsys, tmp_path, environment, options, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["finetune", "--out", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
