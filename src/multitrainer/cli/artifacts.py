@@ -1,16 +1,16 @@
-"""What a run leaves behind. A file is complete or it is not there: each is written beside its place, then moved."""
+"""What a run leaves behind; every file is complete or it is not there."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, Iterator
 
 import mxnet as mx
 
+from .. import files
 from .errors import UserError
 
 
@@ -23,18 +23,11 @@ def replacing(path: Path) -> Iterator[Path]:
     UserError
         Where it cannot be written (a full disk, no permission), naming `path`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        # A full disk may show only now, when the system writes out what it has buffered.
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with files.replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise _cannot_write(path, error.strerror or str(error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def save_parameters(net: mx.gluon.Block, path: Path) -> None:
