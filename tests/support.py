@@ -79,3 +79,54 @@ def same(one, other):
 def weights(names):
     """Return those of ``names`` that are not running statistics."""
     return {name for name in names if "running" not in name}
+
+
+def fingerprint(trainer, net):
+    """Return everything that decides how a trainer goes on, to be compared bit for bit."""
+    params = trainer._params
+    updaters = [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
+    optimizer = trainer.optimizer
+    counts = {}
+    for on_device in optimizer._all_index_update_counts.values():
+        for index, count in on_device.items():
+            counts[params[index].name] = max(count, counts.get(params[index].name, 0))
+    attributes = {name: value for name, value in vars(optimizer).items() if name not in NOT_COMPARED}
+    by_index = {name: attributes.pop(name) for name in list(attributes) if isinstance(attributes[name], dict)}
+    scaler = getattr(trainer, "_amp_loss_scaler", None)
+    return {
+        "weights": {name: array.tobytes() for name, array in snapshot(net).items()},
+        "states": {params[i].name: bits(state) for i, state in updaters[0].states.items()},
+        "counts": counts,
+        "num_update": optimizer.num_update,
+        "attributes": bits(attributes),
+        "by parameter": {
+            (name, params[key].name if type(key) is int and key < len(params) else key): bits(value)
+            for name, values in by_index.items()
+            for key, value in values.items()
+        },
+        "scheduler": None if optimizer.lr_scheduler is None else bits(getattr(optimizer.lr_scheduler, "__dict__", 0)),
+        "multipliers": {param.name: (param.lr_mult, param.wd_mult, param.grad_req) for param in params},
+        "scaler": scaler and bits(vars(scaler)),
+        "due": trainer._multipliers._due,
+    }
+
+
+NOT_COMPARED = {
+    *("param_dict", "idx2name", "sym_info", "lr_mult", "wd_mult", "lr_scheduler", "num_update", "rescale_grad"),
+    *("_all_index_update_counts", "_index_update_count", "_multitrainer_filled"),
+}
+
+
+def bits(value):
+    """Return a tree of values as one that `==` compares bit for bit and type for type."""
+    if isinstance(value, mx.nd.NDArray):
+        value = value.asnumpy()
+    if isinstance(value, (np.ndarray, np.generic)):
+        return type(value).__name__, value.dtype.name, value.shape, value.tobytes()
+    if isinstance(value, dict):
+        return type(value).__name__, {key: bits(part) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, [bits(part) for part in value]
+    if callable(value):
+        return type(value).__name__
+    return type(value).__name__, repr(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import sys
-from typing import Any, Iterable, Iterator
+from typing import Any, Collection, Iterable, Iterator, Sequence
 
 
 def _import_mxnet() -> None:
@@ -43,10 +43,12 @@ _import_mxnet()
 
 from mxnet import nd  # noqa: E402
 from mxnet.base import _LIB, check_call  # noqa: E402
+from mxnet.context import Context  # noqa: E402
 from mxnet.gluon import Block, Constant, HybridBlock, Parameter, SymbolBlock, Trainer  # noqa: E402
 from mxnet.gluon.nn.basic_layers import _BatchNorm  # noqa: E402
 from mxnet.module import BucketingModule, Module, SequentialModule  # noqa: E402
-from mxnet.optimizer import Optimizer  # noqa: E402
+from mxnet.ndarray import NDArray, sparse  # noqa: E402
+from mxnet.optimizer import Optimizer, Updater  # noqa: E402
 from mxnet.symbol import Symbol  # noqa: E402
 
 BatchNorm = _BatchNorm  # the base of BatchNorm, BatchNormReLU, SyncBatchNorm and GluonCV's own
@@ -153,6 +155,56 @@ def set_use_global_stats(layer: _BatchNorm, value: bool) -> None:
 def updates_made(optimizer: Optimizer) -> int:
     """Return how many updates of single Parameters ``optimizer`` has made, on all devices together."""
     return sum(sum(counts.values()) for counts in optimizer._all_index_update_counts.values())
+
+
+# Attributes of every Optimizer that its trainer makes anew, sets at each step, or saves in a way of its own.
+NOT_STATE = frozenset(
+    (
+        *("param_dict", "idx2name", "sym_info", "lr_mult", "wd_mult", "lr_scheduler", "rescale_grad"),
+        *("num_update", "_index_update_count", "_all_index_update_counts"),
+        *("aggregate_num", "allow_np_array"),  # of the process, by its environment
+    )
+)
+
+
+def update_counts(optimizer: Optimizer) -> dict[int, int]:
+    """Return how often each index was updated; a kvstore keeps the count of one index on one device only."""
+    counts: dict[int, int] = {}
+    for on_device in optimizer._all_index_update_counts.values():
+        for index, count in on_device.items():
+            counts[index] = max(count, counts.get(index, 0))
+    return counts
+
+
+def set_update_counts(optimizer: Optimizer, counts: dict[int, int], contexts: Sequence[Context]) -> None:
+    """Give every device the same counts."""
+    devices = {0, *optimizer._all_index_update_counts, *(context.device_id for context in contexts)}
+    optimizer._all_index_update_counts = {device: dict(counts) for device in sorted(devices)}
+    optimizer._set_current_context(contexts[0].device_id)
+
+
+def updater_of(kvstore: Any) -> Updater:
+    """Return the Updater of a kvstore that updates in this process."""
+    return kvstore._updater
+
+
+def set_states(updater: Updater, kept: Collection[int], states: dict[int, Any], in_place: bool) -> None:
+    """Give an Updater new states; unless they are ``in_place``, it moves each to its weight when it is first used."""
+    own = {index: state for index, state in updater.states.items() if index in kept}
+    updater.states_synced = {**{i: updater.states_synced[i] for i in own}, **dict.fromkeys(states, in_place)}
+    updater.states = {**own, **states}
+
+
+def is_initialized(param: Parameter) -> bool:
+    """Whether ``param`` has its values, which a deferred one gets in the first forward pass."""
+    return param._data is not None
+
+
+def weight_like(param: Parameter, context: Context) -> NDArray:
+    """Return an array for an optimizer to make the state of ``param`` for, as it would for the weight itself."""
+    if param._stype == "default":
+        return param.list_data()[0].as_in_context(context)
+    return sparse.zeros(param._stype, param.shape, ctx=context, dtype=param.dtype)
 
 
 def traced_symbol(block: Block) -> Symbol | None:

@@ -122,6 +122,16 @@ def unfreeze_parameter(param: Parameter, asked_for: bool = False) -> None:
         delattr(param, _BEFORE)
 
 
+def remembered(param: Parameter) -> tuple[str, float] | None:
+    """Return the gradient request and the multiplier that a frozen Parameter had before, or None."""
+    return getattr(param, _BEFORE, None)
+
+
+def remember(param: Parameter, grad_req: str, lr_mult: float) -> None:
+    """Note what a frozen Parameter is to have again when it is unfrozen."""
+    setattr(param, _BEFORE, (grad_req, lr_mult))
+
+
 def is_held(param: Parameter) -> bool:
     """Whether this module took the gradient of ``param`` away and knows what to give back."""
     return hasattr(param, _BEFORE)

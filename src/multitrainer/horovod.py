@@ -98,7 +98,8 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
 
     *Batch size.* `step` takes the batch size of one rank, for the gradients are averaged over the ranks.
 
-    *Optimizer states.* `load_states` belongs on every rank.
+    *Optimizer states.* `save_states` writes on rank 0 (of the ``process_set``) and returns on the others; `load_states`
+    belongs on every rank.
 
     Examples
     --------
@@ -127,3 +128,6 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
                 "rescale_grad by the number of ranks already, and the trainer would do so once more"
             )
         super().__init__(params, optimizer, optimizer_params, *args, **kwargs)
+
+    def _writes_states(self) -> bool:
+        return self._process_set.included() and self._process_set.rank() == 0

@@ -7,7 +7,7 @@ schedules evaluated, and the optimizer's own table brought in line.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from mxnet.gluon import Block, Parameter
 from mxnet.optimizer import Optimizer
@@ -18,6 +18,8 @@ from .freezing import (
     gradient_pending,
     hold_statistics,
     is_held,
+    remember,
+    remembered,
     unfreeze_parameter,
     warn_of_statistics,
 )
@@ -26,6 +28,18 @@ from .optimizers import NameTable, Shipped, check_honoured
 from .targets import Multiplier, check_multiplier
 
 _Numbers = Dict[Parameter, float]
+
+ACTS, ENDED = "acts", "ended"  # what became of a schedule
+
+
+class Saved(NamedTuple):
+    """What a file of states says of the multipliers of one Parameter."""
+
+    lr_mult: float
+    wd_mult: float
+    grad_req: str  # of a frozen one, the request that it is to have again
+    before: float  # of a frozen one, the lr_mult that it had before
+    schedules: Mapping[str, str]  # field -> ACTS or ENDED, where there is one to tell of
 
 
 class Multipliers:
@@ -44,6 +58,7 @@ class Multipliers:
         self._params = list(params)
         self._roots: list[Block] = []
         self._schedules: dict[str, dict[Parameter, Multiplier]] = {field: {} for field in FIELDS}
+        self._ended: dict[str, set[Parameter]] = {field: set() for field in FIELDS}
         self._unfreeze_after: list[Parameter] = []
         self._await_backward: list[Parameter] = []
         self._was_frozen = False
@@ -68,9 +83,10 @@ class Multipliers:
         self.take_over(except_for=given)
         for field, multipliers in given.items():
             for param, multiplier in multipliers.items():
-                self._schedules[field].pop(param, None)
+                self._end(field, param)
                 if callable(multiplier):
                     self._schedules[field][param] = multiplier
+                    self._ended[field].discard(param)
         self._write(numbers)
         self._settle(named=given.get("lr_mult", {}), anew=True)
 
@@ -94,7 +110,7 @@ class Multipliers:
                 self._check(field, {param: check_multiplier(value, f"{field} of Parameter {param.name!r}")})
         for field, ended in (*news.items(), *except_for.items()):
             for param in ended:
-                self._schedules[field].pop(param, None)
+                self._end(field, param)
         self._write(news)
         moved = self._optimizer.num_update + 1 != self._due
         if moved:
@@ -171,7 +187,71 @@ class Multipliers:
         self._seen = {field: [getattr(param, field) for param in self.movable] for field in FIELDS}
         self._frozen = [param for param in self.movable if param.lr_mult == 0]
 
+    # -- what is saved ------------------------------------------------------------------------------------------------
+
+    @property
+    def was_frozen(self) -> bool:
+        """Whether a Parameter is frozen or ever was, since when `num_update` counts updates in a way of its own."""
+        return self._was_frozen or bool(self._frozen)
+
+    def saved(self, param: Parameter) -> Saved:
+        """Return what is to be known of one Parameter to go on from here; a schedule is not saved, but that it acts."""
+        grad_req, before = remembered(param) or (param.grad_req, param.lr_mult)
+        schedules = {field: ENDED for field in FIELDS if param in self._ended[field]}
+        schedules.update((field, ACTS) for field in FIELDS if param in self._schedules[field])
+        return Saved(float(param.lr_mult), float(param.wd_mult), grad_req, float(before), schedules)
+
+    def going_on(
+        self, saved: Mapping[Parameter, Saved], num_update: int, was_frozen: bool, fields: Sequence[str]
+    ) -> Callable[[], None]:
+        """Return what makes the Parameters go on from what was saved, in some `fields`, after update `num_update`.
+
+        A schedule that acts here goes on acting, by that clock, unless the file says that it was ended.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            Before anything has changed: a schedule that acted has none here to follow it, or one of this trainer fails.
+        """
+        for field in fields:
+            acted = [p for p, was in saved.items() if was.schedules.get(field) == ACTS]
+            missing = [p.name for p in acted if p not in self._schedules[field]]
+            if missing:
+                raise ValueError(
+                    f"the {field} of {', '.join(missing)} went by a schedule when the states were saved, and has none "
+                    f"in this trainer: schedules are not saved, so build the trainer with the same ones, or keep the "
+                    f"multipliers of this trainer: keep={field!r}"
+                )
+        numbers: dict[str, _Numbers] = {}
+        ended = {field: [p for p, was in saved.items() if was.schedules.get(field) == ENDED] for field in fields}
+        for field in FIELDS:
+            acting = {p: value for p, value in self._schedules[field].items() if p not in ended.get(field, ())}
+            numbers[field] = {p: getattr(was, field) for p, was in saved.items() if field in fields}
+            numbers[field].update(evaluate(acting, field, num_update + 1))
+            self._check(field, numbers[field])
+
+        def go_on() -> None:
+            for param, was in saved.items() if "lr_mult" in fields else ():
+                if was.lr_mult == 0:
+                    freeze_parameter(param)
+                if is_held(param):
+                    remember(param, was.grad_req, was.before)
+            for field, params in ended.items():
+                for param in params:
+                    self._end(field, param)
+            self._write(numbers)
+            self._due = num_update + 1
+            self._settle(anew=True)
+            if "lr_mult" in fields:
+                self._was_frozen = was_frozen
+
+        return go_on
+
     # -- schedules and their clock ------------------------------------------------------------------------------------
+
+    def _end(self, field: str, param: Parameter) -> None:
+        if self._schedules[field].pop(param, None) is not None:
+            self._ended[field].add(param)
 
     def _advance(self) -> None:
         due = self._optimizer.num_update + 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any, Mapping
+from pathlib import Path
+from typing import Any, Iterable, Mapping
 
 from mxnet import nd
 from mxnet.gluon import Trainer
 
-from . import _mxnet, report, symbolic
+from . import _mxnet, checkpoint, report, statefile, symbolic
 from .freezing import warn_of_old_traces
 from .groups import FIELDS, ParamGroup, resolve, resolve_within
 from .multipliers import Multipliers, evaluate
@@ -211,12 +212,118 @@ class MultiLRTrainer(Trainer):
         with self._multipliers.updating():
             super().update(batch_size, ignore_stale_grad)
 
-    def load_states(self, fname: str) -> None:
-        """Load optimizer states; multipliers stay those of the Parameters. See `mxnet.gluon.Trainer.load_states`."""
+    def save_states(self, fname: str | os.PathLike[str]) -> None:
+        """Save all that training goes on from, but for the weights (`save_parameters`): a kill leaves a whole file.
+
+        Saved are the optimizer's states by parameter name, its settings and counts, multipliers and what is frozen, the
+        lr_scheduler and AMP's loss scale. The file is an .npz of uncompressed arrays, which ``numpy.load(fname)``
+        reads without pickle, and one JSON text, ``numpy.load(fname)['@header'].item()``. It is written beside `fname`,
+        flushed to disk and moved there.
+
+        Parameters
+        ----------
+        fname : str or PathLike
+            The file, which is replaced. Where several workers update, rank 0 writes it and the others return.
+
+        Raises
+        ------
+        TypeError
+            If the optimizer or its lr_scheduler keeps something that such a file cannot hold (a function, an object).
+        RuntimeError
+            Where parameter servers update, for the states are theirs; or a Parameter has no values yet.
+        OSError
+            Where the file cannot be written; one that was there before is left as it was.
+
+        Notes
+        -----
+        What was assigned to Parameters since the last step is taken over first, as a step does. Schedules, like all
+        code, are not saved, but that they act or have ended is. Nor is the state of MXNet's random generators, from
+        which SGLD draws its noise.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.nn.Dense(1, in_units=2, prefix='fc_')
+        >>> net.initialize()
+        >>> trainer = MultiLRTrainer(net, 'sgd', {'learning_rate': 0.1})
+        >>> trainer.set_lr_mult({net.bias: 0})
+        >>> fname = os.path.join(tempfile.mkdtemp(), 'trainer.npz')
+        >>> trainer.save_states(fname)
+        >>> fresh = MultiLRTrainer(net, 'sgd')
+        >>> fresh.set_lr_mult({net.bias: 1})
+        >>> fresh.load_states(fname)
+        {}
+        >>> fresh.learning_rate, net.bias.lr_mult, net.bias.grad_req
+        (0.1, 0.0, 'null')
+        """
+        training = self._training()
         self._multipliers.take_over()
-        super().load_states(fname)
-        self._multipliers.adopt(self._optimizer)
-        self._multipliers.take_over()  # schedules go by the update count that was loaded
+        if self._writes_states():
+            checkpoint.save(Path(fname), training)
+
+    def load_states(
+        self,
+        fname: str | os.PathLike[str],
+        allow_pickle: bool = False,
+        partial: bool = False,
+        keep: str | Iterable[str] = (),
+    ) -> dict[str, str]:
+        """Go on from a file of `save_states`; a file that is refused changes nothing.
+
+        Load the weights first, with ``net.load_parameters``.
+
+        Parameters
+        ----------
+        fname : str or PathLike
+            The file. Every rank loads it.
+        allow_pickle : bool, default False
+            Take a file that stock `gluon.Trainer` wrote, too. It is a pickle, which can run any code when it is loaded,
+            goes by position, and leaves the multipliers as they are.
+        partial : bool, default False
+            Load the Parameters that file and trainer share, where they do not have the same ones.
+        keep : str or iterable of str
+            What the trainer is to keep of its own, where the file's holds otherwise: ``'learning_rate'`` (with the
+            lr_scheduler), ``'lr_mult'`` (with what is frozen), ``'wd_mult'``, ``'loss_scale'``, or another attribute of
+            the optimizer, as ``'wd'`` or ``'momentum'``.
+
+        Returns
+        -------
+        dict of str to str
+            The Parameters that `partial` left out, in the file or in the trainer, and why.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, or was written by stock Trainer; is of another optimizer, lr_scheduler or AMP; has
+            other Parameters, or with another shape or dtype (all are listed); or if a Parameter went by a schedule in
+            it and has none here.
+        RuntimeError
+            Where parameter servers update, for the states are theirs; or a Parameter has no values yet.
+
+        Notes
+        -----
+        Parameters are known by name, whatever their order. Those frozen in the file are frozen, those unfrozen in it
+        are not, whatever the groups of this trainer say; a schedule of this trainer goes on by the count of updates in
+        the file, unless the file says that it was ended. Classes are compared by name alone, so that one may move to
+        another module. The file may have been written with other contexts or another kvstore.
+
+        Under a kvstore that updates, ``set_data`` and ``load_parameters`` drop the optimizer's states, as under stock:
+        there, the weights have to come first.
+        """
+        training = self._training()
+        path = Path(fname)
+        if allow_pickle and not statefile.is_archive(path):
+            if partial or keep:
+                raise ValueError(
+                    f"{path} is no file of MultiLRTrainer.save_states: one of stock Trainer knows no names, so that "
+                    "partial and keep cannot be had of it"
+                )
+            self._load_pickle(str(path))
+            return {}
+        self._multipliers.take_over()
+        return checkpoint.load(path, training, partial, keep)
 
     def set_learning_rate(self, lr: float) -> None:
         """Set a new learning rate; see `mxnet.gluon.Trainer.set_learning_rate`.
@@ -228,6 +335,46 @@ class MultiLRTrainer(Trainer):
         """
         self._multipliers.check_learning_rate(lr)
         super().set_learning_rate(lr)
+
+    def _load_pickle(self, fname: str) -> None:
+        self._multipliers.take_over()
+        super().load_states(fname)
+        self._multipliers.adopt(self._optimizer)
+        self._multipliers.take_over()  # schedules go by the update count that was loaded
+
+    def _training(self) -> checkpoint.Training:
+        """Return what is saved and loaded, which a kvstore may hold: like stock Trainer, begin to use it."""
+        waiting = [param.name for param in self._params if not _mxnet.is_initialized(param)]
+        if waiting:
+            raise RuntimeError(
+                f"these Parameters have no values yet: {', '.join(waiting)}. Initialize the network, and run one "
+                "forward pass where shapes are left to be found, before states are saved or loaded"
+            )
+        if not self._kv_initialized:
+            self._init_kvstore()
+        if self._params_to_init:
+            self._init_params()
+        if self._distributed and self._update_on_kvstore:
+            raise RuntimeError(
+                "the states cannot be saved or loaded where parameter servers update: the servers hold them, and give "
+                "them to nobody. Let the workers update: a synchronous kvstore such as 'dist_sync', dense weights and "
+                "gradients, update_on_kvstore=False"
+            )
+        updaters = [_mxnet.updater_of(self._kvstore)] if self._update_on_kvstore else self._updaters
+        return checkpoint.Training(
+            self._params,
+            self._optimizer,
+            updaters,
+            bool(self._update_on_kvstore),
+            self._contexts,
+            self._multipliers,
+            [group.name or "" for group in self.groups],
+            getattr(self, "_amp_loss_scaler", None),
+        )
+
+    def _writes_states(self) -> bool:
+        """Whether this process is the one of all that hold the same states which writes them."""
+        return not self._distributed or self._kvstore.rank == 0
 
     def _init_kvstore(self) -> None:
         if self._workers_should_update():

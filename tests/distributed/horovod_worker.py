@@ -46,7 +46,14 @@ def rank_main(case, folder, hvd, sets, taking_part):
     share = BATCH // len(taking_part)
     begin = share * taking_part.index(hvd.rank())
     history, sizes, states = [], [], []
-    for step in range(case.get("steps", 3)):
+    if "resume" in case:
+        net.load_parameters(str(pathlib.Path(case["resume"]) / "net"))
+        trainer.load_states(pathlib.Path(case["resume"]) / "states")
+    for step in range(case.get("first", 0), case.get("steps", 3)):
+        if step == case.get("save_at"):
+            trainer.save_states(folder / ("states" if hvd.rank() == taking_part[0] else f"states of {hvd.rank()}"))
+            if hvd.rank() == taking_part[0]:
+                net.save_parameters(str(folder / "net"))
         change(step, case, net, trainer, hvd.rank())
         train(step, net, trainer, slice(begin, begin + share))
         history.append(snapshot(net))

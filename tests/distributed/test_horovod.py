@@ -69,6 +69,7 @@ def train(tmp_path_factory):
         code, output = horovodrun(folder, case, np)
         assert code == 0, f"horovodrun ended with {code}\n{output}"
         result = Result(folder, case.get("process_set", range(np)))
+        result.folder = folder
         result.assert_ranks_agree(differ)
         return result
 
@@ -222,6 +223,21 @@ class TestFrozen:
             told = [line for line in output.splitlines() if f"[{rank}]<stderr>:RuntimeError: the ranks froze" in line]
             assert told, output
             assert "net_dense0_bias, net_dense0_weight (2 of 4)" in told[0]
+
+
+@needs_horovod
+@pytest.mark.slow
+class TestStates:
+    @pytest.mark.parametrize("options", [{}, {"np": 3, "process_set": [1, 2]}], ids=["all", "process set"])
+    def test_saved_and_resumed_bit_for_bit(self, train, options):
+        """The first rank writes, every rank loads."""
+        case = {"optimizer": "adam", "steps": 5, "hybridize": True, **options}
+        first = train(**case, save_at=3, changes=[[1, "set_lr_mult", 0, 0.5], [2, "set_lr_mult", 1, 0]])
+        assert [path.name for path in first.folder.glob("states*")] == ["states"]
+        again = train(**case, resume=str(first.folder), first=3)
+        assert not any(moved(one, two) for one, two in zip(first.history[3:], again.history))
+        assert len(again.history) == 2
+        assert moved(*again.history) == FIRST
 
 
 @needs_horovod

@@ -27,6 +27,7 @@ class Result:
         for rank in range(workers):
             with np.load(folder / f"rank{rank}.npz") as arrays:
                 self.ranks.append(dict(arrays))
+        self.folder = folder
         self.about = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(workers)]
 
     def assert_ranks_agree(self):
@@ -139,6 +140,33 @@ class TestWorkersUpdate:
         ours = train(**case)
         ours.assert_ranks_agree()
         assert ours.distance(train(**case, update_on_kvstore=True, stock=True)) == 0
+
+
+class TestStates:
+    def test_saved_and_resumed_bit_for_bit(self, train):
+        """Rank 0 writes, called on all ranks or on itself alone; every rank loads."""
+        case = {
+            "kvstore": "dist_sync",
+            "servers": 1,
+            "optimizer": "adam",
+            "steps": 5,
+            "changes": [[1, "set_lr_mult", 0, 0.5], [2, "set_lr_mult", 1, 0]],
+        }
+        first = train(**case, save_at=3)
+        assert sorted(path.name for path in first.folder.glob("states*")) == ["states", "states of rank 0 alone"]
+        again = train(**{**case, "changes": []}, resume=str(first.folder), first=3)
+        again.assert_ranks_agree()
+        assert again.ranks[0].keys() == {key for key in first.ranks[0] if key[0] in "34"}
+        assert all((array == first.ranks[0][key]).all() for key, array in again.ranks[0].items())
+        assert again.moved(3, 4) == FIRST
+
+    def test_servers_keep_theirs_and_it_is_said(self, train):
+        result = train(**SERVERS, servers=1, optimizer_params={"momentum": 0.9}, save_at=1, steps=2)
+        said = sorted([error[:2] for error in about["errors"]] for about in result.about)
+        each = [["save", "RuntimeError"], ["load", "RuntimeError"]]
+        assert said == [each, [*each, each[0]]]  # which worker is rank 0, and calls once more, the scheduler decides
+        assert all("update_on_kvstore=False" in error[2] for error in result.errors)
+        assert not list(result.folder.glob("states*"))
 
 
 class TestServersUpdate:

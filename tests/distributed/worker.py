@@ -31,16 +31,21 @@ def main():
             for param in net.collect_params().values():
                 param.set_data(param.data(ctx[0]) + 1)
     trainer = make_trainer(net, kv)
-    history, errors = [], []
-    for step in range(CASE.get("steps", 3)):
+    history, errors = {}, []
+    if "resume" in CASE:
+        net.load_parameters(str(pathlib.Path(CASE["resume"]) / "net"), ctx=ctx)
+        trainer.load_states(pathlib.Path(CASE["resume"]) / "states")
+    for step in range(CASE.get("first", 0), CASE.get("steps", 3)):
+        if step == CASE.get("save_at"):
+            save(net, trainer, errors)
         change(step, net, trainer, errors)
         try:
             train(step, net, trainer, ctx)
         except (RuntimeError, UserWarning) as error:
             errors.append([step, type(error).__name__, str(error)])
-        history.append(snapshot(net))
+        history[step] = snapshot(net)
     mx.nd.waitall()
-    arrays = {f"{step}/{name}": array for step, arrays in enumerate(history) for name, array in arrays.items()}
+    arrays = {f"{step}/{name}": array for step, arrays in history.items() for name, array in arrays.items()}
     np.savez(FOLDER / f"rank{INDEX}.npz", **arrays)
     about = {"errors": errors, "update_on_kvstore": bool(trainer._update_on_kvstore), "frozen": frozen(net)}
     (FOLDER / f"rank{INDEX}.json").write_text(json.dumps(about))
@@ -64,6 +69,27 @@ def make_trainer(net, kv):
     if "optimizer_set_lr_mult" in CASE:
         trainer.optimizer.set_lr_mult(CASE["optimizer_set_lr_mult"])
     return trainer
+
+
+def save(net, trainer, errors):
+    """Save on every rank, each under a name of its own; load; and save as users write it, if rank == 0."""
+    rank = trainer._kvstore.rank
+    if rank == 0:
+        net.save_parameters(str(FOLDER / "net"))
+    name = FOLDER / ("states" if rank == 0 else f"states of rank {rank}")
+    calls = [("save", lambda: trainer.save_states(name)), ("load", lambda: load_when_there(trainer))]
+    if rank == 0:
+        calls.append(("save", lambda: trainer.save_states(FOLDER / "states of rank 0 alone")))
+    for what, call in calls:
+        try:
+            call()
+        except RuntimeError as error:
+            errors.append([what, type(error).__name__, str(error)])
+
+
+def load_when_there(trainer):
+    trainer._kvstore._barrier()  # rank 0 has written by now
+    trainer.load_states(FOLDER / "states")
 
 
 def change(step, net, trainer, errors):
