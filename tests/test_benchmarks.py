@@ -45,3 +45,30 @@ def test_frozen_layers_do_not_cross_the_wire(tmp_path):
     assert sent["MultiLRTrainer", "trained"] == pytest.approx(all_of_it, rel=0.02)
     assert sent["MultiLRTrainer", "frozen"] < (head / values + 0.001) * all_of_it
     assert 0.4 * all_of_it < sent["MultiLRTrainer", "half unfrozen"] < 0.51 * all_of_it
+
+
+@pytest.mark.slow
+def test_checkpoint(tmp_path):
+    """Saving and loading take less memory than stock's; how long they take is for the benchmark to say."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        BENCHMARKS / "checkpoint.py",
+        "--rounds",
+        "1",
+        "--network",
+        "resnet18_v1",
+    ]
+    done = subprocess.run(
+        [*map(str, command), "--json", str(tmp_path / "rows.json")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["what"] for row in rows] == ["save", "load"]
+    assert all(row["ours file MB"] > 40 and row["memory"] < 1.2 for row in rows)

@@ -1,0 +1,126 @@
+"""What saving and loading the states of ResNet-50 with momentum costs, beside stock Trainer in the same run.
+
+    python benchmarks/checkpoint.py [--rounds N] [--network NAME] [--json FILE]
+
+Each round starts a process for each of the four, in turn: save and load, by stock Trainer (a pickle, not flushed to
+disk) and by MultiLRTrainer. Memory is the most that the process held meanwhile, above what it held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import multitrainer  # before mxnet: on Python 3.12 it is what makes `import mxnet` work
+
+os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
+
+import mxnet as mx
+
+BOUNDS = {"time": 1.5, "memory": 1.2}  # of stock's, what ours may take
+REPEATS = 3
+
+
+def build(who, network):
+    net = getattr(mx.gluon.model_zoo.vision, network)()
+    net.initialize()
+    kind = multitrainer.MultiLRTrainer if who == "ours" else mx.gluon.Trainer
+    trainer = kind(net.collect_params(), "sgd", {"learning_rate": 0.01, "momentum": 0.9}, kvstore=None)
+    with mx.autograd.record():
+        loss = net(mx.nd.ones((1, 3, 64, 64))).sum()
+    loss.backward()
+    trainer.step(1)
+    mx.nd.waitall()
+    return trainer
+
+
+def measure(who, what, network, path):
+    """Do it a few times; return the seconds of each, and the most memory that one took, in MB."""
+    trainer = build(who, network)
+    path = f"{path}.{who}"
+    if what == "load" and not os.path.exists(path):
+        trainer.save_states(path)
+    seconds, megabytes = [], []
+    for _ in range(REPEATS):
+        before = forget_peak()
+        begin = time.perf_counter()
+        getattr(trainer, f"{what}_states")(path)
+        mx.nd.waitall()
+        seconds.append(time.perf_counter() - begin)
+        megabytes.append(status("VmHWM") - before)
+    return {"seconds": seconds, "megabytes": max(megabytes), "size": os.path.getsize(path) / 2**20}
+
+
+def forget_peak():
+    """Make the system forget how much memory the process held at most; return what it holds, in MB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name + ":"))
+
+
+def run(who, what, network, path):
+    command = [sys.executable, "-W", "ignore", __file__, "--child", who, what, network, path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(rounds, network):
+    """Return one row for saving and one for loading."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for what in ("save", "load"):
+            found = {"stock": [], "ours": []}
+            for i in range(rounds):
+                for who in sorted(found, reverse=bool(i % 2)):
+                    found[who].append(run(who, what, network, os.path.join(folder, "states")))
+            row = {"what": what}
+            for who, each in found.items():
+                row[f"{who} seconds"] = statistics.median(value for one in each for value in one["seconds"])
+                row[f"{who} MB"] = statistics.median(one["megabytes"] for one in each)
+                row[f"{who} file MB"] = each[0]["size"]
+            row["time"] = row["ours seconds"] / row["stock seconds"]
+            row["memory"] = row["ours MB"] / row["stock MB"]
+            row["held"] = all(row[name] <= bound for name, bound in BOUNDS.items())
+            rows.append(row)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--network", default="resnet50_v1", help="a name in mxnet.gluon.model_zoo.vision")
+    parser.add_argument("--json", help="write the rows to this file too")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        warnings.simplefilter("ignore")
+        print(json.dumps(measure(*arguments.child)))
+        return
+    rows = compare(arguments.rounds, arguments.network)
+    print("      stock                ours                 ours / stock")
+    for row in rows:
+        print(
+            f"{row['what']}  {row['stock seconds']:.3f} s {row['stock MB']:6.0f} MB    {row['ours seconds']:.3f} s "
+            f"{row['ours MB']:6.0f} MB    time {row['time']:.2f}, memory {row['memory']:.2f}"
+        )
+    print(f"files: stock {rows[0]['stock file MB']:.0f} MB, ours {rows[0]['ours file MB']:.0f} MB")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
