@@ -48,9 +48,13 @@ def test_python_blocks_run(namespace):
     assert moved(before, snapshot(net)) == set(net.output.collect_params().keys())
 
 
-def test_table_in_the_readme_is_the_one_that_is_printed(namespace):
+def test_what_the_readme_shows_is_what_is_printed(namespace):
     shown = [block for block in blocks("text") if block.startswith("group")]
     assert shown == [namespace["table"] + "\n"]
+    shown = [block for block in blocks("text") if "* lr_mult" in block]
+    assert shown == [namespace["reason"] + "\n"]
+    assert pathlib.Path("rates.png").exists()
+    assert list(pathlib.Path("runs").glob("events*"))
 
 
 def test_commands_are_those_that_ci_runs():

@@ -4,8 +4,23 @@ from . import _mxnet as _mxnet  # first: on Python 3.12 it is what makes `import
 from . import symbolic as symbolic
 from .freezing import freeze, unfreeze
 from .groups import ParamGroup
+from .ordering import stages
+from .recipes import discriminative, gradual_unfreezing, layerwise_decay, no_weight_decay, unfreeze_at
+from .report import plot_learning_rates
 from .trainer import MultiLRTrainer
 
 __version__ = "0.1.0"
 
-__all__ = ["MultiLRTrainer", "ParamGroup", "freeze", "unfreeze"]
+__all__ = [
+    "MultiLRTrainer",
+    "ParamGroup",
+    "discriminative",
+    "freeze",
+    "gradual_unfreezing",
+    "layerwise_decay",
+    "no_weight_decay",
+    "plot_learning_rates",
+    "stages",
+    "unfreeze",
+    "unfreeze_at",
+]

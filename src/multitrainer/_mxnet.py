@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import sys
+from collections import OrderedDict
 from typing import Any, Collection, Iterable, Iterator, Sequence
 
 
@@ -41,12 +43,13 @@ def _import_mxnet() -> None:
 
 _import_mxnet()
 
-from mxnet import nd  # noqa: E402
+from mxnet import autograd, nd  # noqa: E402
 from mxnet.base import _LIB, check_call  # noqa: E402
 from mxnet.context import Context  # noqa: E402
 from mxnet.gluon import Block, Constant, HybridBlock, Parameter, SymbolBlock, Trainer  # noqa: E402
 from mxnet.gluon.nn.basic_layers import _BatchNorm  # noqa: E402
 from mxnet.module import BucketingModule, Module, SequentialModule  # noqa: E402
+from mxnet.name import NameManager  # noqa: E402
 from mxnet.ndarray import NDArray, sparse  # noqa: E402
 from mxnet.optimizer import Optimizer, Updater  # noqa: E402
 from mxnet.symbol import Symbol  # noqa: E402
@@ -265,3 +268,27 @@ def names_by_index(module: Module) -> dict[int, str]:
         return {}
     devices = len(module._context)
     return {i * devices + k: name for i, name in enumerate(module._param_names) for k in range(devices)}
+
+
+@contextlib.contextmanager
+def undisturbed(block: Block) -> Iterator[None]:
+    """Let ``block`` be traced by a symbol with nothing to show for it: no hook runs, no Parameter keeps a variable."""
+    blocks: dict[Block, None] = {}
+    block.apply(lambda each: blocks.setdefault(each))
+    hooks = [(each, each._forward_hooks, each._forward_pre_hooks) for each in blocks]
+    variables = [(param, param._var) for each in blocks for param in each.params.values()]
+    try:
+        for each in blocks:
+            each._forward_hooks, each._forward_pre_hooks = OrderedDict(), OrderedDict()
+        with NameManager(), autograd.pause():
+            yield
+    finally:
+        for each, after, before in hooks:
+            each._forward_hooks, each._forward_pre_hooks = after, before
+        for param, node in variables:
+            param._var = node
+
+
+def symbol_inputs(block: SymbolBlock) -> int:
+    """Return how many inputs a SymbolBlock takes."""
+    return len(block._cached_graph[0])

@@ -50,7 +50,7 @@ class ParamGroup:
     ParamGroup(Dense 'head', lr_mult=10.0, wd_mult=0.0, name='head')
     """
 
-    __slots__ = ("lr_mult", "name", "params", "wd_mult")
+    __slots__ = ("lr_mult", "name", "params", "wd_mult", "within")
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class ParamGroup:
         self.lr_mult = None if lr_mult is None else check_multiplier(lr_mult, f"lr_mult of {where}")
         self.wd_mult = None if wd_mult is None else check_multiplier(wd_mult, f"wd_mult of {where}")
         self.name = name
+        self.within: Block | None = None  # the network that a recipe made this group of
 
     def __repr__(self) -> str:
         given = [f"{key}={getattr(self, key)!r}" for key in (*FIELDS, "name") if getattr(self, key) is not None]
@@ -80,6 +81,14 @@ class Plan(NamedTuple):
     deciding: dict[str, dict[Parameter, int]]  # field -> Parameter -> the group whose value it gets
     member_of: dict[Parameter, int]  # the last group that holds a Parameter
     blocks: tuple[Block, ...]  # every Block among the targets
+
+    def entries_for(self, param: Parameter, field: str) -> list[int]:
+        """Return the groups that give ``param`` a ``field``, in order; the last decides and refines those before."""
+        return [
+            i
+            for i, group in enumerate(self.groups)
+            if getattr(group, field) is not None and group.params.get(param.name) is param
+        ]
 
     def assignments(self, field: str) -> dict[Parameter, Multiplier]:
         """Return the multiplier that each Parameter is to get, for those that get one."""
@@ -247,7 +256,8 @@ def _group(target: Any, multipliers: Mapping[str, Multiplier]) -> ParamGroup:
 
 
 def _plan(entries: Sequence[_Entry], parameters: list[Parameter]) -> Plan:
-    blocks = tuple(dict.fromkeys(block for entry in entries for block in blocks_of(entry.group.params)))
+    networks = [entry.group.within for entry in entries if entry.group.within is not None]
+    blocks = tuple(dict.fromkeys([*networks, *(b for entry in entries for b in blocks_of(entry.group.params))]))
     names = _names(entries, blocks)
     groups = tuple(
         _resolved(entry.group, dict(sorted(entry.movable.items())), name) for entry, name in zip(entries, names)
@@ -259,6 +269,7 @@ def _plan(entries: Sequence[_Entry], parameters: list[Parameter]) -> Plan:
 def _resolved(group: ParamGroup, params: Parameters, name: str) -> ParamGroup:
     resolved = ParamGroup.__new__(ParamGroup)
     resolved.params, resolved.lr_mult, resolved.wd_mult, resolved.name = params, group.lr_mult, group.wd_mult, name
+    resolved.within = group.within
     return resolved
 
 
@@ -292,13 +303,19 @@ def _conflict(param: Parameter, field: str, earlier: _Entry, later: _Entry) -> s
 
 def _names(entries: Sequence[_Entry], blocks: Sequence[Block]) -> list[str]:
     """Name every group: as the user did, else by the path from a Block that contains it, else by Gluon's name."""
-    given = [entry.group.name for entry in entries if entry.group.name is not None]
+    given = [e.group.name for e in entries if e.group.name is not None and e.group.within is None]
     for name, count in Counter(given).items():
         if count > 1:
             raise ValueError(f"two ParamGroups are named {name!r}; names must differ")
     paths = _paths(blocks)
     taken = dict.fromkeys(given, 1)  # name -> how often it was asked for
-    return [entry.group.name or _unused(_derived(entry.group.params, paths), taken) for entry in entries]
+    names = []
+    for group in (entry.group for entry in entries):
+        if group.name is not None and group.within is not None:  # a recipe's: two networks may both have a stage1
+            names.append(_unused([group.name, f"{group.within.name} {group.name}"], taken))
+        else:
+            names.append(group.name or _unused(_derived(group.params, paths), taken))
+    return names
 
 
 def _unused(candidates: Sequence[str], taken: dict[str, int]) -> str:

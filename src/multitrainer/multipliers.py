@@ -118,6 +118,11 @@ class Multipliers:
         if moved or any(news.values()) or any(param.grad_req != "null" for param in self._frozen):
             self._settle(at_step=at_step)
 
+    @property
+    def schedules(self) -> Mapping[str, Mapping[Parameter, Multiplier]]:
+        """The schedules in force, by field and Parameter."""
+        return self._schedules
+
     def shipped(self) -> None:
         """Note that parameter servers have the optimizer as it is now; nothing that changes will reach them."""
         self._shipped = Shipped(self._params, self._optimizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
 
 from mxnet import nd
 from mxnet.gluon import Trainer
@@ -15,7 +15,7 @@ from .freezing import warn_of_old_traces
 from .groups import FIELDS, ParamGroup, resolve, resolve_within
 from .multipliers import Multipliers, evaluate
 from .optimizers import check_honoured, optimizer_class, own_table, read_table, updates_before
-from .targets import Multiplier
+from .targets import Multiplier, known_name
 
 
 class MultiLRTrainer(Trainer):
@@ -133,6 +133,46 @@ class MultiLRTrainer(Trainer):
         0               2      12        0              0  0.0001  frozen
         """
         return report.table(self._rows())
+
+    def explain(self, name: str) -> str:
+        """Say why a parameter learns as it does: which entry gave its multipliers, and the rates that come of them.
+
+        Parameters
+        ----------
+        name : str
+            The exact name of a parameter.
+
+        Returns
+        -------
+        str
+            For learning rate and weight decay: the value that the next update goes by, the multiplier, the entry that
+            set it and the one that this refines; or that it was set since, or is the Parameter's own.
+
+        Raises
+        ------
+        ValueError
+            If no parameter of this trainer has that name, with the closest ones.
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.nn.HybridSequential(prefix='net_')
+        >>> with net.name_scope():
+        ...     net.add(mx.gluon.nn.Dense(4, in_units=2), mx.gluon.nn.Dense(1, in_units=4))
+        >>> net.initialize()
+        >>> trainer = MultiLRTrainer([(net, 0.5), (net[0], 0.1)], 'sgd', {'learning_rate': 0.1, 'wd': 1e-4})
+        >>> print(trainer.explain('net_dense0_weight'))
+        net_dense0_weight: 4 x 2, trained
+          learning rate 0.01 = 0.1 * lr_mult 0.1
+            0.1 by entry 1 '0', which refines entry 0 'net' (0.5)
+          weight decay 0.0001 = 0.0001 * wd_mult 1
+            the default; no entry sets it
+        """
+        by_name = {param.name: param for param in self._params}
+        param = by_name[known_name(name, by_name, "explain")]
+        rates = {"lr_mult": self._rates([self._optimizer.num_update + 1])[0], "wd_mult": self._optimizer.wd}
+        return report.explain(self._plan, param, rates, self._multipliers.schedules)
 
     def __repr__(self) -> str:
         movable = self._multipliers.movable
@@ -420,8 +460,18 @@ class MultiLRTrainer(Trainer):
         plan = resolve_within(multipliers, field, self._params)
         self._multipliers.assign({field: plan.assignments(field)}, plan.blocks)
 
+    def _rates(self, updates: Iterable[int]) -> list[float]:
+        """Return the optimizer's own learning rate at ``updates``."""
+        # Of a copy: schedulers keep count of what they were asked, and stock asks them in order.
+        scheduler, rate = copy.deepcopy(self._optimizer.lr_scheduler), self._optimizer.lr
+        return [rate if scheduler is None else scheduler(update) for update in updates]
+
     def _rows(self, **kwargs: Any) -> list[report.Row]:
-        scheduler, rate = self._optimizer.lr_scheduler, self._optimizer.lr
-        if scheduler is not None:  # a copy: schedulers keep count of what they were asked, and stock asks them in order
-            rate = copy.deepcopy(scheduler)(self._optimizer.num_update + 1)
+        (rate,) = self._rates([self._optimizer.num_update + 1])
         return report.rows(self._plan, self._multipliers.movable, rate, self._optimizer.wd, **kwargs)
+
+    def _planned(self, num_updates: int) -> tuple[Sequence[int], list[tuple[str, list[float]]]]:
+        """Return the numbers of the next updates, and the learning rates that each group will have at them."""
+        updates = range(self._optimizer.num_update + 1, self._optimizer.num_update + 1 + num_updates)
+        schedules, rates = self._multipliers.schedules["lr_mult"], self._rates(updates)
+        return updates, report.planned(self._plan, self._multipliers.movable, schedules, updates, rates)
