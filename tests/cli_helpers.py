@@ -44,3 +44,7 @@ def start(*arguments: object, prelude: str = "", **options) -> subprocess.Popen:
 
 def rows_of(out: Path) -> list:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows: list) -> list:
+    return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in rows]

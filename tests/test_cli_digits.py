@@ -51,7 +51,7 @@ def test_the_embedded_default_compares_four_regimes(embedded_default):
     }
     assert all(value > 0.4 for value in final.values()), final  # guessing gets 0.2
     assert {row["learning_rates"]["backbone"] for row in rows if row["regime"] == "backbone frozen"} == {0.0}
-    files = ["best.params", "comparison.png", "digits-source.params", "last.params", "metrics.jsonl"]
+    files = ["best.params", "checkpoint", "comparison.png", "digits-source.params", "last.params", "metrics.jsonl"]
     assert sorted(path.name for path in out.iterdir()) == files
     for regime in digits.REGIMES:
         assert embedded_default.printed.count(f"\n{regime.name}") == 2  # its group table, its line of the comparison

@@ -15,7 +15,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_helpers import rows_of, write_images
+from cli_helpers import rows_of, without_times, write_images
 
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 HERE = pathlib.Path(__file__).parent
 COMMAND = HERE / "command.py"
 MODEL = "cifar_resnet20_v1"
-FILES = ["best.params", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
+FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
 PATIENCE = 20  # seconds that a rank may take to notice that another is gone
 
 needs_horovod = pytest.mark.skipif(
@@ -138,6 +138,22 @@ def final(out, regime):
 
 def arrays(path):
     return {name: array.asnumpy() for name, array in mx.nd.load(str(path)).items()}
+
+
+def test_two_ranks_go_on_where_they_were_killed(images, tmp_path):
+    common = ["--data", images, "--model", MODEL, "--epochs", "6", "--batch-size", "8", "--resume"]
+    finetune("dist_sync", *common, "--out", tmp_path / "whole" / "{index}")
+    options = ["finetune", "--kvstore", "dist_sync", *common, "--out", tmp_path / "parts" / "{index}"]
+    with cluster.start(COMMAND, *options) as started:
+        out, writer, other = once_written(started, tmp_path / "parts")
+        writer.kill()
+        assert other.wait(PATIENCE) == 1
+    out.rename(out.parent / "all")  # where it lies does not matter, but rank 0 has to be given it
+    finetune("dist_sync", *common, "--out", out.parent / "all")
+    whole = written(tmp_path / "whole")
+    assert without_times(rows_of(out.parent / "all")) == without_times(rows_of(whole))
+    for name, array in arrays(whole / "last.params").items():
+        np.testing.assert_array_equal(array, arrays(out.parent / "all/last.params")[name], err_msg=name)
 
 
 class TestAllRanksEnd:

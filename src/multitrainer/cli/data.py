@@ -14,6 +14,7 @@ from mxnet.gluon.data.vision import transforms
 
 from .errors import UserError, require
 from .ranks import Ranks
+from .training import Loader
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 VAL_SHARE = 0.2
@@ -215,22 +216,10 @@ def loaders(
     images.train.augment = _augmented(size)
     images.val.augment = _centred(size)
     # What is left over starts the next epoch: no batch is too small for BatchNorm, and all have one shape.
-    train = gluon.data.DataLoader(
-        images.train,
-        batch_size,
-        sampler=_Draw(len(images.train), seed, True, ranks),
-        last_batch="rollover",
-        num_workers=workers,
-        timeout=TIMEOUT,
-    )
-    val = gluon.data.DataLoader(
-        images.val,
-        batch_size,
-        sampler=_Draw(len(images.val), seed, False, ranks),
-        num_workers=workers,
-        timeout=TIMEOUT,
-    )
-    return train, val
+    train = gluon.data.BatchSampler(_Draw(len(images.train), seed, True, ranks), batch_size, "rollover")
+    val = gluon.data.BatchSampler(_Draw(len(images.val), seed, False, ranks), batch_size, "keep")
+    options = {"num_workers": workers, "timeout": TIMEOUT}
+    return Loader(images.train, train, **options), Loader(images.val, val, **options)
 
 
 def _augmented(size: int) -> Any:

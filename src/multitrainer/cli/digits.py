@@ -6,6 +6,7 @@ A small network learns 0 to 4, then 5 to 9 from ten images each, in four ways.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -20,7 +21,8 @@ from .. import MultiLRTrainer, ParamGroup
 from . import artifacts, figures, network
 from .errors import INTERRUPTED, UserError, require
 from .ranks import Ranks
-from .training import Interrupts, fit, seed_everything
+from .resume import Checkpoints
+from .training import Interrupts, Loader, fit, seed_everything
 
 MODEL = "cifar_resnet20_v1"
 SIZE = 32
@@ -67,14 +69,11 @@ class Digits(NamedTuple):
         others = np.concatenate([order[shots : shots + unseen] for order in orders])
         return Digits(self.images[few], self.labels[few]), Digits(self.images[others], self.labels[others])
 
-    def loader(self, batch_size: int, ranks: Ranks, shuffle: bool = False) -> gluon.data.DataLoader:
+    def loader(self, batch_size: int, ranks: Ranks, shuffle: bool = False) -> Loader:
         """Return batches of this rank's share; when shuffled, all of one size."""
-        return gluon.data.DataLoader(
-            gluon.data.ArrayDataset(self.images, self.labels),
-            batch_size,
-            sampler=_Share(len(self.labels), ranks, shuffle),
-            last_batch="rollover" if shuffle else "keep",
-        )
+        order = _Share(len(self.labels), ranks, shuffle)
+        batches = gluon.data.BatchSampler(order, batch_size, "rollover" if shuffle else "keep")
+        return Loader(gluon.data.ArrayDataset(self.images, self.labels), batches)
 
 
 class _Share(gluon.data.Sampler):
@@ -125,7 +124,12 @@ def load(first: int) -> Digits:
 
 
 def run(
-    args: argparse.Namespace, contexts: list[mx.Context], optimizer: str, settings: dict[str, float], ranks: Ranks
+    args: argparse.Namespace,
+    contexts: list[mx.Context],
+    optimizer: str,
+    settings: dict[str, float],
+    ranks: Ranks,
+    options: dict[str, str],
 ) -> int:
     """Compare the regimes and return the exit status."""
     began = time.perf_counter()
@@ -138,10 +142,18 @@ def run(
     with Interrupts() as interrupts:
         job = Job(args, contexts, optimizer, settings, ranks, interrupts)
         try:
+            checkpoints = Checkpoints(args.out, options, ranks)
+            before = checkpoints.begin(metrics, args.resume)
             source = _source(job)
-            for row in _compare(job, source):
-                if ranks.first:
-                    metrics.add(row)
+            for row, net, trainer in _compare(job, source, checkpoints, before):
+                if not ranks.first:
+                    continue
+                number = len(metrics.rows) + 1
+                if row["val_accuracy"] is not None:
+                    checkpoints.save(net, trainer, number)
+                metrics.add(row)
+                if row["val_accuracy"] is not None:
+                    checkpoints.remove_before(number)
         except KeyboardInterrupt:
             interrupted = True
     if not ranks.first:
@@ -149,33 +161,38 @@ def run(
     return _report(args.out, metrics.rows, args.epochs or EPOCHS, time.perf_counter() - began, interrupted)
 
 
-def _compare(job: Job, source: Path) -> Iterator[dict[str, Any]]:
-    """Train under every regime, draw after draw, and give the metrics epoch by epoch."""
+def _compare(
+    job: Job, source: Path, checkpoints: Checkpoints, before: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], gluon.Block, MultiLRTrainer]]:
+    """Train under every regime, draw after draw; give the metrics epoch by epoch, with what they are of."""
     args = job.args
     digits = load(CLASSES)
-    batch_size = job.batch_size(args.batch_size or BATCH_SIZE)
-    best = -1.0
+    epochs, batch_size = args.epochs or EPOCHS, job.batch_size(args.batch_size or BATCH_SIZE)
+    best = max((row["val_accuracy"] for row in before if row["epoch"] == epochs), default=-1.0)
     print(f"5 to 9: {SHOTS} images of each to train on, {UNSEEN} to measure on, {SEEDS} draws")
-    for number in range(SEEDS):
+    for number, regime in itertools.product(range(SEEDS), REGIMES):
         seed = args.seed + number
+        done = sum((row["regime"], row["seed"]) == (regime.name, seed) for row in before)
+        if done == epochs:
+            continue
         train, unseen = digits.draw(SHOTS, UNSEEN, seed)
-        for regime in REGIMES:
-            seed_everything(seed)
-            net, trainer = _prepare(job, regime, source)
-            if number == 0:
-                print(f"\n{regime.name}\n{trainer.summary()}", flush=True)
-            batches = train.loader(batch_size, job.ranks, shuffle=True), unseen.loader(100, job.ranks)
-            title = f"{regime.name}, draw {number + 1}/{SEEDS}: "
-            epochs = args.epochs or EPOCHS
-            for row in fit(
-                net, trainer, *batches, job.contexts, epochs, job.interrupts, title, MEASURE_EVERY, job.ranks
-            ):
-                yield {"regime": regime.name, "seed": seed, **row}
-            if job.ranks.first:
+        seed_everything(seed)
+        net, trainer = _prepare(job, regime, source)
+        batches = train.loader(batch_size, job.ranks, shuffle=True), unseen.loader(100, job.ranks)
+        if done:
+            checkpoints.restore(net, trainer, job.contexts, len(before))
+            batches[0].skip(done)
+        if number == 0:
+            print(f"\n{regime.name}\n{trainer.summary()}", flush=True)
+        title = f"{regime.name}, draw {number + 1}/{SEEDS}: "
+        options = {"measure_every": MEASURE_EVERY, "ranks": job.ranks, "seed": seed, "done": done}
+        for row in fit(net, trainer, *batches, job.contexts, epochs, job.interrupts, title, **options):
+            if job.ranks.first and row["epoch"] == epochs:
                 artifacts.save_parameters(net, args.out / "last.params")
-            if job.ranks.first and row["val_accuracy"] > best:
-                best = row["val_accuracy"]
-                artifacts.save_parameters(net, args.out / "best.params")
+                if row["val_accuracy"] > best:
+                    best = row["val_accuracy"]
+                    artifacts.save_parameters(net, args.out / "best.params")
+            yield {"regime": regime.name, "seed": seed, **row}, net, trainer
 
 
 def _source(job: Job) -> Path:

@@ -16,6 +16,7 @@ from . import artifacts, data, digits, figures, network
 from .errors import INTERRUPTED, UserError
 from .options import not_negative, parse_contexts, parse_multiplier, parse_optimizer, positive, whole
 from .ranks import KVSTORES, Ranks, together
+from .resume import Checkpoints
 from .training import Interrupts, fit, seed_everything
 
 MODEL = "mobilenetv2_1.0"
@@ -24,6 +25,7 @@ BATCH_SIZE = 32
 EPOCHS = 10
 NEEDS_DATA = ("model", "pretrained", "params", "lr_mult", "freeze", "workers")
 OF_EACH_RANK = ("data", "params", "out", "ctx", "workers", "run")  # what need not be the same on all ranks
+OF_EACH_START = (*OF_EACH_RANK, "kvstore", "resume")  # nor when a run goes on
 
 DESCRIPTION = """\
 Fine-tune an image classifier of GluonCV's on your images, with a learning rate for each part of it.
@@ -40,7 +42,8 @@ what there is. With --pretrained or --params, and neither --lr-mult nor --freeze
 trains at {BACKBONE_MULT} of --lr; from scratch, everything trains at --lr.
 
 Left in --out: best.params and last.params, classes.txt (one a line, in the order of the outputs), metrics.jsonl (one
-line an epoch) and finetune.png. Ctrl-C keeps what there is.
+line an epoch), finetune.png and a checkpoint. Ctrl-C keeps what there is; after it, or after a crash, the same command
+with --resume goes on after the last whole epoch, to the same metrics as if it had never stopped.
 
 On several machines, --kvstore dist_sync under the DMLC_ variables of MXNet's parameter servers, or --kvstore horovod
 under horovodrun: each rank trains on its share of the images, and rank 0 prints and writes. The README shows both.
@@ -87,6 +90,7 @@ def add_parser(commands: Any) -> None:
     add("--workers", type=whole, help="processes that read images (default 0: none; try 4 beside a GPU)")
     add("--seed", type=whole, default=0, help="the same seed gives the same run (default 0)")
     add("--out", metavar="DIR", type=Path, default=Path("runs/finetune"), help="default runs/finetune")
+    add("--resume", action="store_true", help="go on after the last whole epoch of the run in --out")
     parser.set_defaults(run=run)
 
 
@@ -98,14 +102,17 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     contexts = parse_contexts(args.ctx, ranks.local_rank)
     optimizer, settings = parse_optimizer(args.optimizer, args.lr, args.wd)
-    ranks.agree("options", sorted((k, str(v)) for k, v in vars(args).items() if k not in OF_EACH_RANK))
+    options = {name: str(value) for name, value in sorted(vars(args).items())}
+    ranks.agree("options", [item for item in options.items() if item[0] not in OF_EACH_RANK])
+    options = {name: value for name, value in options.items() if name not in OF_EACH_START}
     if args.data is None:
         given = [f"--{name.replace('_', '-')}" for name in NEEDS_DATA if getattr(args, name) is not None]
         if given:
             raise UserError(
                 f"{', '.join(given)} can only be used with --data DIR; without it the digits are trained on"
             )
-        return digits.run(args, contexts, optimizer, settings, ranks)
+        return digits.run(args, contexts, optimizer, settings, ranks, options)
+    del options["epochs"]  # a run may go on for longer
     seed_everything(args.seed)
     model = args.model or MODEL
     images = data.open_folder(args.data, args.seed)
@@ -127,7 +134,8 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     print(f"{len(images.train)} images to train on, {len(images.val)} to measure on, {len(images.classes)} classes")
     print(trainer.summary(), flush=True)
     title = f"{model} on {args.data.resolve().name}, {'fine-tuned' if has_weights else 'from scratch'}"
-    return _train(net, trainer, batches, contexts, args, images.classes, title, ranks)
+    checkpoints = Checkpoints(args.out, options, ranks)
+    return _train(net, trainer, batches, contexts, args, images.classes, title, ranks, checkpoints)
 
 
 def _train(
@@ -139,25 +147,33 @@ def _train(
     classes: list[str],
     title: str,
     ranks: Ranks,
+    checkpoints: Checkpoints,
 ) -> int:
     """Train, and keep the files in --out up to date after every epoch."""
     out: Path = args.out
     metrics = artifacts.Metrics(out / "metrics.jsonl")
     epochs = args.epochs or EPOCHS
-    best: dict[str, Any] = {"val_accuracy": -1.0}
+    before = checkpoints.begin(metrics, args.resume)
+    if before:
+        checkpoints.restore(net, trainer, contexts, len(before))
+        batches[0].skip(len(before))
+    best: dict[str, Any] = max(before, key=lambda row: row["val_accuracy"], default={"val_accuracy": -1.0})
     interrupted = False
     if ranks.first:
         artifacts.save_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
     with Interrupts() as interrupts:
         try:
-            for row in fit(net, trainer, *batches, contexts, epochs, interrupts, ranks=ranks):
+            going_on = {"ranks": ranks, "seed": args.seed, "done": len(before)}
+            for row in fit(net, trainer, *batches, contexts, epochs, interrupts, **going_on):
                 if not ranks.first:
                     continue
                 artifacts.save_parameters(net, out / "last.params")
                 if row["val_accuracy"] > best["val_accuracy"]:
                     best = row
                     artifacts.save_parameters(net, out / "best.params")
+                checkpoints.save(net, trainer, row["epoch"])
                 metrics.add(row)
+                checkpoints.remove_before(row["epoch"])
                 print(_line(row, epochs), flush=True)
         except multiprocessing.TimeoutError as error:
             raise UserError(

@@ -43,10 +43,15 @@ def build(model: str, classes: int) -> tuple[gluon.HybridBlock, str]:
     if model.lower() not in known:
         raise UserError(f"--model {model}: GluonCV has no such model; closest: {closest(model.lower(), known)}")
     try:
-        net, other = (zoo.get_model(model, classes=count) for count in (classes, classes + 1))
+        net, other = (_make(zoo, model, count) for count in (classes, classes + 1))
     except Exception as error:  # whatever a detector, say, makes of the argument
         raise _no_classifier(model) from error
     return net, _find_head(net, other, model)
+
+
+def _make(zoo: Any, model: str, classes: int) -> gluon.HybridBlock:
+    with mx.name.NameManager():  # the same names at every call: states are saved by name
+        return zoo.get_model(model, classes=classes)
 
 
 def _find_head(net: gluon.HybridBlock, other: gluon.HybridBlock, model: str) -> str:

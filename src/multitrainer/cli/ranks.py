@@ -6,8 +6,10 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import zlib
-from typing import Any, Callable, Iterable, Sequence, TypeVar
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Sequence, TypeVar
 
 import mxnet as mx
 import numpy as np
@@ -20,6 +22,7 @@ from .watch import Watch, own_address
 KVSTORES = ("device", "local", "dist_sync", "dist_device_sync", "horovod")
 DMLC = ("DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER")
 _KEYS = 1_000_000  # more than a network has Parameters
+_CHUNK = 2**20  # bytes that are given to other ranks at once
 
 _Item = TypeVar("_Item")
 
@@ -81,6 +84,32 @@ class Ranks:
         theirs = self.sum(mine if self.first else np.zeros_like(mine))
         if self.sum(np.array([float((mine != theirs).any())], "float32"))[0]:
             raise UserError(f"the ranks were given different {what}; start every rank with the same")
+
+    def give(self, data: bytes) -> bytes:
+        """Return on every rank the bytes that rank 0 has."""
+        if self.size == 1:
+            return data
+        given = data if self.first else b""
+        high, low = self.sum(np.array([len(given) >> 16, len(given) & 0xFFFF], "float32"))
+        parts = []
+        for begin in range(0, int(high) * 2**16 + int(low), _CHUNK):
+            chunk = np.zeros(_CHUNK, "float32")  # of one length, for which there is one key
+            mine = np.frombuffer(given[begin : begin + _CHUNK], np.uint8)
+            chunk[: mine.size] = mine
+            parts.append(self.sum(chunk).astype(np.uint8).tobytes())
+        return b"".join(parts)[: int(high) * 2**16 + int(low)]
+
+    @contextlib.contextmanager
+    def local_copy(self, path: Path) -> Iterator[Path]:
+        """Give every rank a file with what is in the one of rank 0; the other ranks need not have that."""
+        if self.size == 1:
+            yield path
+            return
+        data = self.give(path.read_bytes() if self.first else b"")
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / path.name
+            copy.write_bytes(data)
+            yield copy
 
     def leave(self) -> None:
         """Say that this rank's work is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import random
 import signal
@@ -23,6 +24,29 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     mx.random.seed(seed)
+
+
+class Loader(gluon.data.DataLoader):
+    """A DataLoader that can go on where another one stopped.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What there is.
+    batches : BatchSampler
+        Which of it makes a batch, epoch by epoch.
+    **options
+        Passed on to `gluon.data.DataLoader`.
+    """
+
+    def __init__(self, dataset: Any, batches: gluon.data.BatchSampler, **options: Any) -> None:
+        super().__init__(dataset, batch_sampler=batches, **options)
+        self._batches = batches
+
+    def skip(self, epochs: int) -> None:
+        """Draw the order of as many epochs, without loading anything: the next one is as if they had been trained."""
+        for _ in range(epochs):
+            collections.deque(self._batches, maxlen=0)
 
 
 class Interrupts:
@@ -113,6 +137,8 @@ def fit(
     title: str = "",
     measure_every: int = 1,
     ranks: Ranks | None = None,
+    seed: int = 0,
+    done: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Train, and give one row of metrics after every epoch.
 
@@ -136,6 +162,10 @@ def fit(
         Epochs between two measurements on `val`; the last epoch is always measured. In between, val_accuracy is None.
     ranks : Ranks, optional
         Those that train together; each has batches of its own, and all get the same rows.
+    seed : int
+        Decides what layers such as Dropout draw; each epoch begins anew from it, so that a run can go on from any.
+    done : int
+        Epochs of this run that were trained before; `train` has skipped them.
 
     Yields
     ------
@@ -144,7 +174,8 @@ def fit(
         learning_rates by group.
     """
     ranks = ranks or Ranks()
-    for epoch in range(1, epochs + 1):
+    for epoch in range(done + 1, epochs + 1):
+        mx.random.seed((seed + 1_000_003 * epoch) % 2**31)
         began = time.perf_counter()
         tally = _train(net, trainer, train, contexts, interrupts, f"{title}epoch {epoch}/{epochs}", ranks).over(ranks)
         seconds = time.perf_counter() - began
