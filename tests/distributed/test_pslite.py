@@ -86,9 +86,9 @@ class TestWorkersUpdate:
         assert workers.distance(alone(train)) < BOUND
 
     @pytest.mark.parametrize("update_on_kvstore", [None, True])
-    def test_weights_that_have_predicted_before(self, train, update_on_kvstore):
+    def test_weights_that_predict_while_the_store_is_begun(self, train, update_on_kvstore):
         case = {"kvstore": "dist_sync", "convolution": True, "groups": {1: 0.1}, "update_on_kvstore": update_on_kvstore}
-        result = train(**case)
+        result = train(**case, predicting=True)
         result.assert_ranks_agree()
         assert result.distance(alone(train, **case)) < BOUND
 

@@ -121,6 +121,9 @@ def train(step, net, trainer, ctx):
     with autograd.record():
         losses = [gluon.loss.L2Loss()(net(a), b) for a, b in parts]
     autograd.backward(losses)
+    if CASE.get("predicting") and step == 0:
+        mx.nd.waitall()
+        net(mx.nd.ones((50_000, 3)))  # still under way when it returns
     trainer.step(CASE.get("batch_sizes", {}).get(str(step), 8))
 
 
