@@ -15,6 +15,7 @@ COMMAND = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
     "from multitrainer.cli import main; sys.exit(main())"
 )
+MODEL = "cifar_resnet20_v1"
 COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (200, 50, 40)}
 
 

@@ -8,7 +8,7 @@ import collections
 import numpy as np
 import pytest
 
-from cli_helpers import start
+from cli_helpers import MODEL, start, write_images
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +25,22 @@ def embedded_default(tmp_path_factory):
         printed, error = process.communicate(timeout=600)
     assert process.returncode == 0, error
     return collections.namedtuple("Run", "out printed")(out, printed)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of three classes, told apart by their colour, ten images each."""
+    return write_images(tmp_path_factory.mktemp("images") / "colours", 10)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Weights of `MODEL` for another number of classes than those images have."""
+    from multitrainer.cli import network
+
+    mx.random.seed(0)
+    net, _ = network.build(MODEL, 7)
+    network.initialize(net, [mx.cpu()], MODEL, 7)
+    path = tmp_path_factory.mktemp("weights") / "seven.params"
+    net.save_parameters(str(path))
+    return path

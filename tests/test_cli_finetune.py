@@ -11,30 +11,13 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_helpers import rows_of, start, write_images
+from cli_helpers import MODEL, rows_of, start
 
 pytest.importorskip("gluoncv")
 
 from multitrainer.cli import data, main, network
 
-MODEL = "cifar_resnet20_v1"
 FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "colours", 10)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Weights of the same network for another number of classes."""
-    mx.random.seed(0)
-    net, _ = network.build(MODEL, 7)
-    network.initialize(net, [mx.cpu()], MODEL, 7)
-    path = tmp_path_factory.mktemp("weights") / "seven.params"
-    net.save_parameters(str(path))
-    return path
 
 
 def _run(*arguments):

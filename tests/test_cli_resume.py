@@ -10,7 +10,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_helpers import rows_of, start, without_times, write_images
+from cli_helpers import MODEL, rows_of, start, without_times, write_images
 
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
@@ -18,8 +18,6 @@ pytest.importorskip("sklearn")
 from multitrainer import MultiLRTrainer
 from multitrainer.cli import main
 from multitrainer.cli.training import Interrupts, Loader, fit
-
-MODEL = "cifar_resnet20_v1"
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,8 @@ MOST = 4 << 20  # bytes of the JSON header, and of the directory of members: eac
 _LONGEST_NUMBER = 302  # digits; the time to read one grows with its square, and more make no float
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-_END = struct.Struct(
-    "<4s4H2LH"
-)  # of a zip file, its end and the start of a member: APPNOTE.TXT of PKWARE, 4.3.7 and 4.3.14 to 4.3.16
+# Of a zip file, its end and the start of a member: APPNOTE.TXT of PKWARE, 4.3.7 and 4.3.14 to 4.3.16.
+_END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCAL = struct.Struct("<4s5H3L2H")

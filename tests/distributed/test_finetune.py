@@ -15,17 +15,16 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_helpers import rows_of, without_times, write_images
+from cli_helpers import MODEL, rows_of, without_times
 
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer.cli import digits, main, network
+from multitrainer.cli import digits, main
 
 pytestmark = pytest.mark.slow
 HERE = pathlib.Path(__file__).parent
 COMMAND = HERE / "command.py"
-MODEL = "cifar_resnet20_v1"
 FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
 PATIENCE = 20  # seconds that a rank may take to notice that another is gone
 
@@ -35,22 +34,6 @@ needs_horovod = pytest.mark.skipif(
 launched_by = pytest.mark.parametrize(
     "kvstore", ["dist_sync", "dist_device_sync", pytest.param("horovod", marks=needs_horovod)]
 )
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "colours", 10)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Weights of the same network for another number of classes."""
-    mx.random.seed(0)
-    net, _ = network.build(MODEL, 7)
-    network.initialize(net, [mx.cpu()], MODEL, 7)
-    path = tmp_path_factory.mktemp("weights") / "seven.params"
-    net.save_parameters(str(path))
-    return path
 
 
 def horovodrun(script, *options):
