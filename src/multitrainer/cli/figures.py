@@ -9,6 +9,7 @@ from .errors import require
 # Told apart by people of any colour vision (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+BESIDE, LISTED = 5, 20  # groups that a legend has room for among the lines, and outside of them
 
 
 def accuracy_and_rates(rows: Sequence[dict[str, Any]], title: str) -> Any:
@@ -119,12 +120,13 @@ def _curves(rows: Sequence[dict[str, Any]], regime: str) -> list[dict[int, float
 
 
 def _draw_rates(axes: Any, epochs: list[int], rates: list[dict[str, float]]) -> None:
-    names = list(rates[0])
+    names = list(dict.fromkeys(name for rate in rates for name in rate))
+    drawn = []
     for place, name in enumerate(names):
-        values = [rate[name] for rate in rates]
+        values = [rate.get(name, 0.0) for rate in rates]
         frozen = not any(values)
         # A logarithmic axis has no place for 0: a frozen group shows in the legend alone.
-        axes.plot(
+        drawn += axes.plot(
             epochs,
             [value or float("nan") for value in values],
             color="0.6" if frozen else COLOURS[place % len(COLOURS)],
@@ -138,12 +140,17 @@ def _draw_rates(axes: Any, epochs: list[int], rates: list[dict[str, float]]) -> 
     axes.set_xlabel("epoch")
     axes.set_title("learning rate of each group", fontsize=10, loc="left")
     _whole_epochs(axes)
-    axes.legend(frameon=False, fontsize=9, loc="best")
+    if len(drawn) <= BESIDE:
+        axes.legend(frameon=False, fontsize=9, loc="best")
+        return
+    shown = drawn[:: -(-len(drawn) // LISTED)]
+    title = f"{len(shown)} of {len(drawn)} groups" if len(shown) < len(drawn) else None
+    axes.legend(handles=shown, title=title, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _span(values: list[float]) -> str:
     low, high = min(values), max(values)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return f"{low:g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 def _pad_logarithmic(axes: Any, values: list[float]) -> None:

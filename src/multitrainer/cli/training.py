@@ -41,12 +41,12 @@ class Loader(gluon.data.DataLoader):
 
     def __init__(self, dataset: Any, batches: gluon.data.BatchSampler, **options: Any) -> None:
         super().__init__(dataset, batch_sampler=batches, **options)
-        self._batches = batches
+        self.batches = batches
 
     def skip(self, epochs: int) -> None:
         """Draw the order of as many epochs, without loading anything: the next one is as if they had been trained."""
         for _ in range(epochs):
-            collections.deque(self._batches, maxlen=0)
+            collections.deque(self.batches, maxlen=0)
 
 
 class Interrupts:
@@ -171,11 +171,12 @@ def fit(
     ------
     dict
         epoch, train_loss, train_accuracy, val_accuracy, images_per_second, seconds (both of the training alone) and
-        learning_rates by group.
+        learning_rates by group, at the epoch's first update.
     """
     ranks = ranks or Ranks()
     for epoch in range(done + 1, epochs + 1):
         mx.random.seed((seed + 1_000_003 * epoch) % 2**31)
+        rates = dict(trainer.learning_rates)
         began = time.perf_counter()
         tally = _train(net, trainer, train, contexts, interrupts, f"{title}epoch {epoch}/{epochs}", ranks).over(ranks)
         seconds = time.perf_counter() - began
@@ -189,7 +190,7 @@ def fit(
             "val_accuracy": round(_measure(net, val, contexts, interrupts, ranks), 6) if measured else None,
             "images_per_second": round(tally.images / seconds, 1),
             "seconds": round(seconds, 3),
-            "learning_rates": dict(trainer.learning_rates),
+            "learning_rates": rates,
         }
 
 
@@ -200,8 +201,8 @@ def _measure(
     tally = _Tally()
     for data, label in batches:
         interrupts.check()
-        outputs = [net(x) for x in _split(data, contexts)]
-        tally.add([], _count_correct(outputs, _split(label, contexts)), len(data))
+        outputs = [net(x) for x in split(data, contexts)]
+        tally.add([], _count_correct(outputs, split(label, contexts)), len(data))
     tally.settle()
     return tally.over(ranks).accuracy
 
@@ -223,9 +224,9 @@ def _train(
         for data, label in batches:
             interrupts.check()
             bar.total = count * len(data)
-            labels = _split(label, contexts)
+            labels = split(label, contexts)
             with autograd.record():
-                outputs = [net(x) for x in _split(data, contexts)]
+                outputs = [net(x) for x in split(data, contexts)]
                 losses = [loss_function(output, y) for output, y in zip(outputs, labels)]
             autograd.backward(losses)
             trainer.step(ranks.batch_of_all(len(data)))
@@ -237,7 +238,8 @@ def _train(
     return tally
 
 
-def _split(array: mx.nd.NDArray, contexts: Sequence[mx.Context]) -> list[mx.nd.NDArray]:
+def split(array: mx.nd.NDArray, contexts: Sequence[mx.Context]) -> list[mx.nd.NDArray]:
+    """Divide a batch among devices."""
     # The last batch of a validation set may hold fewer images than there are devices.
     used = list(contexts[: len(array)])
     return gluon.utils.split_and_load(array, used, even_split=False)
