@@ -11,6 +11,7 @@ import mxnet as mx
 import pytest
 from gluoncv import model_zoo
 
+from multitrainer.cli import main
 from support import moved, snapshot
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
@@ -69,3 +70,12 @@ def test_commands_are_those_that_ci_runs():
 def test_files_that_are_named_exist():
     for path in re.findall(r"`((?:tests|benchmarks|src)/[\w/.]+)`", README.read_text()):
         assert (README.parent / path).exists(), path
+
+
+def test_groups_prints_what_the_readme_shows(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (command,) = [block.split() for block in blocks("sh") if block.startswith("multitrainer groups")]
+    (shown,) = [block for block in blocks("text") if "unfreezes stage4" in block]
+    assert main(command[1:]) == 0
+    assert capsys.readouterr().out == shown
+    assert pathlib.Path("groups.png").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn, Sequence
 
-from . import finetune
+from . import finetune, groups
 from .errors import UserError, report
 
 
@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="multitrainer", description="Parameter groups for MXNet Gluon, from the command line.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     finetune.add_parser(commands)
+    groups.add_parser(commands)
     return parser
 
 

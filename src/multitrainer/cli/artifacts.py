@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with files.replacing(path) as temporary:
             yield temporary
     except OSError as error:
-        raise _cannot_write(path, error.strerror or str(error)) from error
+        raise cannot_write(path, error.strerror or str(error)) from error
 
 
 def save_parameters(net: mx.gluon.Block, path: Path) -> None:
@@ -39,7 +39,7 @@ def save_parameters(net: mx.gluon.Block, path: Path) -> None:
             mx.nd.load(str(temporary))
         except mx.MXNetError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise _cannot_write(path, f"the file came out incomplete ({reason})") from error
+            raise cannot_write(path, f"the file came out incomplete ({reason})") from error
 
 
 def save_text(path: Path, text: str) -> None:
@@ -83,5 +83,6 @@ def make_folder(path: Path) -> None:
         raise UserError(f"--out {path}: {error.strerror}; choose a folder that can be written to") from error
 
 
-def _cannot_write(path: Path, reason: str) -> UserError:
+def cannot_write(path: Path, reason: str) -> UserError:
+    """Return the error that a file cannot be written."""
     return UserError(f"cannot write {path}: {reason}; make room on the disk or choose another --out")

@@ -193,7 +193,13 @@ class _Draw(gluon.data.Sampler):
 
 
 def loaders(
-    images: Images, size: int, batch_size: int, workers: int, seed: int, ranks: Ranks | None = None
+    images: Images,
+    size: int,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    ranks: Ranks | None = None,
+    augment: bool = True,
 ) -> tuple[Any, Any]:
     """Return what gives the batches to train on and to measure on.
 
@@ -211,15 +217,23 @@ def loaders(
         Decides the order and the augmentation.
     ranks : Ranks, optional
         Those that divide the images among them.
+    augment : bool
+        Whether the images to train on are cropped, mirrored and coloured at random.
     """
     ranks = ranks or Ranks()
-    images.train.augment = _augmented(size)
+    images.train.augment = _augmented(size) if augment else _centred(size)
     images.val.augment = _centred(size)
     # What is left over starts the next epoch: no batch is too small for BatchNorm, and all have one shape.
     train = gluon.data.BatchSampler(_Draw(len(images.train), seed, True, ranks), batch_size, "rollover")
     val = gluon.data.BatchSampler(_Draw(len(images.val), seed, False, ranks), batch_size, "keep")
     options = {"num_workers": workers, "timeout": TIMEOUT}
     return Loader(images.train, train, **options), Loader(images.val, val, **options)
+
+
+def in_order(images: ImageFolder, batch_size: int, workers: int) -> Loader:
+    """Return batches of all images, one after another, treated as they are elsewhere."""
+    batches = gluon.data.BatchSampler(_Draw(len(images), 0, False, Ranks()), batch_size, "keep")
+    return Loader(images, batches, num_workers=workers, timeout=TIMEOUT)
 
 
 def _augmented(size: int) -> Any:

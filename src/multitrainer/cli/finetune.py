@@ -6,26 +6,31 @@ import argparse
 import multiprocessing
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mxnet as mx
 from mxnet import gluon
 
-from .. import MultiLRTrainer, ParamGroup
-from . import artifacts, data, digits, figures, network
+from .. import MultiLRTrainer
+from . import artifacts, data, digits, features, figures, network, parts, schedule
 from .errors import INTERRUPTED, UserError
-from .options import not_negative, parse_contexts, parse_multiplier, parse_optimizer, positive, whole
+from .options import BATCH_SIZE, add_training_arguments, parse_contexts, parse_optimizer, whole
 from .ranks import KVSTORES, Ranks, together
 from .resume import Checkpoints
-from .training import Interrupts, fit, seed_everything
+from .training import Interrupts, Loader, fit, seed_everything
 
-MODEL = "mobilenetv2_1.0"
-BACKBONE_MULT = 0.1
-BATCH_SIZE = 32
 EPOCHS = 10
-NEEDS_DATA = ("model", "pretrained", "params", "lr_mult", "freeze", "workers")
-OF_EACH_RANK = ("data", "params", "out", "ctx", "workers", "run")  # what need not be the same on all ranks
-OF_EACH_START = (*OF_EACH_RANK, "kvstore", "resume")  # nor when a run goes on
+NEEDS_DATA = ("model", "pretrained", "params", *parts.OPTIONS, "lr_schedule", "warmup", "no_augment", "workers")
+OF_EACH_RANK = (
+    "data",
+    "params",
+    "out",
+    "ctx",
+    "workers",
+    "feature_memory",
+    "run",
+)  # what need not be the same on all ranks
+OF_EACH_START = (*OF_EACH_RANK, "kvstore", "resume")
 
 DESCRIPTION = """\
 Fine-tune an image classifier of GluonCV's on your images, with a learning rate for each part of it.
@@ -39,7 +44,8 @@ to 9 in four ways, and compares them. That takes about two minutes on two cores.
 EPILOG = f"""\
 PATH is an attribute path, as in Python: features, features.0, layer1, output, fc.weight. A wrong one is answered with
 what there is. With --pretrained or --params, and neither --lr-mult nor --freeze, everything but the new last layer
-trains at {BACKBONE_MULT} of --lr; from scratch, everything trains at --lr.
+trains at {parts.BACKBONE_MULT} of --lr; from scratch, everything trains at --lr. What --lr-mult and --freeze name
+leaves --layer-decay and --discriminative. `multitrainer groups` shows what comes of these options without training.
 
 Left in --out: best.params and last.params, classes.txt (one a line, in the order of the outputs), metrics.jsonl (one
 line an epoch), finetune.png and a checkpoint. Ctrl-C keeps what there is; after it, or after a crash, the same command
@@ -52,6 +58,8 @@ examples:
   multitrainer finetune
   multitrainer finetune --data flowers --pretrained
   multitrainer finetune --data flowers --model resnet50_v1b --pretrained --freeze conv1 --lr-mult layer4=0.3
+  multitrainer finetune --data flowers --pretrained --layer-decay 0.8 --no-bias-decay --lr-schedule cosine --warmup 1
+  multitrainer finetune --data flowers --pretrained --discriminative 0.01:1 --unfreeze-at 2
   multitrainer finetune --data flowers --params runs/finetune/best.params --freeze features --ctx 'gpu(0),gpu(1)'"""
 
 
@@ -66,22 +74,23 @@ def add_parser(commands: Any) -> None:
     )
     add = parser.add_argument
     add("--data", metavar="DIR", type=Path, help="the images; without it, scikit-learn's digits")
-    add("--model", metavar="NAME", help=f"a GluonCV classifier (default {MODEL}, quick on a CPU, good on a GPU)")
-    weights = parser.add_mutually_exclusive_group()
-    weights.add_argument(
-        "--pretrained", action="store_true", default=None, help="start from GluonCV's published weights"
-    )
-    weights.add_argument("--params", metavar="FILE", type=Path, help="start from the weights in this file")
-    add("--lr-mult", metavar="PATH=MULT", action="append", help="train this part at MULT times --lr (repeatable)")
-    add("--freeze", metavar="PATH", action="append", help="do not train this part (repeatable)")
-    add("--lr", type=positive(float), help="learning rate (default: the optimizer's own, 0.01 for sgd)")
-    add("--wd", type=not_negative, help="weight decay (default 0.0001)")
-    add("--optimizer", metavar="NAME", help="any MXNet optimizer (default sgd; momentum is 0.9 where it has one)")
-    add("--epochs", type=positive(int), help=f"default {EPOCHS}; {digits.EPOCHS} for the digits")
+    network.add_arguments(parser)
+    parts.add_arguments(parser)
+    add_training_arguments(parser, f"default {EPOCHS}; {digits.EPOCHS} for the digits", digits.BATCH_SIZE)
+    schedule.add_arguments(parser)
     add(
-        "--batch-size",
-        type=positive(int),
-        help=f"over all devices and ranks; default {BATCH_SIZE}; {digits.BATCH_SIZE} for the digits",
+        "--no-augment",
+        action="store_true",
+        default=None,
+        help="take the images as they are: no cropping, mirroring and colouring at random. Where the backbone is "
+        "frozen, its features are then computed once, and the epochs cost what the last layer costs",
+    )
+    add(
+        "--feature-memory",
+        metavar="MB",
+        type=whole,
+        default=features.MEMORY,
+        help=f"such features are kept in memory up to this size, and on disk beyond it (default {features.MEMORY})",
     )
     add(
         "--kvstore", choices=KVSTORES, help="what sums gradients: over devices (default device), or machines, see above"
@@ -112,13 +121,16 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
                 f"{', '.join(given)} can only be used with --data DIR; without it the digits are trained on"
             )
         return digits.run(args, contexts, optimizer, settings, ranks, options)
-    del options["epochs"]  # a run may go on for longer
+    if not schedule.depends_on_epochs(args):
+        del options["epochs"]  # a run may go on for longer
     seed_everything(args.seed)
-    model = args.model or MODEL
+    model = args.model or network.MODEL
     images = data.open_folder(args.data, args.seed)
     ranks.agree("images", images.listing())
     net, head = network.build(model, len(images.classes))
     batch_size = _batch_size(args.batch_size or BATCH_SIZE, len(images.train), contexts, ranks)
+    clock = schedule.Clock(len(images.train) // ranks.size, batch_size, args.epochs or EPOCHS)
+    settings = {**settings, **schedule.settings_of(args, optimizer, clock)}
     if ranks.first:
         artifacts.make_folder(args.out)
     network.initialize(net, contexts, model, len(images.classes))
@@ -126,45 +138,64 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     if ranks.first and has_weights:
         network.load_backbone(net, head, network.download(model) if args.pretrained else args.params)
     ranks.broadcast(net.collect_params().values())
-    trainer = make_trainer(net, groups(net, head, has_weights, args), optimizer, settings, ranks)
-    net.hybridize(static_alloc=True)
-    batches = data.loaders(images, network.input_size(model), batch_size, args.workers or 0, args.seed, ranks)
+    trainer = parts.make_trainer(parts.groups(net, head, has_weights, args, clock), optimizer, settings, ranks)
+    size, augment = network.input_size(model), not args.no_augment
+    batches = data.loaders(images, size, batch_size, args.workers or 0, args.seed, ranks, augment)
     origin = f"from {args.params or 'the published weights'} with a new {head}" if has_weights else "from scratch"
     print(f"{model} {origin}, on {', '.join(map(str, contexts))}{f' of {ranks.size} ranks' * (ranks.size > 1)}")
     print(f"{len(images.train)} images to train on, {len(images.val)} to measure on, {len(images.classes)} classes")
-    print(trainer.summary(), flush=True)
+    print(f"{trainer.summary()}\n{parts.calendar(trainer, clock)}", end="", flush=True)
     title = f"{model} on {args.data.resolve().name}, {'fine-tuned' if has_weights else 'from scratch'}"
-    checkpoints = Checkpoints(args.out, options, ranks)
-    return _train(net, trainer, batches, contexts, args, images.classes, title, ranks, checkpoints)
+    run = _Run(args, title, images, net, head, trainer, contexts, clock, ranks, Checkpoints(args.out, options, ranks))
+    return _train(run, batches)
 
 
-def _train(
-    net: gluon.Block,
-    trainer: MultiLRTrainer,
-    batches: tuple[Any, Any],
-    contexts: list[mx.Context],
-    args: argparse.Namespace,
-    classes: list[str],
-    title: str,
-    ranks: Ranks,
-    checkpoints: Checkpoints,
-) -> int:
+class _Run(NamedTuple):
+    """A network about to be trained."""
+
+    args: argparse.Namespace
+    title: str
+    images: data.Images
+    net: gluon.HybridBlock
+    head: str
+    trainer: MultiLRTrainer
+    contexts: list[mx.Context]
+    clock: schedule.Clock
+    ranks: Ranks
+    checkpoints: Checkpoints
+
+    def what_to_train(self, batches: tuple[Loader, Loader], interrupts: Interrupts) -> features.Trained:
+        """Return the network and its batches; or its last layer alone, and batches of what that is given."""
+        if self.args.no_augment and features.is_frozen(self.net, self.head, self.trainer):
+            every = data.in_order(self.images.train, self.clock.batch_size, self.args.workers or 0)
+            folder = self.args.out if self.ranks.first else None
+            job = features.Job(every, *batches, self.contexts, interrupts, folder, self.args.feature_memory)
+            return features.keep(self.net, self.head, job)
+        self.net.hybridize(static_alloc=True)
+        return features.Trained(self.net, *batches)
+
+
+def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
     """Train, and keep the files in --out up to date after every epoch."""
+    args, net, trainer, ranks, checkpoints = run.args, run.net, run.trainer, run.ranks, run.checkpoints
     out: Path = args.out
     metrics = artifacts.Metrics(out / "metrics.jsonl")
-    epochs = args.epochs or EPOCHS
     before = checkpoints.begin(metrics, args.resume)
     if before:
-        checkpoints.restore(net, trainer, contexts, len(before))
+        checkpoints.restore(net, trainer, run.contexts, len(before))
         batches[0].skip(len(before))
     best: dict[str, Any] = max(before, key=lambda row: row["val_accuracy"], default={"val_accuracy": -1.0})
     interrupted = False
     if ranks.first:
-        artifacts.save_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
+        artifacts.save_text(out / "classes.txt", "".join(f"{name}\n" for name in run.images.classes))
     with Interrupts() as interrupts:
         try:
+            trained = run.what_to_train(batches, interrupts)
+            if trained.note:
+                print(trained.note, flush=True)
+            on = (trained.train, trained.val, run.contexts, run.clock.epochs, interrupts)
             going_on = {"ranks": ranks, "seed": args.seed, "done": len(before)}
-            for row in fit(net, trainer, *batches, contexts, epochs, interrupts, **going_on):
+            for row in fit(trained.block, trainer, *on, **going_on):
                 if not ranks.first:
                     continue
                 artifacts.save_parameters(net, out / "last.params")
@@ -174,7 +205,7 @@ def _train(
                 checkpoints.save(net, trainer, row["epoch"])
                 metrics.add(row)
                 checkpoints.remove_before(row["epoch"])
-                print(_line(row, epochs), flush=True)
+                print(_line(row, run.clock.epochs), flush=True)
         except multiprocessing.TimeoutError as error:
             raise UserError(
                 f"no worker answered within {data.TIMEOUT} s; use fewer --workers, or give them more shared memory"
@@ -184,7 +215,7 @@ def _train(
             if ranks.first:
                 artifacts.save_parameters(net, out / "last.params")
     if metrics.rows:
-        artifacts.save_figure(figures.accuracy_and_rates(metrics.rows, title), out / "finetune.png")
+        artifacts.save_figure(figures.accuracy_and_rates(metrics.rows, run.title), out / "finetune.png")
         print(f"best validation accuracy {best['val_accuracy']:.1%} (epoch {best['epoch']}); files in {out}")
     if interrupted:
         print(f"multitrainer: interrupted; {out / 'last.params'} holds the weights as they are now", file=sys.stderr)
@@ -197,41 +228,6 @@ def _line(row: dict[str, Any], epochs: int) -> str:
         f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  training {row['train_accuracy']:.1%}  "
         f"validation {row['val_accuracy']:.1%}  {row['images_per_second']:.0f} images/s"
     )
-
-
-def groups(net: gluon.Block, head: str, has_weights: bool, args: argparse.Namespace) -> list[ParamGroup]:
-    """Turn --lr-mult and --freeze, or their absence, into groups; the whole network comes first."""
-    wanted = [parse_multiplier(text) for text in args.lr_mult or []]
-    wanted += [(path, 0.0) for path in args.freeze or []]
-    wanted.sort(key=lambda item: item[0].count("."))  # a part after what contains it, whichever option named it
-    if not wanted and has_weights:
-        return [
-            ParamGroup(net, lr_mult=BACKBONE_MULT, name="backbone"),
-            ParamGroup(network.find(net, head), lr_mult=1, name=head),
-        ]
-    repeated = {path for path, _ in wanted if [other for other, _ in wanted].count(path) > 1}
-    if repeated:
-        raise UserError(
-            f"{', '.join(sorted(repeated))}: given more than once by --lr-mult and --freeze; keep one of them"
-        )
-    try:
-        named = [ParamGroup(network.find(net, path), lr_mult=value, name=path) for path, value in wanted]
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return [ParamGroup(net, name="net"), *named]
-
-
-def make_trainer(
-    net: gluon.Block, entries: list[ParamGroup], optimizer: str, settings: dict[str, float], ranks: Ranks
-) -> MultiLRTrainer:
-    """Make the trainer, its complaints about the command line turned into a user's error."""
-    try:
-        trainer = ranks.trainer(entries, optimizer, settings)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
-    if not any(trainer.learning_rates.values()):
-        raise UserError("every part of the network is frozen; leave one to be trained")
-    return trainer
 
 
 def _batch_size(wanted: int, images: int, contexts: list[mx.Context], ranks: Ranks) -> int:

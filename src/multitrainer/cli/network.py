@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,21 @@ from mxnet import gluon
 from .. import _mxnet
 from .errors import UserError, closest, require
 
+MODEL = "mobilenetv2_1.0"
 # Sizes other than ImageNet's usual 224.
 INPUT_SIZES = {"cifar": 32, "inceptionv3": 299, "xception": 299}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a parser."""
+    parser.add_argument(
+        "--model", metavar="NAME", help=f"a GluonCV classifier (default {MODEL}, quick on a CPU, good on a GPU)"
+    )
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--pretrained", action="store_true", default=None, help="start from GluonCV's published weights"
+    )
+    weights.add_argument("--params", metavar="FILE", type=Path, help="start from the weights in this file")
 
 
 def input_size(model: str) -> int:

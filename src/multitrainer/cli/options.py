@@ -5,14 +5,26 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-from typing import Any
+from typing import Any, Sequence
 
 import mxnet as mx
 
 from .errors import UserError, closest
 
 MOMENTUM = 0.9
+BATCH_SIZE = 32
 UNUSABLE = ("groupadagrad", "test")  # registered, but for sparse embeddings and for MXNet's own tests
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, epochs: str, other_batch_size: int | None = None) -> None:
+    """Add what every training is asked for; `epochs` says the default."""
+    add = parser.add_argument
+    add("--lr", type=positive(float), help="learning rate (default: the optimizer's own, 0.01 for sgd)")
+    add("--wd", type=not_negative, help="weight decay (default 0.0001)")
+    add("--optimizer", metavar="NAME", help="any MXNet optimizer (default sgd; momentum is 0.9 where it has one)")
+    add("--epochs", type=positive(int), help=epochs)
+    of_digits = "" if other_batch_size is None else f"; {other_batch_size} for the digits"
+    add("--batch-size", type=positive(int), help=f"over all devices and ranks; default {BATCH_SIZE}{of_digits}")
 
 
 def parse_contexts(text: str | None, local_rank: int = 0) -> list[mx.Context]:
@@ -63,6 +75,38 @@ def parse_multiplier(text: str) -> tuple[str, float]:
         raise UserError(f"--lr-mult {text}: expected PATH=MULT, such as features=0.1") from error
 
 
+def parse_bounds(text: str) -> tuple[float, float]:
+    """Split ``LO:HI``."""
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError as error:
+        raise UserError(f"--discriminative {text}: expected LO:HI, such as 0.01:1") from error
+
+
+def parse_unfreezing(texts: Sequence[str], epochs: int) -> list[tuple[str | None, list[int]]]:
+    """Split ``EPOCH``, ``EPOCH,EPOCH`` and ``PATH=EPOCH``; no path comes first, a part after what contains it."""
+    found: list[tuple[str | None, list[int]]] = []
+    for text in texts:
+        path, equals, numbers = text.rpartition("=")
+        try:
+            calendar = [int(number) for number in numbers.split(",")]
+        except ValueError as error:
+            raise UserError(f"--unfreeze-at {text}: expected EPOCH, PATH=EPOCH or EPOCH,EPOCH,...") from error
+        if equals and (not path.strip() or len(calendar) > 1):
+            raise UserError(f"--unfreeze-at {text}: expected PATH=EPOCH, such as features.0=3")
+        if not all(1 < epoch <= epochs for epoch in calendar) or calendar != sorted(calendar):
+            raise UserError(
+                f"--unfreeze-at {text}: expected epochs from 2 to {epochs}, the last of this run, none before the other"
+            )
+        found.append((path.strip() if equals else None, calendar))
+    paths = [path for path, _ in found]
+    repeated = [path or "an EPOCH without PATH" for path in paths if paths.count(path) > 1]
+    if repeated:
+        raise UserError(f"--unfreeze-at: {repeated[0]} is given more than once; keep one of them")
+    return sorted(found, key=lambda item: -1 if item[0] is None else item[0].count("."))
+
+
 def positive(kind: Any) -> Any:
     """Return what argparse reads a number above 0 with."""
 
@@ -81,6 +125,14 @@ def not_negative(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
+    return value
+
+
+def share(text: str) -> float:
+    """Read a number above 0, at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, got {text}")
     return value
 
 
