@@ -18,7 +18,7 @@ import numpy as np
 from mxnet import gluon
 
 from .. import MultiLRTrainer, ParamGroup
-from . import artifacts, figures, network
+from . import artifacts, features, figures, network
 from .errors import INTERRUPTED, UserError, require
 from .ranks import Ranks
 from .resume import Checkpoints
@@ -177,16 +177,21 @@ def _compare(
             continue
         train, unseen = digits.draw(SHOTS, UNSEEN, seed)
         seed_everything(seed)
-        net, trainer = _prepare(job, regime, source)
+        net, head, trainer = _prepare(job, regime, source)
         batches = train.loader(batch_size, job.ranks, shuffle=True), unseen.loader(100, job.ranks)
         if done:
             checkpoints.restore(net, trainer, job.contexts, len(before))
             batches[0].skip(done)
+        trained = features.Trained(net, *batches)
+        if features.is_frozen(net, head, trainer):
+            every = train.loader(batch_size, Ranks())
+            trained = features.keep(net, head, features.Job(every, *batches, job.contexts, job.interrupts))
         if number == 0:
             print(f"\n{regime.name}\n{trainer.summary()}", flush=True)
         title = f"{regime.name}, draw {number + 1}/{SEEDS}: "
         options = {"measure_every": MEASURE_EVERY, "ranks": job.ranks, "seed": seed, "done": done}
-        for row in fit(net, trainer, *batches, job.contexts, epochs, job.interrupts, title, **options):
+        on = (trained.train, trained.val, job.contexts, epochs, job.interrupts)
+        for row in fit(trained.block, trainer, *on, title, **options):
             if job.ranks.first and row["epoch"] == epochs:
                 artifacts.save_parameters(net, args.out / "last.params")
                 if row["val_accuracy"] > best:
@@ -218,8 +223,8 @@ def _source(job: Job) -> Path:
     return path
 
 
-def _prepare(job: Job, regime: Regime, source: Path) -> tuple[gluon.HybridBlock, MultiLRTrainer]:
-    """Make the network as the regime starts it, and its trainer."""
+def _prepare(job: Job, regime: Regime, source: Path) -> tuple[gluon.HybridBlock, str, MultiLRTrainer]:
+    """Make the network as the regime starts it, the path of its last layer, and its trainer."""
     net, head = network.build(MODEL, CLASSES)
     network.initialize(net, job.contexts, MODEL, CLASSES)
     if job.ranks.first and regime.from_source:
@@ -234,7 +239,7 @@ def _prepare(job: Job, regime: Regime, source: Path) -> tuple[gluon.HybridBlock,
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     net.hybridize(static_alloc=True, static_shape=True)
-    return net, trainer
+    return net, head, trainer
 
 
 def _report(out: Path, rows: list[dict[str, Any]], epochs: int, seconds: float, interrupted: bool) -> int:
