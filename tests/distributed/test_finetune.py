@@ -83,9 +83,18 @@ def test_ranks_have_the_weights_statistics_and_losses_of_one_another(kvstore, tm
 
 @launched_by
 def test_two_ranks_train_as_one(kvstore, images, weights, tmp_path):
+    check_that_ranks_train_as_one(kvstore, images, weights, tmp_path)
+
+
+def test_two_ranks_train_as_one_on_features_computed_once(images, weights, tmp_path):
+    printed = check_that_ranks_train_as_one("dist_sync", images, weights, tmp_path, "--no-augment")
+    assert "computed once" in printed
+
+
+def check_that_ranks_train_as_one(kvstore, images, weights, tmp_path, *options):
     # With the backbone frozen no BatchNorm looks at the batch, which the ranks divide.
     common = ["--data", images, "--model", MODEL, "--params", weights, "--freeze", "features", "--epochs", "3"]
-    common += ["--batch-size", "8", "--lr", "0.05"]
+    common += ["--batch-size", "8", "--lr", "0.05", *options]
     printed = finetune(kvstore, *common, "--out", tmp_path / "two" / "{index}")
     assert main(["finetune", *map(str, common), "--out", str(tmp_path / "one")]) == 0
     out = written(tmp_path / "two")
@@ -100,6 +109,7 @@ def test_two_ranks_train_as_one(kvstore, images, weights, tmp_path):
         np.testing.assert_allclose(array, alone[name], atol=1e-5, err_msg=name)
         if name.startswith("features."):
             np.testing.assert_array_equal(array, before[name], err_msg=name)
+    return printed
 
 
 def test_the_digits_come_out_as_on_one_rank(embedded_default, tmp_path):

@@ -22,11 +22,13 @@ INDEX, WORKERS = int(os.environ.get("WORKER_INDEX", "0")), int(os.environ.get("D
 
 
 def main():
+    global INDEX
     ctx = CONTEXTS if CASE.get("contexts") == 2 else [mx.cpu(0)]
     net = mlp(ctx, batchnorm=CASE.get("batchnorm", False)) if not CASE.get("convolution") else convolution()
     kv = CASE["kvstore"]
     if CASE.get("ready"):
         kv = mx.kv.create(kv)
+        INDEX = kv.rank  # which need not be the order in which the workers were started
         if kv.rank:  # every rank begins with weights of its own; those of rank 0 are to hold everywhere
             for param in net.collect_params().values():
                 param.set_data(param.data(ctx[0]) + 1)
