@@ -40,6 +40,7 @@ def without_features(monkeypatch):
     monkeypatch.setattr(features, "is_frozen", lambda *_: False)
 
 
+@pytest.mark.slow
 def test_the_same_training(uneven, weights, tmp_path, monkeypatch, capsys):
     options = (*FROZEN, "--params", weights, "--lr", 0.1)
     seen = count_calls(monkeypatch, features.Backbone)
@@ -64,6 +65,7 @@ def test_the_same_training(uneven, weights, tmp_path, monkeypatch, capsys):
             np.testing.assert_allclose(one[name].asnumpy(), other[name].asnumpy(), atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_what_memory_has_no_room_for_is_on_disk(uneven, weights, tmp_path, capsys):
     options = (*FROZEN, "--params", weights)
     assert run(uneven, tmp_path / "memory", *options) == 0
@@ -89,6 +91,7 @@ def _no_space(*_, **__):
     raise OSError(28, "No space left on device")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [("--freeze", "features"), ("--no-augment",), ("--no-augment", "--unfreeze-at", "3")]
 )
@@ -97,6 +100,7 @@ def test_only_where_it_is_the_same(uneven, tmp_path, capsys, options):
     assert "computed once" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(uneven, weights, tmp_path):
     options = (*FROZEN, "--params", weights)
     assert run(uneven, tmp_path / "whole", *options, epochs=4) == 0
@@ -106,6 +110,7 @@ def test_it_goes_on_where_it_stopped(uneven, weights, tmp_path):
         assert [row[name] for row in rows_of(tmp_path / "whole")] == [row[name] for row in rows_of(tmp_path / "parts")]
 
 
+@pytest.mark.slow
 def test_workers_and_devices_change_nothing(uneven, weights, tmp_path):
     losses = []
     for number, options in enumerate([(), ("--workers", 2), ("--ctx", "cpu(0),cpu(1)")]):

@@ -12,7 +12,7 @@ from cli_helpers import MODEL, rows_of
 
 pytest.importorskip("gluoncv")
 
-from multitrainer import discriminative, layerwise_decay, stages, unfreeze_at
+from multitrainer import discriminative, layerwise_decay, stages
 from multitrainer.cli import build_parser, main, network, parts, schedule
 from multitrainer.cli.errors import UserError
 from multitrainer.cli.options import parse_optimizer
@@ -240,6 +240,7 @@ def test_groups_prints_and_draws(tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_groups_shows_what_finetune_trains(images, tmp_path, capsys):
     options = ["--data", images, "--model", MODEL, "--batch-size", 8, "--epochs", 3]
     options += ["--layer-decay", 0.5, "--no-bias-decay", "--unfreeze-at", 2, "--lr-schedule", "cosine", "--warmup", 0.5]
@@ -256,6 +257,7 @@ def test_groups_shows_what_finetune_trains(images, tmp_path, capsys):
     assert rows[1]["learning_rates"]["stage5"] > rows[2]["learning_rates"]["stage5"] > 0
 
 
+@pytest.mark.slow
 def test_what_is_unfrozen_late_stays_until_then(images, weights, tmp_path):
     options = ["--data", images, "--model", MODEL, "--params", weights, "--batch-size", 8, "--unfreeze-at", 2]
     moved = {}
@@ -270,13 +272,9 @@ def test_what_is_unfrozen_late_stays_until_then(images, weights, tmp_path):
     assert [row["learning_rates"]["backbone"] for row in rows_of(tmp_path / "3")] == pytest.approx([0, 0.001, 0.001])
 
 
+@pytest.mark.slow
 def test_a_schedule_that_depends_on_the_epochs_keeps_them(images, tmp_path, capsys):
     options = ["--data", images, "--model", MODEL, "--batch-size", 8, "--out", tmp_path, "--lr-schedule", "cosine"]
     assert main(["finetune", *map(str, [*options, "--epochs", 1])]) == 0
     assert main(["finetune", *map(str, [*options, "--epochs", 2, "--resume"])]) == 2
     assert "had --epochs 1" in capsys.readouterr().err
-
-
-def test_unfreeze_at_is_what_the_library_has():
-    _, trainer = make("--unfreeze-at", 2)
-    assert trainer.groups[-1].lr_mult == unfreeze_at(4) or trainer.groups[0].lr_mult == unfreeze_at(4)
