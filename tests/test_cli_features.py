@@ -13,6 +13,7 @@ pytest.importorskip("gluoncv")
 from multitrainer import MultiLRTrainer
 from multitrainer.cli import features, main, network
 from multitrainer.cli.ranks import Ranks
+from multitrainer.cli.training import Interrupts, Loader
 
 FROZEN = ("--no-augment", "--freeze", "features")
 
@@ -118,6 +119,28 @@ def test_workers_and_devices_change_nothing(uneven, weights, tmp_path):
         losses.append([row["train_loss"] for row in rows_of(tmp_path / str(number))])
     assert losses[0] == losses[1]
     assert losses[2] == pytest.approx(losses[0], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [(30, "in memory"), (25, "in memory and on disk"), (7, "in memory and on disk"), (5, "on disk")],
+)
+def test_both_parts_share_the_memory(values, places):
+    def loader(count):
+        data = mx.gluon.data.ArrayDataset(mx.nd.random.normal(shape=(count, 4)), mx.nd.arange(count))
+        return Loader(data, mx.gluon.data.BatchSampler(mx.gluon.data.SequentialSampler(count), 4, "keep"))
+
+    net = Tail()
+    net.initialize(mx.init.Normal(1))
+    train, val = loader(24), loader(6)
+    with Interrupts() as interrupts:
+        job = features.Job(train, train, val, [mx.cpu()], interrupts, memory=values * 4 * 4 / 2**20)
+        kept = features.keep(net, "output", job)
+    assert kept.note.endswith(f"MB {places}")
+    for images, cached in ((train, kept.train), (val, kept.val)):
+        for (x, label), (given, same_label) in zip(images, cached):
+            np.testing.assert_allclose(kept.block(given).asnumpy(), net(x).asnumpy(), rtol=1e-5)
+            np.testing.assert_array_equal(label.asnumpy(), same_label.asnumpy())
 
 
 class Tail(mx.gluon.HybridBlock):

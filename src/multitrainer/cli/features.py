@@ -34,7 +34,7 @@ class Job(NamedTuple):
     folder : Path, optional
         Where the features go that memory has no room for, in files without a name, which end with the process; by
         default where temporary files go.
-    memory : int
+    memory : float
         How many MB of features are kept in memory.
     """
 
@@ -44,7 +44,7 @@ class Job(NamedTuple):
     contexts: list[mx.Context]
     interrupts: Interrupts
     folder: Path | None = None
-    memory: int = MEMORY
+    memory: float = MEMORY
 
 
 class Backbone:
@@ -109,7 +109,7 @@ def keep(net: gluon.HybridBlock, head: str, job: Job) -> Trained:
     if reason:
         net.hybridize(static_alloc=True)
         return Trained(net, job.train, job.val, f"the backbone is frozen, but its features cannot be kept: {reason}")
-    room = job.memory * 2**20
+    room = int(job.memory * 2**20)
     every = _compute(backbone, job.every, job, room)
     val = _compute(backbone, job.val, job, room if every.on_disk else room - every.nbytes)
     backbone.head.hybridize(static_alloc=True)
