@@ -7,7 +7,7 @@ import ctypes
 import importlib
 import sys
 from collections import OrderedDict
-from typing import Any, Collection, Iterable, Iterator, Sequence
+from typing import Any, Callable, Collection, Iterable, Iterator, Sequence
 
 
 def _import_mxnet() -> None:
@@ -50,7 +50,7 @@ from mxnet.gluon import Block, Constant, HybridBlock, Parameter, SymbolBlock, Tr
 from mxnet.gluon.nn.basic_layers import _BatchNorm  # noqa: E402
 from mxnet.module import BucketingModule, Module, SequentialModule  # noqa: E402
 from mxnet.name import NameManager  # noqa: E402
-from mxnet.ndarray import NDArray, sparse  # noqa: E402
+from mxnet.ndarray import CachedOp, NDArray, sparse  # noqa: E402
 from mxnet.optimizer import Optimizer, Updater  # noqa: E402
 from mxnet.symbol import Symbol  # noqa: E402
 
@@ -143,6 +143,45 @@ def forget_trace(block: Block) -> None:
     """Make the next call of a hybridized ``block`` trace it anew."""
     if isinstance(block, HybridBlock):
         block._clear_cached_op()
+
+
+def replace_traces(block: Block, make: Callable[..., Any]) -> None:
+    """Run in the place of each trace of a hybridized ``block`` what ``make`` makes of it; see `prefix.Trace`."""
+    if isinstance(block, HybridBlock) and "_build_cache" not in vars(block):
+        block._build_cache = _Build(block, make)
+        if block._cached_op is not None:
+            block._build_cache.replace()
+
+
+class _Build:
+    """Traces one Block as the method of its class does. An object, since copies and pickles take it along."""
+
+    def __init__(self, block: HybridBlock, make: Callable[..., Any]) -> None:
+        self._block = block
+        self._make = make
+
+    def __call__(self, *args: Any) -> None:
+        type(self._block)._build_cache(self._block, *args)
+        self.replace()
+
+    def replace(self) -> None:
+        block = self._block
+        if block._backend is None:  # what a backend made of the graph is not to be taken apart
+            sources = [None if is_data else source for is_data, source in block._cached_op_args]
+            block._cached_op = self._make(block._cached_op, block._cached_graph[1], sources, block._flags)
+
+
+def cached_op(symbol: Symbol, is_parameter: Sequence[bool], flags: Sequence[tuple[str, Any]]) -> CachedOp:
+    """Return ``symbol`` as an operator, hybridized with ``flags``; it has to know which inputs are Parameters."""
+    indices = {kind: [i for i, each in enumerate(is_parameter) if each is kind] for kind in (False, True)}
+    return CachedOp(symbol, [("data_indices", indices[False]), ("param_indices", indices[True]), *flags])
+
+
+def is_recorded(array: NDArray) -> bool:
+    """Whether gradients flow to ``array``: it is a variable, or an operator of the recorded graph made it."""
+    state = ctypes.c_int()  # MXNet sets it for those alone, and to what it was changes nothing
+    check_call(_LIB.MXNDArrayGetGradState(array.handle, ctypes.byref(state)))
+    return _LIB.MXNDArraySetGradState(array.handle, state) == 0
 
 
 def use_global_stats(layer: _BatchNorm) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Iterable, Iterator, Sequence
 
 from mxnet.gluon import Block, Parameter
 
-from . import _mxnet, symbolic
+from . import _mxnet, prefix, symbolic
 from .targets import blocks_of, collect, describe
 
 # What a frozen Parameter or BatchNorm had before is kept on the object itself, where copies and pickles take it along.
@@ -61,6 +61,7 @@ def freeze(block: Any, within: Block | None = None) -> None:
     pending = gradient_pending(params.values())
     for param in params.values():
         freeze_parameter(param)
+    prefix.divide_traces(roots)
     symbolic.record(params.values(), roots)
     covered = hold_statistics(roots, pending) | symbolic.on_global_statistics(roots)
     warn_of_statistics(params.values(), collect(block, "freeze").values(), covered)

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple,
 from mxnet.gluon import Block, Parameter
 from mxnet.optimizer import Optimizer
 
-from . import _mxnet, symbolic
+from . import _mxnet, prefix, symbolic
 from .freezing import (
     freeze_parameter,
     gradient_pending,
@@ -321,6 +321,8 @@ class Multipliers:
             if pending or at_step:
                 self._await_backward += to_unfreeze
             self._was_frozen = self._was_frozen or bool(to_freeze or to_unfreeze or unfrozen)
+            if any(is_held(param) for param in self.movable):
+                prefix.divide_traces(self._roots)
             covered = hold_statistics(self._roots, pending and not unfrozen)
             if to_freeze or anew:
                 covered |= symbolic.on_global_statistics(self._roots)

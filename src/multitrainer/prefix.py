@@ -1,0 +1,181 @@
+"""The frozen beginning of a hybridized network, run as an operator of its own.
+
+MXNet runs a trace as one `CachedOp`, which keeps what the gradient of each of its inputs would need, wanted or not
+(its constructor in src/imperative/cached_op.cc counts the uses in the whole backward graph). So frozen layers hold as
+much memory as trained ones. Here a trace is divided at the first operator that a trained Parameter enters. What comes
+before it runs without being recorded, and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Collection, Iterable, Mapping, NamedTuple, Sequence
+
+import mxnet as mx
+from mxnet import autograd
+from mxnet.gluon import Block, Parameter
+from mxnet.ndarray import NDArray
+from mxnet.symbol import Symbol
+
+from . import _mxnet
+
+
+def divide_traces(blocks: Iterable[Block]) -> None:
+    """Let hybridized networks at and below ``blocks`` run what comes before their first trained layer by itself.
+
+    Where that is, is looked up at every call. The operators, their order and their modes are those of the whole trace,
+    and so is every bit that comes out. A call whose input needs a gradient runs the whole; `export` saves the whole.
+    """
+    for block in blocks:
+        block.apply(lambda each: _mxnet.replace_traces(each, Trace))
+
+
+class Trace:
+    """Stands in for the `CachedOp` of a trace.
+
+    Parameters
+    ----------
+    whole : CachedOp
+        What MXNet made of the trace.
+    symbol : Symbol
+        Its graph.
+    sources : sequence of Parameter or None
+        Where each input of the graph comes from; None is an input of the Block.
+    flags : sequence of (str, value)
+        What the Block was hybridized with.
+    """
+
+    def __init__(
+        self,
+        whole: _mxnet.CachedOp,
+        symbol: Symbol,
+        sources: Sequence[Parameter | None],
+        flags: Sequence[tuple[str, Any]],
+    ) -> None:
+        self._whole = whole
+        self._symbol = symbol
+        self._names = symbol.list_inputs()
+        self._sources = list(sources)
+        self._params = {name for name, source in zip(self._names, sources) if source is not None}
+        self._flags = list(flags)
+        self._parts: _Parts | None = None
+        self._undivided = len(set(self._names)) < len(self._names)
+
+    def __call__(self, *arrays: NDArray) -> Any:
+        """Run the trace, divided where that is possible, on the inputs of its graph."""
+        trained = [source is not None and source.grad_req != "null" for source in self._sources]
+        parts = self._parts
+        if parts is None or parts.trained != trained:
+            self._parts = parts = self._divided(trained)
+        if self._undivided or parts.first is None or self._needs_gradient(arrays):
+            return self._whole(*arrays)
+        values = dict(zip(self._names, arrays))
+        with autograd.pause(train_mode=autograd.is_training()):
+            outputs = parts.first(values)
+        if parts.rest is None:
+            return outputs
+        values.update(zip(parts.between, outputs))
+        return parts.rest(values)
+
+    def _register_op_hook(self, callback: Any, monitor_all: bool = False) -> None:
+        """Show a monitor the whole trace, from now on."""
+        self._undivided = True
+        self._whole._register_op_hook(callback, monitor_all)
+
+    def _needs_gradient(self, arrays: Sequence[NDArray]) -> bool:
+        """Whether an input of the Block is a variable, or was computed from one."""
+        inputs = (array for array, source in zip(arrays, self._sources) if source is None)
+        return autograd.is_recording() and any(map(_mxnet.is_recorded, inputs))
+
+    def _divided(self, trained: list[bool]) -> _Parts:
+        if not any(trained):
+            return _Parts(trained, _Part(self._whole, self._names), [], None)
+        symbols = divide(self._symbol, {name for name, trains in zip(self._names, trained) if trains})
+        if symbols is None or self._params.isdisjoint(symbols[0].list_inputs()):
+            return _Parts(trained, None, [], None)
+        first, between, rest = symbols
+        return _Parts(trained, self._part(first), between, self._part(rest))
+
+    def _part(self, symbol: Symbol) -> _Part:
+        inputs = symbol.list_inputs()
+        return _Part(_mxnet.cached_op(symbol, [name in self._params for name in inputs], self._flags), inputs)
+
+
+class _Part:
+    """A part of a trace, as an operator that takes its inputs by name."""
+
+    def __init__(self, operator: _mxnet.CachedOp, inputs: Sequence[str]) -> None:
+        self._operator = operator
+        self._inputs = inputs
+
+    def __call__(self, values: Mapping[str, NDArray]) -> list[NDArray]:
+        outputs = self._operator(*(values[name] for name in self._inputs))
+        return [outputs] if isinstance(outputs, NDArray) else outputs
+
+
+class _Parts(NamedTuple):
+    trained: list[bool]  # for each input of the trace
+    first: _Part | None  # None where no layer comes before the first that trains
+    between: list[str]  # what the outputs of the first part are called in the rest
+    rest: _Part | None  # None where nothing trains
+
+
+def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str], Symbol] | None:
+    """Divide a graph at the first operator that one of the ``trained`` variables enters.
+
+    Parameters
+    ----------
+    symbol : Symbol
+        The graph.
+    trained : collection of str
+        Names of variables.
+
+    Returns
+    -------
+    tuple of Symbol, list of str, Symbol, or None
+        What runs before that operator, with all outputs that are needed later; what these are called in the rest; and
+        the rest. Both run their operators in the order in which the whole runs them, so that random numbers are drawn
+        in that order too. None if nothing runs before, or no operator is reached.
+
+    Examples
+    --------
+    >>> import mxnet as mx
+    >>> from multitrainer.prefix import divide
+    >>> hidden = mx.sym.FullyConnected(mx.sym.var('data'), name='hidden', num_hidden=2)
+    >>> output = mx.sym.FullyConnected(mx.sym.relu(hidden), name='output', num_hidden=2)
+    >>> first, between, rest = divide(output, {'output_weight', 'output_bias'})
+    >>> first.list_inputs(), between, rest.list_inputs()
+    (['data', 'hidden_weight', 'hidden_bias'], ['frozen output 0'], ['frozen output 0', 'output_weight', 'output_bias'])
+    """
+    graph = json.loads(symbol.tojson())
+    nodes = graph["nodes"]
+    trains = [node["op"] == "null" and node["name"] in trained for node in nodes]
+    stop = next((i for i, node in enumerate(nodes) if any(trains[source[0]] for source in node["inputs"])), 0)
+    entries = [*(source for node in nodes[stop:] for source in node["inputs"]), *graph["heads"]]
+    cut = sorted({(node, output) for node, output, *_ in entries if node < stop and nodes[node]["op"] != "null"})
+    if not cut:
+        return None
+    names = [f"frozen output {i}" for i in range(len(cut))]
+    place = {entry: len(nodes) + i for i, entry in enumerate(cut)}
+
+    def moved(entry: Sequence[int]) -> Sequence[int]:
+        node, output, *_ = entry
+        return [place[node, output], 0, 0] if (node, output) in place else entry
+
+    rest = [{**node, "inputs": [moved(source) for source in node["inputs"]]} for node in nodes]
+    rest += [{"op": "null", "name": name, "inputs": []} for name in names]
+    heads = []
+    for head in map(moved, graph["heads"]):
+        if head[0] >= len(nodes):  # an output of the network: of an operator, not a variable, for gradients to start at
+            rest.append({"op": "_copy", "name": f"copy of {names[head[0] - len(nodes)]}", "inputs": [head]})
+            head = [len(rest) - 1, 0, 0]
+        heads.append(head)
+    return _graph(symbol, graph, nodes, [[*entry, 0] for entry in cut]), names, _graph(symbol, graph, rest, heads)
+
+
+def _graph(symbol: Symbol, graph: dict[str, Any], nodes: list[dict[str, Any]], heads: list[Sequence[int]]) -> Symbol:
+    """Return a graph of the same kind as ``symbol`` with other nodes, of which only those below ``heads`` matter."""
+    variables = [i for i, node in enumerate(nodes) if node["op"] == "null"]
+    text = json.dumps({"nodes": nodes, "arg_nodes": variables, "heads": heads, "attrs": graph["attrs"]})
+    loaded = mx.sym.load_json(text)
+    return loaded if type(symbol) is Symbol else loaded.as_np_ndarray()
