@@ -47,6 +47,12 @@ SECTIONS = {
     "async": "dist_async",
     "horovod": "Horovod with Gloo",
 }
+ROWS = {  # what the README calls them
+    "sync": "`dist_sync`",
+    "server": "`dist_sync`, `update_on_kvstore=True`",
+    "async": "`dist_async`",
+    "horovod": "Horovod, Gloo",
+}
 HEADINGS = ("trainer", "backbone", "values", "expected B", "measured B", "of all", "idle B", "ms a step", "of all")
 WIDTHS = (25, 15, 10, 11, 11, 8, 7, 17, 6)
 NOTES = f"""\
@@ -344,6 +350,31 @@ def line(*cells):
     return "  ".join([cell.ljust(width) for cell, width in words] + [cell.rjust(width) for cell, width in numbers])
 
 
+def table(about):
+    """Return the table of the README."""
+    columns = {
+        "stock, all trained": (False, "trained"),
+        "stock, `lr_mult=0`": (False, "lr_mult=0"),
+        "ours, all trained": (True, "trained"),
+        "ours, frozen": (True, "frozen"),
+        "ours, half unfrozen": (True, "half unfrozen"),
+    }
+    found = {(row["section"], "MultiLR" in row["trainer"], row.get("backbone")): row for row in about["rows"]}
+    lines = [f"| | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
+    for section, name in ROWS.items():
+        if (section, True, "trained") in found:
+            cells = [cell(found.get((section, *column))) for column in columns.values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(row):
+    if row is None:  # stock has the servers update unless it is told otherwise
+        return "as above"
+    megabytes = row["bytes"] / 1e6
+    return f"{megabytes:.{1 if megabytes > 1 else 2}f} MB, {row['milliseconds']:.0f} ms"
+
+
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), metavar="NAME", help=", ".join(SECTIONS))
@@ -392,7 +423,9 @@ def main(arguments=None):
             print("\n".join(map(show, done)), flush=True)
             rows.extend(done)
     if options.json:
-        about = {"versions": versions, "setting": setting, "namespace": own, "rows": rows}
+        command = " ".join(["python benchmarks/distributed.py", *(sys.argv[1:] if arguments is None else arguments)])
+        about = {"command": command, "versions": versions, "cores": versions.pop("cores"), "setting": setting}
+        about.update(namespace=own, rows=rows)
         Path(options.json).write_text(json.dumps(about, indent=1) + "\n")
     return int(any("error" in row for row in rows))
 

@@ -62,6 +62,7 @@ def train(net, trainer, data, ctx=None, step=None):
 def snapshot(target):
     """Return the arrays of a Block or of Parameters by name, on the first context."""
     params = target.collect_params() if isinstance(target, gluon.Block) else target
+    mx.nd.waitall()  # asnumpy changes the layout of a weight in place, though a pass under way reads a frozen one still
     return {name: param.list_data()[0].asnumpy() for name, param in params.items()}
 
 

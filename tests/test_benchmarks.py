@@ -1,5 +1,6 @@
 """The figures in the README come from scripts that run; the quick part of them runs here."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -9,19 +10,71 @@ import sys
 import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
+README = BENCHMARKS.parent / "README.md"
+
+
+@pytest.fixture
+def readme(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("readme")
+
+
+class TestReadme:
+    def test_has_the_figures_of_the_results(self, readme, capsys):
+        assert readme.main(["--check"]) == 0, capsys.readouterr().out
+
+    def test_a_figure_changed_by_hand_is_found_and_put_back(self, readme, tmp_path, capsys):
+        copy = tmp_path / "README.md"
+        results = sorted((BENCHMARKS / "results").glob("checkpoint.json"))
+        figure = f"{json.loads(results[0].read_text())['rows'][0]['ours seconds']:.3f} s"
+        text = README.read_text()
+        assert figure in text
+        copy.write_text(text.replace(figure, "0.001 s"))
+        assert readme.main(["--check", "--readme", str(copy)]) == 1
+        assert "-| save" in capsys.readouterr().out
+        assert readme.main(["--readme", str(copy)]) == 0
+        assert copy.read_text() == text
+
+    @pytest.mark.parametrize("marker", ["<!-- benchmark: checkpoint -->", "<!-- end -->"])
+    def test_a_marker_without_a_counterpart_is_an_error(self, readme, tmp_path, marker):
+        copy = tmp_path / "README.md"
+        copy.write_text(README.read_text().replace(marker, "", 1))
+        with pytest.raises(ValueError, match="do not pair up"):
+            readme.main(["--readme", str(copy)])
+
+    def test_results_that_are_missing_are_named(self, readme, tmp_path):
+        copy = tmp_path / "README.md"
+        copy.write_text("<!-- benchmark: nothing -->\n<!-- end -->\n")
+        with pytest.raises(FileNotFoundError, match=r"run benchmarks/nothing.py --json .*nothing.json"):
+            readme.main(["--readme", str(copy)])
+
+
+def run(script, *arguments, folder):
+    """Run a benchmark in a folder; return the rows that it leaves there."""
+    command = [sys.executable, "-W", "ignore", BENCHMARKS / script, *arguments, "--json", "rows.json"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "rows.json").read_text())["rows"]
+
+
+@pytest.mark.slow
+def test_frozen_layers_take_less_memory(tmp_path):
+    """A frozen network holds no more for a backward pass than one that only predicts does; stock holds it all."""
+    small = ["--network", "cifar_resnet20_v1", "--pixels", 32, "--batch", 128, "--rounds", 1]
+    rows = {row["variant"]: row for row in run("frozen.py", "--quick", *small, folder=tmp_path)}
+    (ours,) = (row["MB"]["static"] for variant, row in rows.items() if "frozen" in variant)
+    assert ours < 0.75 * rows["stock, lr_mult=0"]["MB"]["static"]
+    assert ours < 1.2 * rows["forward alone"]["MB"]["static"]
 
 
 @pytest.mark.slow
 def test_what_stock_does(tmp_path):
     """What the package is for is still so: none of these expectations holds under stock MXNet."""
     broken = ["freeze", "adadelta", "batchnorm", "gluon", "export", "states"]
-    command = [sys.executable, "-W", "ignore", BENCHMARKS / "what_stock_does.py", "--quick", "--json", "rows.json"]
-    done = subprocess.run(
-        [*map(str, command), "--only", *broken], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    rows = rows["rows"] if isinstance(rows, dict) else rows
+    rows = run("what_stock_does.py", "--quick", "--only", *broken, folder=tmp_path)
     assert len(rows) >= len(broken)
     assert {row["held"] for row in rows} == {False}
 
@@ -29,14 +82,8 @@ def test_what_stock_does(tmp_path):
 @pytest.mark.slow
 def test_frozen_layers_do_not_cross_the_wire(tmp_path):
     """Under lr_mult=0 stock sends what it always sends; what is frozen here is neither pushed nor pulled."""
-    command = [sys.executable, "-W", "ignore", BENCHMARKS / "distributed.py", "--json", "rows.json", "--only", "sync"]
     small = ["--model", "resnet18_v1", "--pixels", "32", "--steps", "2"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [*map(str, command), *small], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    rows = run("distributed.py", "--only", "sync", *small, folder=tmp_path)
     sent = {(row["trainer"], row["backbone"]): row["bytes"] for row in rows}
     values, head = 11181642, 512 * 10 + 10  # of resnet18_v1 with ten classes, and of its last layer
     all_of_it = 2 * 2 * 4 * values  # two workers push and pull float32
@@ -50,25 +97,6 @@ def test_frozen_layers_do_not_cross_the_wire(tmp_path):
 @pytest.mark.slow
 def test_checkpoint(tmp_path):
     """Saving and loading take less memory than stock's; how long they take is for the benchmark to say."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        BENCHMARKS / "checkpoint.py",
-        "--rounds",
-        "1",
-        "--network",
-        "resnet18_v1",
-    ]
-    done = subprocess.run(
-        [*map(str, command), "--json", str(tmp_path / "rows.json")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "rows.json").read_text())
+    rows = run("checkpoint.py", "--rounds", "1", "--network", "resnet18_v1", folder=tmp_path)
     assert [row["what"] for row in rows] == ["save", "load"]
     assert all(row["ours file MB"] > 40 and row["memory"] < 1.2 for row in rows)

@@ -292,6 +292,17 @@ class TestTheNetworkIsWhatItWas:
         mx.nd.waitall()
         assert any("conv0" in name for name in map(str, seen))
 
+    def test_what_a_backend_made_of_it_is_left_alone(self):
+        net = build(resnet)
+        x, _ = batch()
+        freeze(net.features[:3], within=net)
+        net.optimize_for(x, backend="MKLDNN")
+        optimized = net(x).asnumpy()
+        assert isinstance(net._cached_op, mx.nd.CachedOp)
+        net.hybridize()
+        assert net(x).asnumpy() == pytest.approx(optimized, abs=1e-4)
+        assert is_divided(net)
+
     def test_layers_hybridized_one_by_one(self):
         """What is frozen as a whole is a trace of its own, and is not recorded either."""
         net = nn.Sequential()
@@ -303,7 +314,16 @@ class TestTheNetworkIsWhatItWas:
         before = snapshot(net)
         step(net, trainer, *batch())
         assert moved(before, snapshot(net)) == set(net[1].collect_params().keys())
-        assert net[0]._cached_op._parts.rest is None
+        parts, recorded = net[0]._cached_op._parts, []
+        assert parts.rest is None
+        operator, parts.first._operator = parts.first._operator, lambda *arrays: look(*arrays)
+
+        def look(*arrays):
+            recorded.append(autograd.is_recording())
+            return operator(*arrays)
+
+        step(net, trainer, *batch())
+        assert recorded == [False]
 
     def test_two_contexts(self, undivided):
         def train():
