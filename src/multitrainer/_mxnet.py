@@ -134,6 +134,70 @@ def has_fresh_gradient(param: Parameter) -> bool:
     return param._grad is not None and any(array._fresh_grad for array in param._data)
 
 
+def array_and_gradient(param: Parameter) -> tuple[NDArray | None, NDArray | None]:
+    """Return the only array of ``param`` and its gradient, or None where there is not exactly one."""
+    both = param._data, param._grad
+    return tuple(found[0] if found and len(found) == 1 else None for found in both)  # type: ignore[return-value]
+
+
+def address(function: str) -> int:
+    """Return where a function of MXNet's C interface, or of a library that it is linked with, is in memory."""
+    return ctypes.cast(getattr(_LIB, function), ctypes.c_void_p).value or 0
+
+
+def location(array: NDArray) -> int:
+    """Return where the memory of ``array`` is, once nothing is under way on it and it has the plain layout."""
+    array.wait_to_read()
+    found = ctypes.c_void_p()
+    check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(found)))
+    return found.value or 0
+
+
+def push(function: int, parameter: int, read: Any, written: Any, context: Context) -> None:
+    """Have the engine call a C function, ``EngineSyncFunc``, when nothing else uses what it reads and writes.
+
+    ``read`` and ``written`` are ctypes arrays of handles of arrays, none of which may share memory with another: the
+    engine would wait for itself (``MXEnginePushSyncND`` in src/c_api/c_api.cc does not look for that).
+    """
+    where = (ctypes.c_int * 2)(context.device_typeid, context.device_id)
+    counts = ctypes.c_int(len(read)), ctypes.c_int(len(written))
+    arrays = read, counts[0], written, counts[1]
+    call = ctypes.c_void_p(function), ctypes.c_void_p(parameter), None
+    check_call(_LIB.MXEnginePushSyncND(*call, where, *arrays, None, ctypes.c_int(0), b"multitrainer"))
+
+
+class Counts:
+    """The counts of updates of an optimizer on one device, to be put back where an update is not made."""
+
+    def __init__(self, optimizer: Optimizer, context: Context) -> None:
+        optimizer._set_current_context(context.device_id)
+        self._optimizer = optimizer
+        self._counts, self._num_update = dict(optimizer._index_update_count), optimizer.num_update
+
+    def put_back(self) -> None:
+        """Make the optimizer forget the updates counted since."""
+        self._optimizer._index_update_count.clear()
+        self._optimizer._index_update_count.update(self._counts)
+        self._optimizer.num_update = self._num_update
+
+
+def count_updates(optimizer: Optimizer, indices: Sequence[int]) -> tuple[list[Any], list[Any]]:
+    """Count one update of each index, as stock's Updater does; return their learning rates and weight decays."""
+    # A scheduler is asked for every operator, with what ``num_update`` is by then.
+    together = len(indices) if optimizer.lr_scheduler is None else max(optimizer.aggregate_num, 1)
+    rates: list[Any] = []
+    for start in range(0, len(indices), together):
+        part = indices[start : start + together]
+        optimizer._update_count(part)
+        rates += optimizer._get_lrs(part)
+    return rates, optimizer._get_wds(indices)
+
+
+def times_updated(optimizer: Optimizer, indices: Sequence[int]) -> list[int]:
+    """Return how often each index was updated on the current device."""
+    return [optimizer._index_update_count[index] for index in indices]
+
+
 def is_hybridized(block: Block) -> bool:
     """Whether the next call of ``block`` is traced, or runs a trace made before."""
     return isinstance(block, HybridBlock) and block._active

@@ -11,6 +11,7 @@ from mxnet import nd
 from mxnet.gluon import Trainer
 
 from . import _mxnet, checkpoint, report, statefile, symbolic
+from .fast import FusedUpdate
 from .freezing import warn_of_old_traces
 from .groups import FIELDS, ParamGroup, resolve, resolve_within
 from .multipliers import Multipliers, evaluate
@@ -99,6 +100,7 @@ class MultiLRTrainer(Trainer):
                 setattr(param, field, number)
         symbolic.join_symbols(plan.blocks)
         self._plan = plan
+        self._fused = FusedUpdate(self._params)
         self._multipliers = Multipliers(self._params, self._optimizer)
         self._multipliers.assign(given, plan.blocks)
         symbolic.record(self._multipliers.movable, plan.blocks)
@@ -453,7 +455,10 @@ class MultiLRTrainer(Trainer):
 
     def _update(self, ignore_stale_grad: bool = False) -> None:
         # AMP looks for an overflow in the first gradient, and fails where there is none at all.
-        if any(param.grad_req != "null" for param in self._params):
+        if all(param.grad_req == "null" for param in self._params):
+            return
+        fusable = not (self._update_on_kvstore or hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
+        if not (fusable and self._fused.update(self._updaters[0])):
             super()._update(ignore_stale_grad)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:

@@ -1,0 +1,220 @@
+"""One update of all Parameters as a single operation, where that gives the very bits that stock's operators give.
+
+Covered are SGD, NAG and Adam themselves, on one CPU, with dense float32 arrays and without ``clip_gradient``; all else
+goes the ordinary way, as everything does without numba (the extra ``fast``) or under ``MULTITRAINER_FAST=0``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import logging
+import math
+import os
+from types import ModuleType
+from typing import Any, Sequence
+
+import numpy as np
+from mxnet import nd
+from mxnet.gluon import Parameter
+from mxnet.ndarray import NDArray
+from mxnet.optimizer import NAG, SGD, Adam, Optimizer, Updater
+
+from . import _mxnet
+from .scalars import each, from_stream, from_text
+
+SWITCH = "MULTITRAINER_FAST"
+LEAST = 1 << 20  # values
+ALONE = 1 << 15  # values, up to which one thread is done before others have begun
+TRIES = 10
+
+_log = logging.getLogger("multitrainer")
+
+
+class FusedUpdate:
+    """The updates of one trainer; it remembers which arrays they are of, for these rarely change.
+
+    Parameters
+    ----------
+    params : sequence of Parameter
+        In the order of the optimizer's indices.
+    """
+
+    def __init__(self, params: Sequence[Parameter]) -> None:
+        self._params = params
+        self._rows: list[tuple[Any, ...]] = []
+        self._known: Any = None
+        self._operation: _Operation | None = None
+
+    def update(self, updater: Updater) -> bool:
+        """Make one update of every Parameter that is trained, or change nothing and return False.
+
+        False leaves it to stock: a case that is not covered, states that are not there yet, a stale gradient.
+        """
+        rule = rule_of(updater)
+        if rule is None or os.environ.get(SWITCH) == "0":
+            return False
+        operation = self._operation_for(rule, updater)
+        return operation is not None and operation.run(updater.optimizer)
+
+    def _operation_for(self, rule: str, updater: Updater) -> _Operation | None:
+        indices = [i for i, param in enumerate(self._params) if param.grad_req != "null"]
+        rows = [(*_mxnet.array_and_gradient(self._params[i]), *_states(updater, i)) for i in indices]
+        known = rule, indices, [id(array) for row in rows for array in row]
+        if known != self._known:
+            self._rows, self._known, self._operation = rows, known, None  # the rows keep what has these ids
+            kernels = load_kernels() if covers(rule, rows) else None
+            if kernels is not None:
+                _log.info("%s: one operation updates all %d Parameters", rule, len(indices))
+                self._operation = _Operation(kernels, rule, indices, rows)
+        return self._operation
+
+
+class _Operation:
+    """The operation that makes the update of these arrays, and what it is told."""
+
+    def __init__(self, kernels: ModuleType, rule: str, indices: list[int], rows: list[tuple[Any, ...]]) -> None:
+        self._kernels, self._rule, self._indices = kernels, rule, indices
+        self._arrays = list(itertools.chain.from_iterable(rows))
+        self._context = self._arrays[0].context
+        self._finished = nd.zeros(1, ctx=self._context)
+        shape = len(rows), len(rows[0])
+        self._handles = np.array([array.handle.value for array in self._arrays], np.int64).reshape(shape)
+        self._weights = self._handles[:, 0].copy()
+        self._read = _pointers(self._handles[:, 1])
+        self._written = _pointers([*np.delete(self._handles, 1, axis=1).ravel(), self._finished.handle.value])
+        self._places = np.zeros(shape, np.int64)
+        self._ends = np.cumsum([row[0].size for row in rows], dtype=np.int64)
+        self._rates, self._decays = np.zeros(shape[0], np.float32), np.zeros(shape[0], np.float32)
+        self._scalars = np.zeros(4, np.float32)
+        self._orders = self._written_down()
+
+    def run(self, optimizer: Optimizer) -> bool:
+        """Make one update, or change nothing and return False."""
+        if not self._kernels.all_fresh(_mxnet.address("MXNDArrayGetGradState"), self._weights):
+            return False
+        counts = _mxnet.Counts(optimizer, self._context)
+        if not (self._take_numbers(optimizer) and self._have_it_run()):
+            counts.put_back()
+            return False
+        self._kernels.use_gradients(_mxnet.address("MXNDArraySetGradState"), self._weights)
+        return True
+
+    def _take_numbers(self, optimizer: Optimizer) -> bool:
+        """Count the update and take over the optimizer's numbers; False if MXNet might read one otherwise."""
+        rates, decays = _mxnet.count_updates(optimizer, self._indices)
+        scalars = [optimizer.rescale_grad]
+        if self._rule == "ADAM":
+            rates = _corrected(optimizer, rates, _mxnet.times_updated(optimizer, self._indices))
+            scalars += [optimizer.beta1, optimizer.beta2, optimizer.epsilon]
+        else:
+            scalars.append(optimizer.momentum)
+        read = from_stream if self._rule in ("SGD", "SGD_MOMENTUM") else from_text  # the others' are no tuples
+        try:
+            self._scalars[: len(scalars)] = [from_text(str(value)) for value in scalars]
+            self._rates[:], self._decays[:] = each(read, rates), each(read, decays)
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    def _have_it_run(self) -> bool:
+        """Wait until it has run; False if another thread's predictions stand in its way."""
+        done = self._kernels.DONE
+        self._orders[done] = 0
+        for _ in range(TRIES):
+            _mxnet.push(self._kernels.update.address, self._orders.ctypes.data, self._read, self._written, self._context)
+            # A prediction, perhaps one still to run, leaves weights in a layout of MKL-DNN's. Nothing can put them back
+            # from inside of the operation, so it tells, and nothing may come in between.
+            self._finished.wait_to_read()
+            if self._orders[done]:
+                return True
+            for array in self._arrays:
+                _mxnet.location(array)
+        return False
+
+    def _written_down(self) -> Any:
+        kernels = self._kernels
+        orders = np.zeros(kernels.LENGTH, np.int64)
+        orders[kernels.KIND] = getattr(kernels, self._rule)
+        orders[kernels.TENSORS], orders[kernels.ARRAYS] = self._handles.shape
+        orders[kernels.HANDLES], orders[kernels.PLACES] = self._handles.ctypes.data, self._places.ctypes.data
+        orders[kernels.ENDS], orders[kernels.SCALARS] = self._ends.ctypes.data, self._scalars.ctypes.data
+        orders[kernels.RATES], orders[kernels.DECAYS] = self._rates.ctypes.data, self._decays.ctypes.data
+        orders[kernels.TO_DLPACK] = _mxnet.address("MXNDArrayToDLPack")
+        orders[kernels.DELETE] = _mxnet.address("MXNDArrayCallDLPackDeleter")
+        orders[kernels.WORKER] = kernels.worker.address
+        if self._ends[-1] > ALONE:
+            orders[kernels.PARALLEL] = _mxnet.address("GOMP_parallel")
+            orders[kernels.THREAD] = _mxnet.address("omp_get_thread_num")
+            orders[kernels.THREADS] = _mxnet.address("omp_get_num_threads")
+        return orders
+
+
+def rule_of(updater: Updater) -> str | None:
+    """Return the kernel that an Updater's optimizer asks for, or None if there is none for it."""
+    optimizer = updater.optimizer
+    kind = type(optimizer)  # a subclass may do anything
+    if type(updater) is not Updater or kind not in (SGD, NAG, Adam) or optimizer.clip_gradient:
+        return None
+    if kind is Adam:
+        return "ADAM"
+    if not optimizer.momentum >= 0:
+        return None
+    return {SGD: ("SGD", "SGD_MOMENTUM"), NAG: ("PLAIN", "NAG_MOMENTUM")}[kind][optimizer.momentum > 0]
+
+
+def covers(rule: str, rows: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether all arrays (weight, gradient, states; Parameter by Parameter) are what the kernels take."""
+    width = {"SGD": 2, "PLAIN": 2, "ADAM": 4}.get(rule, 3)
+    for row in rows:
+        if len(row) != width or any(type(array) is not NDArray for array in row):
+            return False
+    if not rows or sum(row[0].size for row in rows) < LEAST:
+        return False
+    context = rows[0][0].context
+    for row in rows:
+        for array in row:
+            plain = array.stype == "default" and array.dtype is np.float32 and array.size == row[0].size > 0
+            if not plain or array.context != context:
+                return False
+    return context.device_type == "cpu" and _apart(list(itertools.chain.from_iterable(rows)))
+
+
+def _apart(arrays: Sequence[NDArray]) -> bool:
+    """Whether no two arrays share memory; such would make the operation wait for itself."""
+    # Parts of one array lie end to end, which arrays of their own do not.
+    places = sorted((_mxnet.location(array), 4 * array.size) for array in arrays)
+    return all(begin + size < following for (begin, size), (following, _) in zip(places, places[1:]))
+
+
+def _states(updater: Updater, index: int) -> tuple[Any, ...]:
+    if not updater.states_synced.get(index):
+        return (None,)  # stock has to make it first, or to move it
+    state = updater.states[index]
+    return () if state is None else state if isinstance(state, tuple) else (state,)
+
+
+def _pointers(handles: Any) -> Any:
+    return (ctypes.c_void_p * len(handles))(*map(int, handles))
+
+
+def _corrected(optimizer: Adam, rates: Sequence[float], counts: Sequence[int]) -> list[float]:
+    """Return the learning rates with Adam's correction of its biases, as its ``update`` computes it."""
+    factors = {t: math.sqrt(1.0 - optimizer.beta2**t) / (1.0 - optimizer.beta1**t) for t in set(counts)}
+    return [rate * factors[t] for rate, t in zip(rates, counts)]
+
+
+@functools.lru_cache(maxsize=None)
+def load_kernels() -> ModuleType | None:
+    """Return the compiled kernels, or None without numba; the first time on a machine they are compiled."""
+    try:
+        from . import kernels
+    except ImportError:
+        return None
+    except Exception as error:  # numba finds no place for its cache, or fails in a way of its own
+        _log.warning("the fast update is off, for its kernels could not be compiled: %r", error)
+        return None
+    if not kernels.update.cache_hits:
+        _log.info("the kernels of the fast update were compiled, and are kept in numba's cache")
+    return kernels
