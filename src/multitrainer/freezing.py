@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from mxnet.gluon import Block, Parameter
 
@@ -63,7 +63,7 @@ def freeze(block: Any, within: Block | None = None) -> None:
         freeze_parameter(param)
     prefix.divide_traces(roots)
     symbolic.record(params.values(), roots)
-    covered = hold_statistics(roots, pending) | symbolic.on_global_statistics(roots)
+    covered = hold_statistics(roots, lambda: pending) | symbolic.on_global_statistics(roots)
     warn_of_statistics(params.values(), collect(block, "freeze").values(), covered)
 
 
@@ -100,7 +100,7 @@ def unfreeze(block: Any, within: Block | None = None) -> None:
         param.lr_mult = param.lr_mult or lr_mult or 1.0
         unfreeze_parameter(param, asked_for=not is_held(param))
     symbolic.record(params.values(), roots)
-    hold_statistics(roots, pending)
+    hold_statistics(roots, lambda: pending)
 
 
 def freeze_parameter(param: Parameter, lr_mult: float | None = None) -> None:
@@ -143,15 +143,15 @@ def gradient_pending(params: Iterable[Parameter]) -> bool:
     return any(_mxnet.has_fresh_gradient(param) for param in params)
 
 
-def hold_statistics(roots: Sequence[Block], pending: bool) -> set[Parameter]:
+def hold_statistics(roots: Sequence[Block], pending: Callable[[], bool]) -> set[Parameter]:
     """Put every BatchNorm below ``roots`` on the statistics that its parameters call for; forget traces that differ.
 
     Parameters
     ----------
     roots : sequence of Block
         The Blocks that are known, a network or parts of it.
-    pending : bool
-        Whether a step is due for a forward pass that has already run.
+    pending : callable () -> bool
+        Whether a step is due for a forward pass that has already run; asked only where a BatchNorm is switched.
 
     Returns
     -------
@@ -173,7 +173,7 @@ def hold_statistics(roots: Sequence[Block], pending: bool) -> set[Parameter]:
     # A slice of a network is a Block that nobody calls: the first on the way that can be traced is what to watch.
     watched = {next((block for block in path if _mxnet.is_hybridized(block)), None) for path in outermost}
     for block in watched - {None}:
-        _Watch(block, pending)
+        _Watch(block, pending())
     return {param for layer in found for param in layer.params.values()}
 
 
@@ -199,6 +199,8 @@ def warn_of_old_traces(params: Iterable[Parameter]) -> None:
 def warn_of_statistics(frozen: Iterable[Parameter], members: Iterable[Parameter], covered: Iterable[Parameter]) -> None:
     """Warn of statistics among ``members`` that belong to ``frozen`` Parameters and to no BatchNorm that was found."""
     stems = {_mxnet.stem(param) for param in frozen}
+    if not stems:
+        return
     covered = set(covered)
     moving = [
         param.name

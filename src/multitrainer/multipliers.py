@@ -7,6 +7,7 @@ schedules evaluated, and the optimizer's own table brought in line.
 from __future__ import annotations
 
 import contextlib
+from operator import attrgetter
 from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from mxnet.gluon import Block, Parameter
@@ -183,13 +184,13 @@ class Multipliers:
 
     def _changed(self, field: str) -> dict[Parameter, Any]:
         """Return what somebody assigned to Parameters since; it may be anything."""
-        now = [getattr(param, field) for param in self.movable]
+        now = list(map(attrgetter(field), self.movable))
         if now == self._seen[field]:
             return {}
         return {param: new for param, old, new in zip(self.movable, self._seen[field], now) if old != new}
 
     def _remember(self) -> None:
-        self._seen = {field: [getattr(param, field) for param in self.movable] for field in FIELDS}
+        self._seen = {field: list(map(attrgetter(field), self.movable)) for field in FIELDS}
         self._frozen = [param for param in self.movable if param.lr_mult == 0]
 
     # -- what is saved ------------------------------------------------------------------------------------------------
@@ -313,7 +314,8 @@ class Multipliers:
             elif param.lr_mult != 0 and (is_held(param) or (param in named and param.grad_req == "null")):
                 to_unfreeze.append(param)
         if to_freeze or to_unfreeze or unfrozen or anew:
-            pending = gradient_pending(self.movable)
+            moves = bool(to_freeze or to_unfreeze)
+            pending = moves and gradient_pending(self.movable)  # before any gradient is let go
             for param, seen in to_freeze:
                 freeze_parameter(param, seen)
             for param in to_unfreeze:
@@ -323,7 +325,10 @@ class Multipliers:
             self._was_frozen = self._was_frozen or bool(to_freeze or to_unfreeze or unfrozen)
             if any(is_held(param) for param in self.movable):
                 prefix.divide_traces(self._roots)
-            covered = hold_statistics(self._roots, pending and not unfrozen)
+            asked_late = not (moves or unfrozen)  # asking every Parameter is slow, and seldom of use
+            covered = hold_statistics(
+                self._roots, lambda: gradient_pending(self.movable) if asked_late else pending and not unfrozen
+            )
             if to_freeze or anew:
                 covered |= symbolic.on_global_statistics(self._roots)
                 warn_of_statistics([p for p in self.movable if p.lr_mult == 0], self._params, covered)

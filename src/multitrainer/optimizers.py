@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from typing import Any, Mapping, Sequence
 
@@ -42,9 +43,9 @@ class NameTable:
         """Make the table say what the Parameters say."""
         self._written: dict[str, dict[Any, float]] = {}
         for field in FIELDS:
-            table = {key: getattr(param, field) for key, param in zip(self._keys, self._params)}
+            table = dict(zip(self._keys, map(operator.attrgetter(field), self._params)))
             setattr(self._optimizer, field, table)
-            self._written[field] = dict(table)
+            self._written[field] = table.copy()
         # Goes along when the optimizer is pickled: what was filled in is no wish of the user's.
         setattr(self._optimizer, _FILLED, self._written)
 
@@ -168,8 +169,8 @@ def check_honoured(optimizer: type, field: str, multipliers: Mapping[Parameter, 
 
     0 asks nothing of it, for that freezes, nor does 1; a schedule is looked at update by update.
     """
-    for param, value in multipliers.items():
-        if not (callable(value) or value in (0, 1) or asks_for(optimizer, field)):
+    for param, value in multipliers.items() if not asks_for(optimizer, field) else ():
+        if not (callable(value) or value in (0, 1)):
             raise ValueError(
                 f"{field} {value!r} of Parameter {param.name!r} would have no effect: {optimizer.__name__} never asks "
                 "for it. Use 0 or 1, or another optimizer"

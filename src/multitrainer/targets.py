@@ -20,7 +20,7 @@ TARGETS = "a Block, a ParameterDict, a dict of name to Parameter, a Parameter, o
 
 def check_multiplier(value: Any, where: str) -> Multiplier:
     """Return ``value`` as a float, or as it is if it is a schedule; raise an error that begins with ``where``."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool)):
         number = float(value)
         if math.isfinite(number) and number >= 0:
             return number
@@ -46,11 +46,14 @@ def describe(value: Any) -> str:
     """Return a short text for one piece of the user's input."""
     if isinstance(value, Block):
         return f"{type(value).__name__} {value.name!r}"
+    if isinstance(value, (float, int)):
+        return repr(value)
     if isinstance(value, Parameter):
         return f"Parameter {value.name!r}"
     if isinstance(value, ParameterDict):
         return f"ParameterDict {value.prefix!r} of {len(value.keys())}"
-    if isinstance(value, (list, tuple)) and any(isinstance(item, (Block, Parameter, ParameterDict)) for item in value):
+    nested = (Block, Parameter, ParameterDict, list, tuple)
+    if isinstance(value, (list, tuple)) and any(isinstance(item, nested) for item in value):
         inner = ", ".join(describe(item) for item in value[:3]) + (", ..." if len(value) > 3 else "")
         return f"[{inner}]" if isinstance(value, list) else f"({inner})"
     if is_parameter_mapping(value):
@@ -76,7 +79,8 @@ def blocks_of(target: Any) -> Iterator[Block]:
         yield target
     elif isinstance(target, (list, tuple)):
         for item in target:
-            yield from blocks_of(item)
+            if not isinstance(item, Parameter):
+                yield from blocks_of(item)
 
 
 def is_target(value: Any) -> bool:
@@ -104,7 +108,10 @@ def _walk(target: Any, where: str) -> Iterator[Parameter]:
         yield from target.values()
     elif isinstance(target, (list, tuple)):
         for item in target:
-            yield from _walk(item, where)
+            if isinstance(item, Parameter):
+                yield item
+            else:
+                yield from _walk(item, where)
     else:
         raise TypeError(f"{where}: {describe(target)} is no target{_hint(target)}; expected {TARGETS}")
 
