@@ -145,19 +145,11 @@ def address(function: str) -> int:
     return ctypes.cast(getattr(_LIB, function), ctypes.c_void_p).value or 0
 
 
-def location(array: NDArray) -> int:
-    """Return where the memory of ``array`` is, once nothing is under way on it and it has the plain layout."""
-    array.wait_to_read()
-    found = ctypes.c_void_p()
-    check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(found)))
-    return found.value or 0
-
-
 def push(function: int, parameter: int, read: Any, written: Any, context: Context) -> None:
     """Have the engine call a C function, ``EngineSyncFunc``, when nothing else uses what it reads and writes.
 
-    ``read`` and ``written`` are ctypes arrays of handles of arrays, none of which may share memory with another: the
-    engine would wait for itself (``MXEnginePushSyncND`` in src/c_api/c_api.cc does not look for that).
+    ``read`` and ``written`` are ctypes arrays of handles of arrays. What is written may share memory with nothing else:
+    the engine would wait for itself (``MXEnginePushSyncND`` in src/c_api/c_api.cc does not look for that).
     """
     where = (ctypes.c_int * 2)(context.device_typeid, context.device_id)
     counts = ctypes.c_int(len(read)), ctypes.c_int(len(written))

@@ -27,7 +27,6 @@ from .scalars import each, from_stream, from_text
 SWITCH = "MULTITRAINER_FAST"
 LEAST = 1 << 20  # values
 ALONE = 1 << 15  # values, up to which one thread is done before others have begun
-TRIES = 10
 
 _log = logging.getLogger("multitrainer")
 
@@ -63,12 +62,23 @@ class FusedUpdate:
         rows = [(*_mxnet.array_and_gradient(self._params[i]), *_states(updater, i)) for i in indices]
         known = rule, indices, [id(array) for row in rows for array in row]
         if known != self._known:
-            self._rows, self._known, self._operation = rows, known, None  # the rows keep what has these ids
-            kernels = load_kernels() if covers(rule, rows) else None
-            if kernels is not None:
-                _log.info("%s: one operation updates all %d Parameters", rule, len(indices))
-                self._operation = _Operation(kernels, rule, indices, rows)
+            self._rows, self._known = rows, known  # the rows keep what has these ids
+            self._operation = self._new_operation(rule, indices, rows)
         return self._operation
+
+    def _new_operation(self, rule: str, indices: list[int], rows: list[tuple[Any, ...]]) -> _Operation | None:
+        kernels = load_kernels() if covers(rule, rows) else None
+        if kernels is None:
+            return None
+        operation = _Operation(kernels, rule, indices, rows)
+        places = operation.places()
+        if places is None:
+            self._known = None  # look again at the next step
+            return None
+        if not apart(places):
+            return None
+        _log.info("%s: one operation updates all %d Parameters", rule, len(indices))
+        return operation
 
 
 class _Operation:
@@ -90,12 +100,20 @@ class _Operation:
         self._scalars = np.zeros(4, np.float32)
         self._orders = self._written_down()
 
+    def places(self) -> list[tuple[int, int]] | None:
+        """Return where the memory of each array begins and ends, or None if only MKL-DNN can read one of them."""
+        self._orders[self._kernels.KIND] = self._kernels.NOTHING
+        found = self._have_it_run(_pointers(self._handles.ravel()), _pointers([self._finished.handle.value]))
+        self._orders[self._kernels.KIND] = getattr(self._kernels, self._rule)
+        begins = self._places.ravel().tolist()
+        return [(begin, begin + 4 * array.size) for begin, array in zip(begins, self._arrays)] if found else None
+
     def run(self, optimizer: Optimizer) -> bool:
         """Make one update, or change nothing and return False."""
         if not self._kernels.all_fresh(_mxnet.address("MXNDArrayGetGradState"), self._weights):
             return False
         counts = _mxnet.Counts(optimizer, self._context)
-        if not (self._take_numbers(optimizer) and self._have_it_run()):
+        if not (self._take_numbers(optimizer) and self._have_it_run(self._read, self._written)):
             counts.put_back()
             return False
         self._kernels.use_gradients(_mxnet.address("MXNDArraySetGradState"), self._weights)
@@ -118,20 +136,14 @@ class _Operation:
             return False
         return True
 
-    def _have_it_run(self) -> bool:
-        """Wait until it has run; False if another thread's predictions stand in its way."""
-        done = self._kernels.DONE
-        self._orders[done] = 0
-        for _ in range(TRIES):
-            _mxnet.push(self._kernels.update.address, self._orders.ctypes.data, self._read, self._written, self._context)
-            # A prediction, perhaps one still to run, leaves weights in a layout of MKL-DNN's. Nothing can put them back
-            # from inside of the operation, so it tells, and nothing may come in between.
-            self._finished.wait_to_read()
-            if self._orders[done]:
-                return True
-            for array in self._arrays:
-                _mxnet.location(array)
-        return False
+    def _have_it_run(self, read: Any, written: Any) -> bool:
+        """Wait until it has run; False if it found weights that only MKL-DNN can read."""
+        self._orders[self._kernels.DONE] = 0
+        _mxnet.push(self._kernels.update.address, self._orders.ctypes.data, read, written, self._context)
+        # A prediction since the backward pass, perhaps one still to run, leaves weights in a layout of MKL-DNN's. From
+        # inside an operation nothing can put them back, so it does nothing, and until that is known nothing may follow.
+        self._finished.wait_to_read()
+        return bool(self._orders[self._kernels.DONE])
 
     def _written_down(self) -> Any:
         kernels = self._kernels
@@ -178,14 +190,14 @@ def covers(rule: str, rows: Sequence[tuple[Any, ...]]) -> bool:
             plain = array.stype == "default" and array.dtype is np.float32 and array.size == row[0].size > 0
             if not plain or array.context != context:
                 return False
-    return context.device_type == "cpu" and _apart(list(itertools.chain.from_iterable(rows)))
+    return bool(context.device_type == "cpu")
 
 
-def _apart(arrays: Sequence[NDArray]) -> bool:
-    """Whether no two arrays share memory; such would make the operation wait for itself."""
+def apart(places: Sequence[tuple[int, int]]) -> bool:
+    """Whether no two arrays are parts of one, which would make the operation wait for itself."""
     # Parts of one array lie end to end, which arrays of their own do not.
-    places = sorted((_mxnet.location(array), 4 * array.size) for array in arrays)
-    return all(begin + size < following for (begin, size), (following, _) in zip(places, places[1:]))
+    ordered = sorted(places)
+    return all(end < following for (_, end), (following, _) in zip(ordered, ordered[1:]))
 
 
 def _states(updater: Updater, index: int) -> tuple[Any, ...]:
@@ -210,7 +222,7 @@ def load_kernels() -> ModuleType | None:
     """Return the compiled kernels, or None without numba; the first time on a machine they are compiled."""
     try:
         from . import kernels
-    except ImportError:
+    except ImportError:  # also from kernels itself, where numba is told to compile nothing
         return None
     except Exception as error:  # numba finds no place for its cache, or fails in a way of its own
         _log.warning("the fast update is off, for its kernels could not be compiled: %r", error)

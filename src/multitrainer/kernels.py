@@ -10,15 +10,18 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+if config.DISABLE_JIT:
+    raise ImportError("numba compiles nothing under NUMBA_DISABLE_JIT")
 
 # What is to be done, as 64-bit numbers in one array that C functions can be handed: see `_Operation` in fast.py.
 KIND, TENSORS, ARRAYS, HANDLES, PLACES, ENDS, RATES, DECAYS, SCALARS, DONE, TO_DLPACK, DELETE, PARALLEL = range(13)
 THREAD, THREADS, WORKER, LENGTH = range(13, 17)
 
-SGD, SGD_MOMENTUM, NAG_MOMENTUM, PLAIN, ADAM = range(5)
+NOTHING, SGD, SGD_MOMENTUM, NAG_MOMENTUM, PLAIN, ADAM = range(6)
 
 # Division by 0 gives inf, as in C++. Without fastmath, LLVM neither reorders nor contracts what is written here.
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
@@ -170,7 +173,9 @@ def update(_: Any, parameter: Any) -> None:
     """Make the whole update; an operation of the engine (``EngineSyncFunc`` in include/mxnet/c_api.h)."""
     job = carray(parameter, (LENGTH,), np.int64)
     if _locate(job):
-        if job[PARALLEL] != 0:
+        if job[KIND] == NOTHING:
+            pass
+        elif job[PARALLEL] != 0:
             _call(job[PARALLEL], (job[WORKER], _address(parameter), 0, 0))
         else:
             _share(job, np.int64(0), np.int64(1))

@@ -1,0 +1,524 @@
+"""The update in one operation gives the bits of stock's operators, and leaves to them what it does not cover."""
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+import mxnet as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mxnet import autograd, gluon
+from mxnet.contrib import amp
+
+from multitrainer import MultiLRTrainer, fast, scalars, unfreeze_at
+from support import CONTEXTS, backward, batches, bits, convolution, fingerprint, mlp, same, train
+
+SHAPES = [(1,), (7,), (33, 5), (16, 3, 7, 7), (200, 513), (17,), (1, 1)]
+OPTIMIZERS = [
+    ("sgd", {"learning_rate": 0.1}),
+    ("sgd", {"learning_rate": 0.0123, "wd": 1.3e-4}),
+    ("sgd", {"learning_rate": 0.0123, "wd": 1.3e-4, "momentum": 0.9}),
+    ("nag", {"learning_rate": 0.0123, "wd": 1.3e-4}),
+    ("nag", {"learning_rate": 0.0123, "wd": 1.3e-4, "momentum": 0.9}),
+    ("adam", {"wd": 1.3e-4}),
+    ("adam", {"learning_rate": 0.0123, "beta1": 0.85, "beta2": 0.97, "epsilon": 1.7e-7}),
+]
+IDS = [f"{name} {' '.join(given)}" for name, given in OPTIMIZERS]
+
+pytest.importorskip("numba")
+
+
+@pytest.fixture(autouse=True)
+def small_is_enough(monkeypatch):
+    """Let the small networks of these tests go the fast way too, and several threads share one."""
+    monkeypatch.setattr(fast, "LEAST", 0)
+    monkeypatch.setattr(fast, "ALONE", 1000)
+    monkeypatch.delenv(fast.SWITCH, raising=False)
+
+
+@pytest.fixture
+def stock_updates(monkeypatch):
+    """Return a list that grows by one with each update that stock's Updater is asked for."""
+    made = []
+    ordinary = mx.optimizer.Updater.__call__
+
+    def noted(self, *args):
+        made.append(self)
+        ordinary(self, *args)
+
+    monkeypatch.setattr(mx.optimizer.Updater, "__call__", noted)
+    return made
+
+
+def parameters(shapes, dtype="float32", seed=1):
+    """Return Parameters with values and multipliers of their own."""
+    values, params = np.random.RandomState(seed), []
+    for i, shape in enumerate(shapes):
+        param = gluon.Parameter(f"p{i:03}", shape=shape, dtype=dtype)
+        param.initialize()
+        param.set_data(mx.nd.array(values.randn(*shape), dtype=dtype))
+        param.lr_mult, param.wd_mult = 1 + 0.1 * (i % 3), 0.3 * i
+        params.append(param)
+    return params
+
+
+def build(kind, *args, **kwargs):
+    """Return Parameters and a trainer of them."""
+    params = parameters(SHAPES)
+    return params, kind(params, *args, **kwargs)
+
+
+def backward_pass(params, values):
+    """Give every Parameter a new gradient, as a backward pass does."""
+    for param in params:
+        scale = 10.0 ** values.uniform(-3, 3)
+        for data, grad in zip(param.list_data(), param.list_grad()):
+            grad[:] = mx.nd.array(scale * values.randn(*param.shape), dtype=grad.dtype, ctx=grad.context)
+            data._fresh_grad = True
+
+
+def run(params, trainer, steps=4, between=None):
+    """Return weights and states after a few steps, with a batch size that changes."""
+    values = np.random.RandomState(7)
+    for number in range(steps):
+        backward_pass(params, values)
+        if between is not None:
+            between(trainer, number)
+        trainer.step(3 + number)
+    return [bits(param.list_data()) for param in params], bits(trainer._updaters[0].states)
+
+
+def counts(trainer):
+    optimizer = trainer._optimizer
+    return optimizer.num_update, optimizer._all_index_update_counts
+
+
+@pytest.mark.parametrize(("name", "given"), OPTIMIZERS, ids=IDS)
+def test_every_bit_is_that_of_stock(name, given, stock_updates):
+    params = parameters(SHAPES)
+    trainer = gluon.Trainer(params, name, dict(given))
+    expected = *run(params, trainer), counts(trainer)
+    del stock_updates[:]
+
+    params = parameters(SHAPES)
+    trainer = MultiLRTrainer(params, name, dict(given))
+    assert (*run(params, trainer), counts(trainer)) == expected
+    assert len(stock_updates) == 1, "the first update is stock's, which makes the states"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6),
+    st.sampled_from(["sgd", "nag", "adam"]),
+    st.floats(1e-12, 1e3),
+    st.just(0) | st.floats(1e-6, 0.999),
+    st.just(0) | st.floats(1e-12, 10),
+    st.integers(1, 10**6),
+)
+def test_whatever_the_shapes_and_the_numbers(shapes, name, rate, momentum, decay, batch_size):
+    given = {"learning_rate": rate, "wd": decay}
+    given.update({"beta1": momentum} if name == "adam" else {"momentum": momentum})
+    found = []
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        params = parameters(shapes)
+        trainer, values = kind(params, name, dict(given)), np.random.RandomState(3)
+        for _ in range(3):
+            backward_pass(params, values)
+            trainer.step(batch_size)
+        found.append([bits(param.list_data()) for param in params])
+    assert found[0] == found[1]
+
+
+def schedule(name):
+    if name == "factor":
+        return mx.lr_scheduler.FactorScheduler(step=2, factor=0.7, base_lr=0.0123)
+    return mx.lr_scheduler.CosineScheduler(max_update=5, base_lr=0.0123, warmup_steps=2)
+
+
+@pytest.mark.parametrize("scheduler", ["factor", "cosine"])
+@pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
+def test_lr_scheduler(name, scheduler):
+    found = []
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        params = parameters(SHAPES)
+        trainer = kind(params, name, {"lr_scheduler": schedule(scheduler), "begin_num_update": 1})
+        found.append((*run(params, trainer, steps=7), counts(trainer), vars(trainer._optimizer.lr_scheduler)))
+    assert found[0] == found[1]
+
+
+def test_what_is_set_between_steps():
+    """Learning rate, multipliers, momentum and weight decay take effect at the next step, as under stock."""
+
+    def between(trainer, number):
+        param = trainer._params[number]
+        trainer.set_learning_rate(0.03 / (number + 1))
+        param.lr_mult = 0.7
+        param.wd_mult = 2.1
+        trainer.optimizer.momentum = 0.9 - 0.1 * number
+        trainer.optimizer.wd = 1e-3 * number
+
+    found = []
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        params = parameters(SHAPES)
+        trainer = kind(params, "sgd", {"momentum": 0.9})
+        found.append(run(params, trainer, between=between))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("name", "given"), OPTIMIZERS[2:], ids=IDS[2:])
+def test_to_and_fro_in_mid_training(name, given, monkeypatch, stock_updates):
+    def between(trainer, number):
+        monkeypatch.setenv(fast.SWITCH, str(number % 2))
+
+    expected = run(*build(gluon.Trainer, name, dict(given)), steps=6)
+    del stock_updates[:]
+    assert run(*build(MultiLRTrainer, name, dict(given)), 6, between) == expected
+    assert len(stock_updates) == 3
+
+
+@pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
+def test_freezing_and_unfreezing(name, monkeypatch):
+    def between(trainer, number):
+        first, second = (param.name for param in trainer._multipliers.movable[1:3])
+        if number == 2:
+            trainer.set_lr_mult({first: 0})
+        if number == 4:
+            trainer.set_lr_mult({first: 0.5, second: 0})
+
+    def trained(switch):
+        monkeypatch.setenv(fast.SWITCH, switch)
+        net = mlp()
+        trainer = MultiLRTrainer([net, (net[2], unfreeze_at(3))], name, {"learning_rate": 0.1, "wd": 1e-3})
+        for number, (x, y) in enumerate(batches(7)):
+            backward(net, x, y)
+            trainer.step(len(x))
+            between(trainer, number)
+        return fingerprint(trainer, net)
+
+    assert trained("1") == trained("0")
+
+
+@pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
+def test_states_are_stocks_own(name, tmp_path, monkeypatch, stock_updates):
+    """A file saved on one way is gone on from on the other."""
+    given = {"learning_rate": 0.01, "momentum": 0.9} if name != "adam" else {}
+    expected = run(*build(MultiLRTrainer, name, dict(given)), steps=4)
+    params, trainer = build(MultiLRTrainer, name, dict(given))
+    run(params, trainer, steps=2)
+    trainer.save_states(tmp_path / "ours")
+    gluon.Trainer.save_states(trainer, str(tmp_path / "stock"))
+    weights = [param.data().asnumpy() for param in params]
+    for file, switch in (("ours", "1"), ("ours", "0"), ("stock", "1")):
+        monkeypatch.setenv(fast.SWITCH, switch)
+        params = parameters(SHAPES)
+        for param, value in zip(params, weights):
+            param.set_data(mx.nd.array(value))
+        trainer, values = MultiLRTrainer(params, name), np.random.RandomState(7)
+        trainer.load_states(tmp_path / file, allow_pickle=file == "stock")
+        for number in range(4):
+            backward_pass(params, values)
+            if number >= 2:
+                trainer.step(3 + number)
+        assert ([bits(param.list_data()) for param in params], bits(trainer._updaters[0].states)) == expected
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+def test_stale_gradients(ignore):
+    """The same error at the same Parameter, or the same ones left out."""
+    found = []
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        params = parameters(SHAPES)
+        trainer, values = kind(params, "sgd", {"momentum": 0.9}), np.random.RandomState(7)
+        said = ""
+        for number in range(4):
+            backward_pass(params, values)
+            params[3].data()._fresh_grad = number != 2
+            try:
+                trainer.step(2, ignore_stale_grad=ignore)
+            except UserWarning as error:
+                said = str(error)
+        fresh = [param.data()._fresh_grad for param in params]
+        found.append(([bits(param.list_data()) for param in params], counts(trainer), said, fresh))
+    assert found[0] == found[1]
+    assert ("p003" in found[0][2]) is not ignore
+
+
+@mx.optimizer.register
+class OwnSGD(mx.optimizer.SGD):
+    """A subclass, which may do anything."""
+
+
+def uncovered():
+    class OwnUpdater(mx.optimizer.Updater):
+        pass
+
+    def of(*args, ctx=None, dtype="float32", updater=None, scaler=False, **kwargs):
+        def make(kind):
+            params = parameters(SHAPES, dtype)
+            if ctx is not None:
+                for param in params:
+                    param.reset_ctx(ctx)
+            trainer = kind(params, *args, **kwargs)
+            if updater is not None:
+                trainer._updaters = [updater(trainer._optimizer)]
+            if scaler:
+                trainer._amp_loss_scaler = amp.loss_scaler.LossScaler()
+            return params, trainer
+
+        return make
+
+    yield "clipped", of("sgd", {"clip_gradient": 0.1})
+    yield "subclass", of("ownsgd", {"momentum": 0.9})
+    yield "other optimizer", of("rmsprop")
+    yield "negative momentum", of("nag", {"momentum": -0.1})
+    yield "float64", of("sgd", {"momentum": 0.9}, dtype="float64")
+    yield "float16", of("sgd", {"momentum": 0.9, "multi_precision": True}, dtype="float16")
+    yield "two contexts", of("sgd", {"momentum": 0.9}, ctx=CONTEXTS, update_on_kvstore=False)
+    yield "an Updater of the user's", of("sgd", updater=OwnUpdater)
+    yield "a loss scale", of("sgd", scaler=True)
+    yield "an infinite number", of("sgd", {"wd": 1e-39})
+
+
+@pytest.mark.filterwarnings("ignore:Accumulating")
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in uncovered()])
+def test_what_is_not_covered_is_left_to_stock(make, stock_updates):
+    params, trainer = make(gluon.Trainer)
+    expected = *run(params, trainer, steps=3), counts(trainer)
+    del stock_updates[:]
+    params, trainer = make(MultiLRTrainer)
+    assert (*run(params, trainer, steps=3), counts(trainer)) == expected
+    assert len(stock_updates) == 3 * len(trainer._contexts)
+
+
+def test_a_kvstore_that_updates_is_left_to_stock():
+    found = []
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        net = mlp(CONTEXTS)
+        trainer = kind(net.collect_params(), "sgd", {"momentum": 0.9}, kvstore="local", update_on_kvstore=True)
+        found.append(train(net, trainer, batches(), CONTEXTS))
+        assert trainer._update_on_kvstore
+    assert same(*found)
+
+
+def test_sparse_gradients_are_left_to_stock(stock_updates):
+    found = []
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        mx.random.seed(3)
+        layer = gluon.nn.Embedding(6, 3, sparse_grad=True, prefix="rows_")
+        layer.initialize()
+        trainer = kind(layer.collect_params(), "sgd", {"momentum": 0.9})
+        del stock_updates[:]
+        for number in range(3):
+            with autograd.record():
+                loss = layer(mx.nd.array([number, 5])).sum()
+            loss.backward()
+            trainer.step(1)
+        assert len(stock_updates) == 3
+        found.append(bits(layer.weight.list_data()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_parts_of_one_array_are_left_to_stock(together, stock_updates):
+    """The engine keeps one lock for all parts of an array: an operation that asks for it twice waits for ever."""
+    params = parameters([(20,), (20,)])
+    if together:
+        whole = mx.nd.ones(40)
+        for param, part in zip(params, (whole[:20], whole[20:])):
+            autograd.mark_variables(part, param.grad())
+            param._data = [part]
+    run(params, MultiLRTrainer(params, "sgd", {"momentum": 0.9}))
+    assert len(stock_updates) == (4 if together else 1)
+
+
+def test_small_networks_are_left_to_stock(monkeypatch, stock_updates):
+    monkeypatch.undo()
+    net = mlp()
+    train(net, MultiLRTrainer(net, "sgd"), batches())
+    assert fast.LEAST > 10**5
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_switch(number, monkeypatch, stock_updates):
+    monkeypatch.setenv(fast.SWITCH, number)
+    run(*build(MultiLRTrainer, "adam"))
+    assert len(stock_updates) == 1
+    monkeypatch.setenv(fast.SWITCH, "0")
+    run(*build(MultiLRTrainer, "adam"))
+    assert len(stock_updates) == 5
+
+
+def test_a_log_says_that_it_is_taken(caplog):
+    with caplog.at_level(logging.INFO, "multitrainer"):
+        run(*build(MultiLRTrainer, "adam"))
+    assert [record.message for record in caplog.records] == ["ADAM: one operation updates all 7 Parameters"]
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_weights_in_the_layout_of_a_prediction(waiting, stock_updates):
+    """A prediction between backward and step, run or still under way, has put weights into another layout."""
+    found = []
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        net = convolution()
+        trainer = kind(net.collect_params(), "sgd", {"learning_rate": 0.05, "momentum": 0.9})
+        history = []
+        for x, y in batches(6):
+            backward(net, x, y)
+            output = net(x)
+            if waiting:
+                output.wait_to_read()
+                mx.nd.waitall()
+            trainer.step(len(x))
+            history.append(output.asnumpy().tobytes())
+        found.append((history, [bits(param.list_data()) for param in net.collect_params().values()]))
+    assert found[0] == found[1]
+    assert len(stock_updates) > 6, "the operation does not take such weights"
+
+
+def test_predictions_in_another_thread():
+    """They read and reorder weights all the while, which neither disturbs the update nor is disturbed by it."""
+
+    def trained(predicting):
+        net = convolution()
+        trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.05, "momentum": 0.9})
+        x = batches(1)[0][0]
+        over, outputs = threading.Event(), []
+
+        def predict():
+            while not over.is_set():
+                outputs.append(net(x).asnumpy())
+
+        thread = threading.Thread(target=predict)
+        if predicting:
+            thread.start()
+        try:
+            values = np.random.RandomState(7)
+            for _ in range(60):
+                backward_pass(list(net.collect_params().values()), values)
+                trainer.step(10**4)
+        finally:
+            over.set()
+            if predicting:
+                thread.join()
+        assert all(np.isfinite(output).all() for output in outputs)
+        return [bits(param.list_data()) for param in net.collect_params().values()]
+
+    assert trained(predicting=True) == trained(predicting=False)
+
+
+def test_a_real_network_with_worker_processes(monkeypatch, stock_updates):
+    """ResNet-18 takes the fast way by itself; a DataLoader forks its workers in between."""
+    monkeypatch.setattr(fast, "LEAST", LEAST)
+    monkeypatch.setattr(fast, "ALONE", ALONE)
+    data = np.random.RandomState(0).rand(6, 3, 32, 32).astype("float32")
+    found = []
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        mx.random.seed(3)
+        net = gluon.model_zoo.vision.resnet18_v1(classes=10, prefix="net_")
+        net.initialize()
+        net.hybridize()
+        trainer = kind(net.collect_params(), "sgd", {"learning_rate": 0.01, "momentum": 0.9, "wd": 1e-4})
+        del stock_updates[:]
+        for _ in range(2):
+            for x in gluon.data.DataLoader(gluon.data.ArrayDataset(data), batch_size=2, num_workers=1):
+                with autograd.record():
+                    loss = net(x.as_in_context(mx.cpu())).square().mean()
+                loss.backward()
+                trainer.step(1)
+        found.append([bits(param.list_data()) for param in net.collect_params().values()])
+    assert len(stock_updates) == 1
+    assert found[0] == found[1]
+
+
+LEAST, ALONE = fast.LEAST, fast.ALONE
+
+SCRIPT = """
+import sys
+{before}
+import mxnet as mx
+from mxnet import gluon
+from multitrainer import MultiLRTrainer, fast
+fast.LEAST = 0
+for kind in (gluon.Trainer, MultiLRTrainer):
+    mx.random.seed(3)
+    net = gluon.nn.Dense(3, in_units=5, prefix="net_")
+    net.initialize(mx.init.Uniform(1))
+    trainer = kind(net.collect_params(), "sgd", dict(momentum=0.9))
+    for _ in range(3):
+        with mx.autograd.record():
+            loss = net(mx.nd.ones((2, 5))).square().sum()
+        loss.backward()
+        trainer.step(2)
+    print(net.weight.data().asnumpy().tobytes().hex(), file=sys.stderr)
+print(fast.load_kernels() is not None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "env", "expected"),
+    [
+        ("sys.modules['numba'] = None", {}, "False"),
+        ("", {"MXNET_ENGINE_TYPE": "NaiveEngine"}, "True"),
+        ("", {"NUMBA_DISABLE_JIT": "1"}, "False"),
+    ],
+    ids=["no numba", "an engine that waits", "nothing compiled"],
+)
+def test_in_a_process_of_its_own(before, env, expected):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env}
+    script = SCRIPT.format(before=before)
+    command = [sys.executable, "-W", "ignore", "-c", "import multitrainer\n" * bool(not before) + script]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [expected]
+    stock, ours = [line for line in done.stderr.split() if len(line) == 8 * 15]
+    assert stock == ours
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def read_by_an_operator(value):
+    weight = mx.nd.zeros(1)
+    mx.nd.sgd_update(weight, -mx.nd.ones(1), out=weight, lr=value, wd=0)
+    return weight.asscalar()
+
+
+def read_in_a_tuple(value):
+    weight = mx.nd.zeros(1)
+    mx.nd.multi_sgd_update(weight, -mx.nd.ones(1), out=weight, num_weights=1, lrs=[value], wds=[0])
+    return weight.asscalar()
+
+
+numbers = st.one_of(
+    st.floats(1e-30, 1e30),
+    st.floats(1e-6, 1),
+    st.integers(0, 10**6).map(lambda n: n / 10**6),
+    st.integers(0, 1000),
+    st.floats(2.0**-20, 1, width=32).map(np.float32),
+    st.floats(2.0**-20, 1, width=32).map(lambda n: n * (1 + 2.0**-24)),  # about half-way to the next float32
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(numbers)
+def test_a_number_is_read_as_mxnet_reads_it(value):
+    assert scalars.from_text(str(value)) == read_by_an_operator(value)
+    with contextlib.suppress(ValueError):
+        assert scalars.from_stream(repr(value)) == read_in_a_tuple(value)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e-40", "1e40", "True", "1,5", "", "0x1", "[1.0]"])
+def test_what_is_no_number_is_refused(text):
+    for read in (scalars.from_text, scalars.from_stream):
+        with pytest.raises(ValueError, match="number"):
+            read(text)
+
+
+def test_half_way_is_refused():
+    with pytest.raises(ValueError, match="half-way"):
+        scalars.from_stream(repr(1 + 2.0**-24))
