@@ -25,7 +25,8 @@ from . import _mxnet
 from .scalars import each, from_stream, from_text
 
 SWITCH = "MULTITRAINER_FAST"
-LEAST = 1 << 20  # values
+# It wins at any size (benchmarks/loop.py), but numba takes a second to load, which toy networks would never win back.
+MANY_ARRAYS, MANY_VALUES = 16, 1 << 16
 ALONE = 1 << 15  # values, up to which one thread is done before others have begun
 
 _log = logging.getLogger("multitrainer")
@@ -171,8 +172,6 @@ def rule_of(updater: Updater) -> str | None:
         return None
     if kind is Adam:
         return "ADAM"
-    if not optimizer.momentum >= 0:
-        return None
     return {SGD: ("SGD", "SGD_MOMENTUM"), NAG: ("PLAIN", "NAG_MOMENTUM")}[kind][optimizer.momentum > 0]
 
 
@@ -182,7 +181,7 @@ def covers(rule: str, rows: Sequence[tuple[Any, ...]]) -> bool:
     for row in rows:
         if len(row) != width or any(type(array) is not NDArray for array in row):
             return False
-    if not rows or sum(row[0].size for row in rows) < LEAST:
+    if len(rows) < MANY_ARRAYS and sum(row[0].size for row in rows) < MANY_VALUES:
         return False
     context = rows[0][0].context
     for row in rows:

@@ -1,0 +1,190 @@
+"""How construction, set_lr_mult and step grow with the number of parameters and of groups.
+
+    python benchmarks/scaling.py [--rounds N] [--quick] [--json FILE] [--plot FILE.png]
+
+Parameters of four values, 10 to 10,000 of them in 1 to 1,000 groups, SGD with momentum, one target a group. Stock
+Trainer, which has no groups, is built and steps in turn with MultiLRTrainer. Figures are in milliseconds: the
+median of the rounds, and the fastest, which is what a busy machine leaves of the truth. The last lines go by the
+fastest: by which power of the number of parameters each grows over the last tenfold, and what the most groups take as a
+part of what one group takes. A step counts until the weights are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import multitrainer  # isort: skip  (before mxnet: on Python 3.12 it is what makes `import mxnet` work)
+import mxnet as mx
+from mxnet import gluon
+
+PARAMETERS, GROUPS = [10, 100, 1000, 10000], [1, 10, 100, 1000]
+WHAT = ["construction", "set_lr_mult", "step"]
+GOAL = 50  # ms, for construction and set_lr_mult of the most parameters in one group
+SETTINGS = {"learning_rate": 1e-5, "momentum": 0.9}
+
+
+def parameters(count):
+    params = [gluon.Parameter(f"p{i:05}", shape=(4,)) for i in range(count)]
+    for param in params:
+        param.initialize(mx.init.One())
+        param.grad()[:] = 1e-3
+    return params
+
+
+def timed(function):
+    """Return the milliseconds that a call takes, and what it returns."""
+    mx.nd.waitall()
+    begin = time.perf_counter()
+    found = function()
+    mx.nd.waitall()
+    return 1e3 * (time.perf_counter() - begin), found
+
+
+def step(trainer, params):
+    for param in params:
+        param.data()._fresh_grad = True
+    return timed(lambda: trainer.step(32))[0]
+
+
+def measure(count, groups, rounds):
+    """Return the median of each figure, ours and stock's."""
+    params = parameters(count)
+    parts = [params[i::groups] for i in range(groups)]
+    found = {(who, what): [] for who in ("ours", "stock") for what in WHAT}
+    values = itertools.cycle([1.0, 2.0])
+    for _ in range(rounds):
+        gc.collect()
+        taken, ours = timed(lambda: multitrainer.MultiLRTrainer([(part, 0.5) for part in parts], "sgd", dict(SETTINGS)))
+        found["ours", "construction"].append(taken)
+        taken, stock = timed(lambda: gluon.Trainer(params, "sgd", dict(SETTINGS)))
+        found["stock", "construction"].append(taken)
+        value = next(values)
+        taken, _ = timed(lambda ours=ours, to=value: ours.set_lr_mult({tuple(part): to for part in parts}))
+        found["ours", "set_lr_mult"].append(taken)
+        for who, trainer in (("ours", ours), ("stock", stock)):
+            step(trainer, params)  # makes the states
+            step(trainer, params)
+            found[who, "step"].append(step(trainer, params))
+    return {
+        "parameters": count,
+        "groups": groups,
+        **{f"{who} {what} ms": statistics.median(taken) for (who, what), taken in found.items() if taken},
+        **{f"{who} {what} fastest": min(taken) for (who, what), taken in found.items() if taken},
+    }
+
+
+def growth(rows):
+    """Return, for each figure, the power of the number of parameters that it grows by, and what groups add."""
+    found = []
+    most = max(row["parameters"] for row in rows)
+    one = {row["parameters"]: row for row in rows if row["groups"] == 1}
+    many = max((row for row in rows if row["parameters"] == most), key=lambda row: row["groups"])
+    for what in WHAT:
+        name = f"ours {what} fastest"
+        found.append(
+            {
+                "what": what,
+                "power": math.log10(one[most][name] / one[most // 10][name]),
+                "groups": many["groups"],
+                "of one group": many[name] / one[most][name],
+                "held": what == "step" or one[most][name] <= GOAL,
+            }
+        )
+    return found
+
+
+def table(about):
+    """Return the rows with the most parameters as a Markdown table."""
+    most = max(row["parameters"] for row in about["rows"])
+    lines = [f"| {most:,} parameters | construction | `set_lr_mult` | `step` |", "|---|--:|--:|--:|"]
+    rows = [row for row in about["rows"] if row["parameters"] == most]
+    for row in rows:
+        cells = [f"{row[f'ours {what} ms']:.0f} ms" for what in WHAT]
+        lines.append(f"| {row['groups']:,} group{'s' * (row['groups'] > 1)} | " + " | ".join(cells) + " |")
+    made, stepped = rows[0]["stock construction ms"], rows[0]["stock step ms"]
+    lines.append(f"| stock `Trainer` | {made:.0f} ms | | {stepped:.0f} ms |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(about, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True)
+    for ax, what in zip(axes, WHAT):
+        for groups in dict.fromkeys(row["groups"] for row in about["rows"]):
+            rows = [row for row in about["rows"] if row["groups"] == groups]
+            counts = [row["parameters"] for row in rows]
+            ax.loglog(counts, [row[f"ours {what} ms"] for row in rows], "o-", markersize=3, label=f"{groups:,}")
+        rows = [row for row in about["rows"] if row["groups"] == 1 and f"stock {what} ms" in row]
+        if rows:
+            taken = [row[f"stock {what} ms"] for row in rows]
+            ax.loglog([row["parameters"] for row in rows], taken, "k--", linewidth=0.8, label="stock Trainer")
+        ax.set_title(what, fontsize=9)
+        ax.set_xlabel("parameters")
+    axes[0].set_ylabel("ms")
+    axes[0].legend(title="groups", fontsize=7, title_fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="up to 1,000 parameters, three rounds")
+    parser.add_argument("--json", help="write the rows to this file too")
+    parser.add_argument("--plot", help="draw them into this PNG file")
+    arguments = parser.parse_args()
+    counts, rounds = (PARAMETERS[:3], 3) if arguments.quick else (PARAMETERS, arguments.rounds)
+    rows = []
+    measure(100, 1, 1)  # loads what is loaded once
+    print("parameters groups   construction (stock)   set_lr_mult    step (stock)")
+    for count, groups in itertools.product(counts, GROUPS):
+        if groups <= count:
+            rows.append(measure(count, groups, rounds))
+            row = rows[-1]
+            print(
+                f"{count:10,} {groups:6,} {row['ours construction ms']:14.2f} ({row['stock construction ms']:5.1f}) "
+                f"{row['ours set_lr_mult ms']:13.2f} {row['ours step ms']:7.2f} ({row['stock step ms']:6.1f})",
+                flush=True,
+            )
+    found = growth(rows)
+    for each in found:
+        print(
+            f"{each['what']:12}  parameters to the power {each['power']:.2f}, "
+            f"{each['groups']:,} groups {each['of one group']:.2f} of one"
+        )
+    about = {
+        "command": " ".join(["python", "benchmarks/scaling.py", *sys.argv[1:]]),
+        "versions": {name: version(name) for name in ("mxnet", "numpy", "numba", "multitrainer")},
+        "cores": len(os.sched_getaffinity(0)),
+        "rows": rows,
+        "growth": found,
+    }
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(about, indent=1) + "\n")
+    if arguments.plot:
+        plot(about, arguments.plot)
+
+
+def version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()
