@@ -272,7 +272,7 @@ def main():
     parser.add_argument("--plot", help="draw them into this PNG file")
     arguments = parser.parse_args()
     if arguments.quick:
-        memory, rows = measure(["MobileNet v2", "160 tiny"], 3, [1, 64], 1 << 22)
+        memory, rows = measure(["MobileNet v2", "160 tiny"], 2, [64], 1 << 22)
     else:
         memory, rows = measure(arguments.only, arguments.rounds, GROUPS, 1 << 26)
     about = {

@@ -1,6 +1,7 @@
 """The figures in the README come from scripts that run; the quick part of them runs here."""
 
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -100,3 +101,26 @@ def test_checkpoint(tmp_path):
     rows = run("checkpoint.py", "--rounds", "1", "--network", "resnet18_v1", folder=tmp_path)
     assert [row["what"] for row in rows] == ["save", "load"]
     assert all(row["ours file MB"] > 40 and row["memory"] < 1.2 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["step", "scaling", "loop"])
+def test_what_a_step_costs(name, tmp_path):
+    """They measure what they say, and make the README's table of it; how long it takes is for them to say."""
+    script = BENCHMARKS / f"{name}.py"
+    command = [sys.executable, "-W", "ignore", script, "--quick", "--json", tmp_path / "rows.json"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    about = json.loads((tmp_path / "rows.json").read_text())
+    assert about["versions"]["mxnet"]
+    assert about["cores"] >= 1
+    spec = importlib.util.spec_from_file_location(name, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    lines = module.table(about).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) > 2
+    if name == "step":
+        assert {(row["network"], row["groups"]) for row in about["rows"]} == {("MobileNet v2", 64), ("160 tiny", 64)}
+        assert all(row["MultiLRTrainer"]["ms"] > 0 for row in about["rows"])
