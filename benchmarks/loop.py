@@ -27,7 +27,7 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 STOCK, OURS, ORDINARY = "Trainer", "MultiLRTrainer", "MultiLRTrainer, fast off"
-ITERATIONS, BEFORE = 20, 3  # and how many of them come before the clock starts
+BEFORE = 3  # iterations before the clock starts
 
 
 def mlp(width, depth):
@@ -84,10 +84,10 @@ def iteration(net, trainer, loader, read):
     return (time.perf_counter() - begin) / (number + 1 - BEFORE)
 
 
-def compare(network, hybridized, read, workers, rounds):
+def compare(network, hybridized, read, workers, rounds, iterations):
     make, shape = NETWORKS[network]
     values = np.random.RandomState(1)
-    count = shape[0] * ITERATIONS
+    count = shape[0] * iterations
     inputs, labels = values.rand(count, *shape[1:]).astype("float32"), values.randint(10, size=count)
     data = gluon.data.ArrayDataset(inputs, labels.astype("float32"))
     kinds = {STOCK: gluon.Trainer, OURS: multitrainer.MultiLRTrainer, ORDINARY: multitrainer.MultiLRTrainer}
@@ -127,13 +127,14 @@ def table(about):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="the smallest network, two rounds")
+    parser.add_argument("--quick", action="store_true", help="the smallest network, a few iterations")
     parser.add_argument("--json", help="write the rows to this file too")
     arguments = parser.parse_args()
     rows = []
+    rounds, iterations = (1, 6) if arguments.quick else (arguments.rounds, 20)
     for network in list(NETWORKS)[:1] if arguments.quick else NETWORKS:
         for loop, *kind in LOOPS:
-            rows.append(row_of(network, loop, compare(network, *kind, 1 if arguments.quick else arguments.rounds)))
+            rows.append(row_of(network, loop, compare(network, *kind, rounds, iterations)))
             row = rows[-1]
             low, high = row[OURS]["quartiles"]
             print(
