@@ -141,8 +141,9 @@ def array_and_gradient(param: Parameter) -> tuple[NDArray | None, NDArray | None
 
 
 def address(function: str) -> int:
-    """Return where a function of MXNet's C interface, or of a library that it is linked with, is in memory."""
-    return ctypes.cast(getattr(_LIB, function), ctypes.c_void_p).value or 0
+    """Return where a function of MXNet's C interface, or of a library it is linked with, is in memory; 0 if nowhere."""
+    found = getattr(_LIB, function, None)
+    return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0
 
 
 def push(function: int, parameter: int, read: Any, written: Any, context: Context) -> None:

@@ -140,10 +140,13 @@ class _Operation:
     def _have_it_run(self, read: Any, written: Any) -> bool:
         """Wait until it has run; False if it found weights that only MKL-DNN can read."""
         self._orders[self._kernels.DONE] = 0
-        _mxnet.push(self._kernels.update.address, self._orders.ctypes.data, read, written, self._context)
-        # A prediction since the backward pass, perhaps one still to run, leaves weights in a layout of MKL-DNN's. From
-        # inside an operation nothing can put them back, so it does nothing, and until that is known nothing may follow.
-        self._finished.wait_to_read()
+        try:
+            _mxnet.push(self._kernels.update.address, self._orders.ctypes.data, read, written, self._context)
+        finally:
+            # A prediction since the backward pass, perhaps one still to run, leaves weights in a layout of MKL-DNN's.
+            # From inside an operation nothing can put them back, so it does nothing, and until that is known nothing
+            # may follow. Whatever interrupts, what it reads has to stay until it has run.
+            self._finished.wait_to_read()
         return bool(self._orders[self._kernels.DONE])
 
     def _written_down(self) -> Any:
@@ -157,10 +160,9 @@ class _Operation:
         orders[kernels.TO_DLPACK] = _mxnet.address("MXNDArrayToDLPack")
         orders[kernels.DELETE] = _mxnet.address("MXNDArrayCallDLPackDeleter")
         orders[kernels.WORKER] = kernels.worker.address
-        if self._ends[-1] > ALONE:
-            orders[kernels.PARALLEL] = _mxnet.address("GOMP_parallel")
-            orders[kernels.THREAD] = _mxnet.address("omp_get_thread_num")
-            orders[kernels.THREADS] = _mxnet.address("omp_get_num_threads")
+        team = [_mxnet.address(f) for f in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]
+        if self._ends[-1] > ALONE and all(team):  # else MXNet was built without OpenMP
+            orders[kernels.PARALLEL], orders[kernels.THREAD], orders[kernels.THREADS] = team
         return orders
 
 
