@@ -412,6 +412,7 @@ def test_predictions_in_another_thread():
     assert trained(predicting=True) == trained(predicting=False)
 
 
+@pytest.mark.slow
 def test_a_real_network_with_worker_processes(monkeypatch, stock_updates):
     """ResNet-18 takes the fast way by itself; a DataLoader forks its workers in between."""
     monkeypatch.setattr(fast, "MANY_ARRAYS", MANY_ARRAYS)
@@ -463,11 +464,10 @@ print(fast.load_kernels() is not None)
 @pytest.mark.parametrize(
     ("before", "env", "expected"),
     [
-        ("sys.modules['numba'] = None", {}, "False"),
-        ("", {"MXNET_ENGINE_TYPE": "NaiveEngine"}, "True"),
-        ("", {"NUMBA_DISABLE_JIT": "1"}, "False"),
+        pytest.param("sys.modules['numba'] = None", {}, "False", id="no numba"),
+        pytest.param("", {"MXNET_ENGINE_TYPE": "NaiveEngine"}, "True", id="waiting engine", marks=pytest.mark.slow),
+        pytest.param("", {"NUMBA_DISABLE_JIT": "1"}, "False", id="nothing compiled", marks=pytest.mark.slow),
     ],
-    ids=["no numba", "an engine that waits", "nothing compiled"],
 )
 def test_in_a_process_of_its_own(before, env, expected):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env}
@@ -505,7 +505,7 @@ numbers = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(numbers)
 def test_a_number_is_read_as_mxnet_reads_it(value):
     assert scalars.from_text(str(value)) == read_by_an_operator(value)
