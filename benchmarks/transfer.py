@@ -39,16 +39,18 @@ import numpy as np
 
 from multitrainer import MultiLRTrainer, ParamGroup
 from multitrainer.cli import digits, figures, network
-from multitrainer.cli.artifacts import save_figure
+from multitrainer.cli.artifacts import save_figure, save_parameters
 from multitrainer.cli.errors import UserError
 from multitrainer.cli.ranks import Ranks
 from multitrainer.cli.training import Interrupts, fit, seed_everything
+from multitrainer.files import replacing
 
 # Of the processes that train: each has one core, their bars would mix, and MXNet tells of every graph.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MXNET_SUBGRAPH_VERBOSE": "0"}
 SHOTS, BATCH = 10, 10
 OPTIMIZER = {"momentum": 0.9, "wd": 1e-4}  # of SGD, for the source too
-RATES = (0.003, 0.01, 0.03, 0.1)
+SOURCE_RATE = 0.01  # at first; it falls along a cosine, for weights to start from must not depend on the last batches
+RATES = (0.01, 0.03, 0.1)
 FURTHER = 3  # how often a grid may go on past its end
 TUNING_SEEDS = 100  # the first of them; the report's begin with 0
 DECAY, LOWEST = 0.75, 0.01  # BEiT's fine-tuning; fastai's slice(lr / 100, lr)
@@ -133,11 +135,13 @@ def train_source(plan, folder, epochs):
         return json.loads(path.with_suffix(".json").read_text())
     seed_everything(0)
     net, _ = build(plan.source.classes)
-    trainer = MultiLRTrainer(net, "sgd", {"learning_rate": digits.LEARNING_RATE, **OPTIMIZER})
     images = draw(plan.source, plan.source_shots, digits.SOURCE_UNSEEN, 0)
+    updates = epochs * len(images[0].labels) // digits.SOURCE_BATCH_SIZE
+    schedule = mx.lr_scheduler.CosineScheduler(updates, base_lr=SOURCE_RATE)
+    trainer = MultiLRTrainer(net, "sgd", {"lr_scheduler": schedule, **OPTIMIZER})
     accuracy = train(net, trainer, images, digits.SOURCE_BATCH_SIZE, epochs, 0)
     path.with_suffix(".json").write_text(json.dumps(accuracy))
-    net.save_parameters(str(path))
+    save_parameters(net, path)
     return accuracy
 
 
@@ -146,7 +150,17 @@ def weights(plan, folder):
 
 
 def fine_tune(run, folder, epochs):
-    """Train the plan's second task in one way; return the accuracy."""
+    """Train the plan's second task in one way unless an earlier run has; return the accuracy."""
+    name = "-".join(map(str, (*run.plan.source, *run.plan.target, epochs, *run[1:])))
+    kept = Path(folder, name.replace(" ", "-") + ".json")
+    if not kept.exists():
+        accuracy = train_target(run, folder, epochs)
+        with replacing(kept) as temporary:
+            Path(temporary).write_text(json.dumps(accuracy))
+    return json.loads(kept.read_text())
+
+
+def train_target(run, folder, epochs):
     plan, seed = run.plan, run.seed
     images = draw(plan.target, SHOTS, plan.unseen, seed, run.half)
     seed_everything(seed)
@@ -332,7 +346,7 @@ def parse(arguments):
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="the grid to begin with")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (default 2)")
     parser.add_argument("--quick", action="store_true", help="hardly any training, to see that it runs")
-    parser.add_argument("--cache", metavar="FOLDER", help="keep the sources' weights there, and use what is there")
+    parser.add_argument("--cache", metavar="FOLDER", help="keep what is trained there, to go on from if it is stopped")
     parser.add_argument("--json", metavar="FILE", help="write the rows there too")
     parser.add_argument("--plot", metavar="FILE", help="draw them")
     options = parser.parse_args(arguments)
@@ -356,9 +370,9 @@ def main(arguments=None):
     setting = {"model": digits.MODEL, "shots": SHOTS, "batch": BATCH, "optimizer": {"name": "sgd", **OPTIMIZER}}
     setting.update(plans={name: PLANS[name]._asdict() for name in names}, decay=DECAY, lowest=LOWEST)
     about = {"command": " ".join(["python", "benchmarks/transfer.py", *(arguments or sys.argv[1:])])}
-    about.update(versions=versions, cores=len(os.sched_getaffinity(0)), seconds=round(time.perf_counter() - began))
+    about.update(versions=versions, cores=len(os.sched_getaffinity(0)))
     about.update(setting=setting, sources=sources, rows=rows)
-    print(f"\n{about['seconds']} s")
+    print(f"\n{time.perf_counter() - began:.0f} s")
     if options.json:
         Path(options.json).write_text(json.dumps(about, indent=1) + "\n")
     if options.plot:
