@@ -29,6 +29,8 @@ os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 
 import mxnet as mx
 
+sys.modules.setdefault("torch", None)  # beside PyTorch 2, GluonCV refuses to be imported
+
 TRAINED, ZERO, NULL = "stock, all trained", "stock, lr_mult=0", "stock, grad_req='null'"
 FORWARD, CACHED = "forward alone", "cached features"
 HYBRIDIZE = {"static": {"static_alloc": True, "static_shape": True}, "plain": {}}

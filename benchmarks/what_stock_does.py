@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+sys.modules.setdefault("torch", None)  # beside PyTorch 2, GluonCV refuses to be imported
 np.bool = bool  # MXNet 1.9.1 reads it at import; NumPy 1.24 removed it.
 os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 
