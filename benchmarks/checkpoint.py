@@ -75,7 +75,7 @@ def run(who, what, network, path):
     command = [sys.executable, "-W", "ignore", __file__, "--child", who, what, network, path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(done.stderr)
+        sys.exit(f"{done.stderr}{command} ended with exit status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

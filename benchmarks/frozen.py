@@ -135,7 +135,7 @@ def child(options, *what):
     command = [sys.executable, "-W", "ignore", __file__, *setting, "--rounds", options.rounds, "--child", *what]
     done = subprocess.run([str(each) for each in command], capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(done.stderr)
+        sys.exit(f"{done.stderr}{command} ended with exit status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

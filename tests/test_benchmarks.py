@@ -29,17 +29,17 @@ class TestReadme:
 
     def test_a_figure_changed_by_hand_is_found_and_put_back(self, readme, tmp_path, capsys):
         copy = tmp_path / "README.md"
-        results = sorted((BENCHMARKS / "results").glob("checkpoint.json"))
-        figure = f"{json.loads(results[0].read_text())['rows'][0]['ours seconds']:.3f} s"
+        about = json.loads((BENCHMARKS / "results" / "distributed.json").read_text())
+        figure = f"{about['rows'][0]['milliseconds']:.0f} ms"
         text = README.read_text()
         assert figure in text
-        copy.write_text(text.replace(figure, "0.001 s"))
+        copy.write_text(text.replace(figure, "1 ms"))
         assert readme.main(["--check", "--readme", str(copy)]) == 1
-        assert "-| save" in capsys.readouterr().out
+        assert "-| `dist_sync`" in capsys.readouterr().out
         assert readme.main(["--readme", str(copy)]) == 0
         assert copy.read_text() == text
 
-    @pytest.mark.parametrize("marker", ["<!-- benchmark: checkpoint -->", "<!-- end -->"])
+    @pytest.mark.parametrize("marker", ["<!-- benchmark: distributed -->", "<!-- end -->"])
     def test_a_marker_without_a_counterpart_is_an_error(self, readme, tmp_path, marker):
         copy = tmp_path / "README.md"
         copy.write_text(README.read_text().replace(marker, "", 1))
