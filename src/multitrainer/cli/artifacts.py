@@ -32,6 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def save_parameters(net: mx.gluon.Block, path: Path) -> None:
     """Save the network's parameters, and make sure that they can be read back."""
+    mx.nd.waitall()  # a frozen weight that is read while a step still runs can come out wrong, or crash MXNet
     with replacing(path) as temporary:
         try:
             net.save_parameters(str(temporary))
