@@ -378,7 +378,8 @@ def test_weights_in_the_layout_of_a_prediction(waiting, stock_updates):
         found.append((bits(history), [bits(param.list_data()) for param in net.collect_params().values()]))
     assert found[0] == found[1]
     by_stock = len(stock_updates) - 6 - 1
-    assert by_stock == 3 if waiting else by_stock <= 3, "the operation does not take such weights"
+    # Not always all three: what the last training pass asked for may have put weights back by then.
+    assert int(waiting) <= by_stock <= 3, "the operation does not take such weights"
 
 
 def test_predictions_in_another_thread():
