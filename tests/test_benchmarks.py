@@ -143,7 +143,7 @@ def test_transfer(transfer, tmp_path):
     """Each way to train is tuned, measured and compared seed by seed; the README's table says what the file says."""
     command = [sys.executable, "-W", "ignore", BENCHMARKS / "transfer.py", "--quick", "--only", "digits", "--jobs", "1"]
     done = subprocess.run(
-        [*map(str, command), "--json", "rows.json", "--plot", "rows.png", "--cache", "sources"],
+        [*map(str, command), "--json", "rows.json", "--plot", "rows.png", "--cache", "kept"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
@@ -163,7 +163,9 @@ def test_transfer(transfer, tmp_path):
     assert [line.split("|")[1].strip() for line in table[2:]] == list(transfer.WAYS)
     assert f"| {100 * rows['from scratch']['accuracy']:.1f} ({100 * rows['from scratch']['gain']:+.1f}) |" in table[2]
     assert (tmp_path / "rows.png").read_bytes()[:4] == b"\x89PNG"
-    assert sorted(file.suffix for file in (tmp_path / "sources").iterdir()) == [".json", ".params"]
+    kept = transfer.Run(transfer.PLANS["digits"], "from scratch", row["learning rate"], 0, 1)
+    assert transfer.fine_tune(kept, tmp_path / "kept", 1) == rows["from scratch"]["accuracies"][0]
+    assert len(list((tmp_path / "kept").glob("*.json"))) == 2 * len(transfer.WAYS) + 1
 
 
 def test_transfer_reports_nothing_that_it_tuned_with(transfer):
