@@ -206,7 +206,7 @@ def table(about):
     """Return the rows with the most groups as a Markdown table."""
     lines = [
         "| float32, 64 groups | optimizer | `Trainer` | a `Trainer` a group | **`MultiLRTrainer`** | without numba "
-        "| PyTorch | PyTorch, fused | of the memory's bandwidth |",
+        "| PyTorch | PyTorch, fused | of `a += b`'s bandwidth |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in about["rows"]:

@@ -8,10 +8,11 @@ import pytest
 
 import multitrainer
 
+# Without those that need an extra.
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(multitrainer.__path__, "multitrainer.")
-    if not module.name.startswith(("multitrainer.cli.", "multitrainer.horovod"))  # those need an extra
+    if not module.name.startswith(("multitrainer.cli.", "multitrainer.horovod", "multitrainer.kernels"))
 ]
 
 

@@ -29,7 +29,7 @@ def from_text(text: str) -> float:
     --------
     >>> from_text('0.1') == np.float32(0.1)
     True
-    >>> from_text('1.7e-10') == np.float32(1.7e-10)
+    >>> from_text('2e-13') == np.float32(2e-13)
     False
     """
     sign, whole, fraction, exponent = _split(text)
@@ -57,7 +57,7 @@ def from_stream(text: str) -> float:
 
     Examples
     --------
-    >>> from_stream('1.7e-10') == np.float32(1.7e-10)
+    >>> from_stream('2e-13') == np.float32(2e-13)
     True
     """
     _split(text)
