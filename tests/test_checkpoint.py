@@ -665,7 +665,11 @@ class TestSettings:
         build(False).save(tmp_path)
         build(True).load(tmp_path)
 
-    @pytest.mark.parametrize("thing", [lambda: 0, object(), {1, 2}, mx.optimizer.SGD(), {(1, 2): 3}, 10**400], ids=repr)
+    @pytest.mark.parametrize(
+        "thing",
+        [lambda: 0, object(), {1, 2}, mx.optimizer.SGD(), {(1, 2): 3}, 10**400],
+        ids=["function", "object", "set", "optimizer", "tuple for a key", "huge number"],
+    )
     def test_what_cannot_be_saved_is_named(self, thing, tmp_path):
         run = Run("sgd", {})
         run.trainer.optimizer.gadget = thing
