@@ -29,7 +29,10 @@ os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 
 import mxnet as mx
 
-sys.modules.setdefault("torch", None)  # beside PyTorch 2, GluonCV refuses to be imported
+sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
+import gluoncv  # noqa: E402, F401
+
+del sys.modules["torch"]
 
 TRAINED, ZERO, NULL = "stock, all trained", "stock, lr_mult=0", "stock, grad_req='null'"
 FORWARD, CACHED = "forward alone", "cached features"

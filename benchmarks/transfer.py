@@ -45,7 +45,10 @@ from multitrainer.cli.ranks import Ranks
 from multitrainer.cli.training import Interrupts, fit, seed_everything
 from multitrainer.files import replacing
 
-sys.modules.setdefault("torch", None)  # beside PyTorch 2, GluonCV refuses to be imported
+sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
+import gluoncv  # noqa: E402, F401
+
+del sys.modules["torch"]
 
 # Of the processes that train: each has one core, their bars would mix, and MXNet tells of every graph.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MXNET_SUBGRAPH_VERBOSE": "0"}

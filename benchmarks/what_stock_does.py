@@ -23,13 +23,17 @@ from pathlib import Path
 
 import numpy as np
 
-sys.modules.setdefault("torch", None)  # beside PyTorch 2, GluonCV refuses to be imported
 np.bool = bool  # MXNet 1.9.1 reads it at import; NumPy 1.24 removed it.
 os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 
 import mxnet as mx  # noqa: E402  (with DMLC_ROLE=scheduler or server a process serves here, then exits)
 from mxnet import autograd, gluon  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
+
+sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
+import gluoncv  # noqa: E402, F401
+
+del sys.modules["torch"]
 
 WIDTHS = (45, 25, 39, 4)
 NETWORKS = {"full": ("resnet50_v1b", 224, 5), "quick": ("cifar_resnet20_v1", 32, 5)}  # name, pixels, rounds

@@ -443,6 +443,7 @@ MANY_ARRAYS, ALONE = fast.MANY_ARRAYS, fast.ALONE
 SCRIPT = """
 import sys
 {before}
+import multitrainer
 import mxnet as mx
 from mxnet import gluon
 from multitrainer import MultiLRTrainer, fast
@@ -472,8 +473,7 @@ print(fast.load_kernels() is not None)
 )
 def test_in_a_process_of_its_own(before, env, expected):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env}
-    script = SCRIPT.format(before=before)
-    command = [sys.executable, "-W", "ignore", "-c", "import multitrainer\n" * bool(not before) + script]
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(before=before)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [expected]
