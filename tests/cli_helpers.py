@@ -32,8 +32,17 @@ def write_images(folder: Path, per_class: int, classes=("blue", "green", "red"),
     return folder
 
 
-def start(*arguments: object, prelude: str = "", **options) -> subprocess.Popen:
-    return subprocess.Popen(
+class Process(subprocess.Popen):
+    """A process that a failing test does not wait for."""
+
+    def __exit__(self, kind, *rest):
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *rest)
+
+
+def start(*arguments: object, prelude: str = "", **options) -> Process:
+    return Process(
         [sys.executable, "-c", prelude + COMMAND, "finetune", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
