@@ -282,7 +282,10 @@ def _decide(entries: Sequence[_Entry], field: str) -> dict[Parameter, int]:
             continue
         shared: dict[int, list[Parameter]] = {}
         for param in entry.movable.values():
-            for j in holders.setdefault(param, []):
+            if param not in holders:
+                holders[param] = [i]
+                continue
+            for j in holders[param]:
                 shared.setdefault(j, []).append(param)
             holders[param].append(i)
         for j, params in shared.items():
@@ -290,7 +293,7 @@ def _decide(entries: Sequence[_Entry], field: str) -> dict[Parameter, int]:
             refines = len(params) == len(entry.movable) < len(earlier.movable)
             if not refines and getattr(earlier.group, field) != value:
                 raise ValueError(_conflict(params[0], field, earlier, entry))
-    return {param: indices[-1] for param, indices in holders.items() if indices}
+    return {param: indices[-1] for param, indices in holders.items()}
 
 
 def _conflict(param: Parameter, field: str, earlier: _Entry, later: _Entry) -> str:

@@ -83,11 +83,10 @@ class Multipliers:
         self._roots = _outermost([*self._roots, *blocks])
         self.take_over(except_for=given)
         for field, multipliers in given.items():
-            for param, multiplier in multipliers.items():
-                self._end(field, param)
-                if callable(multiplier):
-                    self._schedules[field][param] = multiplier
-                    self._ended[field].discard(param)
+            self._end(field, multipliers)
+            schedules = {param: multiplier for param, multiplier in multipliers.items() if callable(multiplier)}
+            self._schedules[field].update(schedules)
+            self._ended[field].difference_update(schedules)
         self._write(numbers)
         self._settle(named=given.get("lr_mult", {}), anew=True)
 
@@ -109,9 +108,8 @@ class Multipliers:
             news[field] = {param: value for param, value in numbers.items() if param not in except_for.get(field, {})}
             for param, value in news[field].items():
                 self._check(field, {param: check_multiplier(value, f"{field} of Parameter {param.name!r}")})
-        for field, ended in (*news.items(), *except_for.items()):
-            for param in ended:
-                self._end(field, param)
+        for field, params in (*news.items(), *except_for.items()):
+            self._end(field, params)
         self._write(news)
         moved = self._optimizer.num_update + 1 != self._due
         if moved:
@@ -243,8 +241,7 @@ class Multipliers:
                 if is_held(param):
                     remember(param, was.grad_req, was.before)
             for field, params in ended.items():
-                for param in params:
-                    self._end(field, param)
+                self._end(field, params)
             self._write(numbers)
             self._due = num_update + 1
             self._settle(anew=True)
@@ -255,9 +252,11 @@ class Multipliers:
 
     # -- schedules and their clock ------------------------------------------------------------------------------------
 
-    def _end(self, field: str, param: Parameter) -> None:
-        if self._schedules[field].pop(param, None) is not None:
-            self._ended[field].add(param)
+    def _end(self, field: str, params: Iterable[Parameter]) -> None:
+        ended = self._schedules[field].keys() & params
+        for param in ended:
+            del self._schedules[field][param]
+        self._ended[field] |= ended
 
     def _advance(self) -> None:
         due = self._optimizer.num_update + 1
@@ -323,7 +322,7 @@ class Multipliers:
             if pending or at_step:
                 self._await_backward += to_unfreeze
             self._was_frozen = self._was_frozen or bool(to_freeze or to_unfreeze or unfrozen)
-            if any(is_held(param) for param in self.movable):
+            if 0 in map(attrgetter("lr_mult"), self.movable):
                 prefix.divide_traces(self._roots)
             asked_late = not (moves or unfrozen)  # asking every Parameter is slow, and seldom of use
             covered = hold_statistics(
@@ -364,4 +363,6 @@ def evaluate(multipliers: Mapping[Parameter, Multiplier], field: str, num_update
             if callable(number):
                 raise TypeError(f"{where} must be a number, got another schedule")
             values[id(multiplier)] = number
+    if not values:
+        return dict(multipliers)
     return {param: values[id(value)] if callable(value) else value for param, value in multipliers.items()}

@@ -15,7 +15,7 @@ from .fast import FusedUpdate
 from .freezing import warn_of_old_traces
 from .groups import FIELDS, ParamGroup, resolve, resolve_within
 from .multipliers import Multipliers, evaluate
-from .optimizers import check_honoured, optimizer_class, own_table, read_table, updates_before
+from .optimizers import asks_for, check_honoured, optimizer_class, own_table, read_table, updates_before
 from .targets import Multiplier, known_name
 
 
@@ -82,11 +82,12 @@ class MultiLRTrainer(Trainer):
         }
         imported = symbolic.symbol_multipliers(plan.blocks)
         brought = {field: {**imported[field], **brought[field]} for field in FIELDS}
+        kind = optimizer_class(optimizer)
         for field in FIELDS:
-            numbers = {param: getattr(param, field) for param in plan.member_of}
-            numbers.update(brought[field])
-            numbers.update(evaluate(given[field], field, updates_before(optimizer, optimizer_params) + 1))
-            check_honoured(optimizer_class(optimizer), field, numbers)
+            numbers = evaluate(given[field], field, updates_before(optimizer, optimizer_params) + 1)
+            if not asks_for(kind, field):
+                own = {param: getattr(param, field) for param in plan.member_of}
+                check_honoured(kind, field, {**own, **brought[field], **numbers})
         owners = [_mxnet.owner(param) for param in plan.parameters]
         try:
             # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
