@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import multitrainer  # before mxnet: on Python 3.12 it is what makes `import mxnet` work
@@ -25,6 +24,8 @@ import multitrainer  # before mxnet: on Python 3.12 it is what makes `import mxn
 os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 
 import mxnet as mx
+
+import record
 
 BOUNDS = {"time": 1.5, "memory": 1.2}  # of stock's, what ours may take
 REPEATS = 3
@@ -132,13 +133,7 @@ def main():
         )
     print(f"files: stock {rows[0]['stock file MB']:.0f} MB, ours {rows[0]['ours file MB']:.0f} MB")
     if arguments.json:
-        about = {
-            "command": " ".join(["python benchmarks/checkpoint.py", *sys.argv[1:]]),
-            "versions": {name: version(name) for name in ("mxnet", "numpy")},
-            "cores": len(os.sched_getaffinity(0)),
-            "rows": rows,
-        }
-        Path(arguments.json).write_text(json.dumps(about, indent=1) + "\n")
+        record.write(record.about(__file__, ("mxnet", "numpy"), rows=rows), arguments.json)
 
 
 if __name__ == "__main__":

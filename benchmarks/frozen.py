@@ -20,7 +20,6 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 
 import multitrainer  # before mxnet: on Python 3.12 it is what makes `import mxnet` work
@@ -28,6 +27,8 @@ import multitrainer  # before mxnet: on Python 3.12 it is what makes `import mxn
 os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 
 import mxnet as mx
+
+import record
 
 sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
 import gluoncv  # noqa: E402, F401
@@ -258,17 +259,11 @@ def main():
         return
     rows, stages = compare(options)
     setting = {name: getattr(options, name) for name in ("network", "pixels", "batch", "rounds")}
-    about = {
-        "command": " ".join(["python benchmarks/frozen.py", *sys.argv[1:]]),
-        "versions": {name: version(name) for name in ("mxnet", "numpy", "gluoncv")},
-        "cores": CORES,
-        "setting": {**setting, "stages": stages},
-        "goals": goals(rows),
-        "rows": rows,
-    }
+    found = {"setting": {**setting, "stages": stages}, "goals": goals(rows), "rows": rows}
+    about = record.about(__file__, ("mxnet", "numpy", "gluoncv"), **found)
     show(about)
     if options.json:
-        Path(options.json).write_text(json.dumps(about, indent=1) + "\n")
+        record.write(about, options.json)
     if options.plot:
         plot(about, options.plot)
 

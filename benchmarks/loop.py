@@ -12,19 +12,17 @@ median over the rounds of the time of one iteration as a part of stock Trainer's
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import time
-from importlib import metadata
-from pathlib import Path
 
 import multitrainer  # isort: skip  (before mxnet: on Python 3.12 it is what makes `import mxnet` work)
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
+
+import record
 
 STOCK, OURS, ORDINARY = "Trainer", "MultiLRTrainer", "MultiLRTrainer, fast off"
 BEFORE = 3  # iterations before the clock starts
@@ -126,7 +124,7 @@ def table(about):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the smallest network, a few iterations")
     parser.add_argument("--json", help="write the rows to this file too")
     arguments = parser.parse_args()
@@ -143,21 +141,8 @@ def main():
                 f"fast off {row[ORDINARY]['of stock']:.2f}",
                 flush=True,
             )
-    about = {
-        "command": " ".join(["python", "benchmarks/loop.py", *sys.argv[1:]]),
-        "versions": {name: version(name) for name in ("mxnet", "numpy", "numba", "multitrainer")},
-        "cores": len(os.sched_getaffinity(0)),
-        "rows": rows,
-    }
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(about, indent=1) + "\n")
-
-
-def version(name):
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+        record.write(record.about(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows), arguments.json)
 
 
 if __name__ == "__main__":

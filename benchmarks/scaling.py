@@ -14,18 +14,15 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import json
 import math
-import os
 import statistics
-import sys
 import time
-from importlib import metadata
-from pathlib import Path
 
 import multitrainer  # isort: skip  (before mxnet: on Python 3.12 it is what makes `import mxnet` work)
 import mxnet as mx
 from mxnet import gluon
+
+import record
 
 PARAMETERS, GROUPS = [10, 100, 1000, 10000], [1, 10, 100, 1000]
 WHAT = ["construction", "set_lr_mult", "step"]
@@ -43,6 +40,7 @@ def parameters(count):
 
 def timed(function):
     """Return the milliseconds that a call takes, and what it returns."""
+    gc.collect()  # else what was made before is collected within whichever call comes at the moment
     mx.nd.waitall()
     begin = time.perf_counter()
     found = function()
@@ -63,7 +61,6 @@ def measure(count, groups, rounds):
     found = {(who, what): [] for who in ("ours", "stock") for what in WHAT}
     values = itertools.cycle([1.0, 2.0])
     for _ in range(rounds):
-        gc.collect()
         taken, ours = timed(lambda: multitrainer.MultiLRTrainer([(part, 0.5) for part in parts], "sgd", dict(SETTINGS)))
         found["ours", "construction"].append(taken)
         taken, stock = timed(lambda: gluon.Trainer(params, "sgd", dict(SETTINGS)))
@@ -166,24 +163,11 @@ def main():
             f"{each['what']:12}  parameters to the power {each['power']:.2f}, "
             f"{each['groups']:,} groups {each['of one group']:.2f} of one"
         )
-    about = {
-        "command": " ".join(["python", "benchmarks/scaling.py", *sys.argv[1:]]),
-        "versions": {name: version(name) for name in ("mxnet", "numpy", "numba", "multitrainer")},
-        "cores": len(os.sched_getaffinity(0)),
-        "rows": rows,
-        "growth": found,
-    }
+    about = record.about(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows, growth=found)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(about, indent=1) + "\n")
+        record.write(about, arguments.json)
     if arguments.plot:
         plot(about, arguments.plot)
-
-
-def version(name):
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

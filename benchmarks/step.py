@@ -14,18 +14,16 @@ update needs at least is to read weights, gradients and states once, and to writ
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import time
-from importlib import metadata
-from pathlib import Path
 
 import multitrainer  # isort: skip  (before mxnet: on Python 3.12 it is what makes `import mxnet` work)
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
+
+import record
 
 try:
     import torch
@@ -202,6 +200,10 @@ def line(row):
     return " ".join(cells) + f"   {row[OURS]['of bandwidth']:.0%}   fastest {row[OURS]['fastest'][1]:.2f}"
 
 
+def size(values):
+    return f"{values / 1e6:.3g} M" if values >= 1e5 else f"{values:,}"
+
+
 def table(about):
     """Return the rows with the most groups as a Markdown table."""
     lines = [
@@ -212,7 +214,7 @@ def table(about):
     for row in about["rows"]:
         if row["groups"] != max(each["groups"] for each in about["rows"]):
             continue
-        cells = [f"{row['network']} ({row['values'] / 1e6:.3g} M)", row["optimizer"], f"{row[STOCK]['ms']:.3g} ms"]
+        cells = [f"{row['network']} ({size(row['values'])})", row["optimizer"], f"{row[STOCK]['ms']:.3g} ms"]
         for who in WHO[1:]:
             text = f"{row[who]['of stock']:.2f}" if who in row else ""
             cells.append(f"**{text}**" if who == OURS else text)
@@ -227,7 +229,7 @@ def plot(about, path):
     import matplotlib.pyplot as plt
 
     networks = list(dict.fromkeys(row["network"] for row in about["rows"]))
-    figure, axes = plt.subplots(len(networks), 1, figsize=(9, 2.1 * len(networks)), sharex=True, squeeze=False)
+    figure, axes = plt.subplots(len(networks), 1, figsize=(9, 2.3 * len(networks)), squeeze=False, layout="constrained")
     for ax, network in zip(axes[:, 0], networks):
         rows = [row for row in about["rows"] if row["network"] == network]
         for i, who in enumerate(WHO):
@@ -238,13 +240,12 @@ def plot(about, path):
             ax.bar(at, [cell["of stock"] for _, cell in there], 0.13, yerr=[low, high], label=who, error_kw={"lw": 0.7})
         ax.axhline(1, color="0.6", linewidth=0.7)
         ax.set_ylim(0, 2)
-        ax.set_title(f"{network}, {rows[0]['values'] / 1e6:.3g} M values", fontsize=9, loc="left")
+        ax.set_title(f"{network}, {size(rows[0]['values'])} values", fontsize=9, loc="left")
         ax.set_xticks(range(len(rows)))
         ax.set_xticklabels([f"{row['optimizer']}\n{row['groups']}" for row in rows], fontsize=8)
-    axes[0, 0].legend(ncol=3, fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncol=3, fontsize=8)
     figure.supylabel("time of step(), as a part of stock Trainer's", fontsize=9)
     figure.supxlabel("optimizer and number of groups", fontsize=9)
-    figure.tight_layout()
     figure.savefig(path, dpi=130)
 
 
@@ -265,7 +266,7 @@ def measure(networks, rounds, groups, size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--quick", action="store_true", help="the small networks, a few rounds")
     parser.add_argument("--json", help="write the rows to this file too")
@@ -275,24 +276,12 @@ def main():
         memory, rows = measure(["MobileNet v2", "160 tiny"], 2, [64], 1 << 22)
     else:
         memory, rows = measure(arguments.only, arguments.rounds, GROUPS, 1 << 26)
-    about = {
-        "command": " ".join(["python", "benchmarks/step.py", *sys.argv[1:]]),
-        "versions": {name: version(name) for name in ("mxnet", "numpy", "numba", "torch", "multitrainer")},
-        "cores": len(os.sched_getaffinity(0)),
-        "bandwidth": memory,
-        "rows": rows,
-    }
+    packages = ("mxnet", "numpy", "numba", "torch", "multitrainer")
+    about = record.about(__file__, packages, bandwidth=memory, rows=rows)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(about, indent=1) + "\n")
+        record.write(about, arguments.json)
     if arguments.plot:
         plot(about, arguments.plot)
-
-
-def version(name):
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ import statistics
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +36,7 @@ import multitrainer  # before mxnet: on Python 3.12 it is what makes `import mxn
 import mxnet as mx
 import numpy as np
 
+import record
 from multitrainer import MultiLRTrainer, ParamGroup
 from multitrainer.cli import digits, figures, network
 from multitrainer.cli.artifacts import save_figure, save_parameters
@@ -371,16 +371,13 @@ def main(arguments=None):
             Path(options.cache).mkdir(parents=True, exist_ok=True)
         rows, sources = compare(names, options, options.cache or folder)
     report(rows)
-    versions = {name: version(name) for name in ("mxnet", "numpy", "gluoncv", "scikit-learn")}
-    versions.update({"mlxtend": version("mlxtend")} if names != ["digits"] else {}, python=sys.version.split()[0])
+    packages = ["mxnet", "numpy", "gluoncv", "scikit-learn", *["mlxtend"] * (names != ["digits"])]
     setting = {"model": digits.MODEL, "shots": SHOTS, "batch": BATCH, "optimizer": {"name": "sgd", **OPTIMIZER}}
     setting.update(plans={name: PLANS[name]._asdict() for name in names}, decay=DECAY, lowest=LOWEST)
-    about = {"command": " ".join(["python", "benchmarks/transfer.py", *(arguments or sys.argv[1:])])}
-    about.update(versions=versions, cores=len(os.sched_getaffinity(0)))
-    about.update(setting=setting, sources=sources, rows=rows)
+    about = record.about(__file__, packages, arguments, setting=setting, sources=sources, rows=rows)
     print(f"\n{time.perf_counter() - began:.0f} s")
     if options.json:
-        Path(options.json).write_text(json.dumps(about, indent=1) + "\n")
+        record.write(about, options.json)
     if options.plot:
         save_figure(plot(about), Path(options.plot))
     return 0

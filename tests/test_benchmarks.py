@@ -1,7 +1,6 @@
 """The figures in the README come from scripts that run; the quick part of them runs here."""
 
 import importlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -17,9 +16,16 @@ BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 README = BENCHMARKS.parent / "README.md"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _in_one_folder():
+    """Let the scripts find each other, as they do when one is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield
+
+
 @pytest.fixture
-def readme(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def readme():
     return importlib.import_module("readme")
 
 
@@ -118,10 +124,7 @@ def test_what_a_step_costs(name, tmp_path):
     about = json.loads((tmp_path / "rows.json").read_text())
     assert about["versions"]["mxnet"]
     assert about["cores"] >= 1
-    spec = importlib.util.spec_from_file_location(name, script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    lines = module.table(about).splitlines()
+    lines = importlib.import_module(name).table(about).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) > 2
     if name == "step":
@@ -132,10 +135,7 @@ def test_what_a_step_costs(name, tmp_path):
 @pytest.fixture(scope="module")
 def transfer():
     pytest.importorskip("sklearn")
-    spec = importlib.util.spec_from_file_location("transfer", BENCHMARKS / "transfer.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("transfer")
 
 
 @pytest.mark.slow
