@@ -108,7 +108,6 @@ def fingerprint(trainer, net):
         "scheduler": None if optimizer.lr_scheduler is None else bits(getattr(optimizer.lr_scheduler, "__dict__", 0)),
         "multipliers": {param.name: (param.lr_mult, param.wd_mult, param.grad_req) for param in params},
         "scaler": scaler and bits(vars(scaler)),
-        "due": trainer._multipliers._due,
     }
 
 

@@ -549,7 +549,7 @@ class TestMultipliers:
         run.save(tmp_path)
         fresh = Run("sgd", {"momentum": 0.9}, spec=lambda net: [net, (net[0], lambda t: {1: 1}[t])])
         before = fingerprint(fresh.trainer, fresh.net)
-        with pytest.raises(RuntimeError, match=r"schedule at update 4, cannot be had: KeyError\(4\)"):
+        with pytest.raises(RuntimeError, match=r"schedule at update 4, cannot be evaluated: KeyError\(4\)"):
             fresh.trainer.load_states(tmp_path / "states")
         assert fingerprint(fresh.trainer, fresh.net) == before
 

@@ -9,7 +9,7 @@ from gluoncv import model_zoo
 from mxnet import autograd
 from mxnet.gluon import SymbolBlock, contrib, loss, nn
 
-from multitrainer import MultiLRTrainer, freeze, freezing, unfreeze
+from multitrainer import MultiLRTrainer, batchnorm, freeze, unfreeze
 from support import CONTEXTS, moved, snapshot, weights
 
 HYBRIDIZE = {
@@ -365,7 +365,9 @@ class TestOldTraces:
             warnings.simplefilter("error")
             step(net, trainer, x, y)
             step(net, trainer, x, y)
-        assert not any(watch.block for watch in freezing._watches if watch.params <= set(net.collect_params().values()))
+        assert not any(
+            watch.block for watch in batchnorm._watches if watch.params <= set(net.collect_params().values())
+        )
 
     def test_warns_where_the_whole_network_sits_in_another_that_was_traced(self):
         net = build("mobilenetv2_0.25")

@@ -90,7 +90,7 @@ class TestDoors:
         trainer.optimizer.set_lr_mult({"net_dense0_weight": 0.5})
         net[0].bias.lr_mult = 0
         trainer.set_lr_mult({net[2]: 2})
-        assert (net[0].weight.lr_mult, net[0].bias.grad_req, net[2].bias.lr_mult) == (0.5, "null", 2)
+        assert (net[0].weight.lr_mult, net[0].bias.lr_mult, net[2].bias.lr_mult) == (0.5, 0, 2)
         net[1].gamma.lr_mult = "x"
         with pytest.raises(TypeError, match="'net_batchnorm0_gamma'"):
             trainer.set_lr_mult({net[2]: 3})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import itertools
+import operator
 import sys
 from collections import OrderedDict
 from typing import Any, Callable, Collection, Iterable, Iterator, Sequence
@@ -48,6 +50,7 @@ from mxnet.base import _LIB, check_call  # noqa: E402
 from mxnet.context import Context  # noqa: E402
 from mxnet.gluon import Block, Constant, HybridBlock, Parameter, SymbolBlock, Trainer  # noqa: E402
 from mxnet.gluon.nn.basic_layers import _BatchNorm  # noqa: E402
+from mxnet.gluon.utils import shape_is_known  # noqa: E402
 from mxnet.module import BucketingModule, Module, SequentialModule  # noqa: E402
 from mxnet.name import NameManager  # noqa: E402
 from mxnet.ndarray import CachedOp, NDArray, sparse  # noqa: E402
@@ -101,6 +104,40 @@ def own_parameters(block: Block) -> dict[str, Parameter]:
     return dict(block._reg_params)
 
 
+def held_parameters(block: Block) -> list[Parameter]:
+    """Return the Parameters of ``block`` itself, those included that are not its attributes."""
+    return list(dict.fromkeys([*block._reg_params.values(), *block.params.values()]))
+
+
+class Structure:
+    """The Blocks at and below some Blocks, and whether a child or a Parameter was replaced since.
+
+    Parameters
+    ----------
+    roots : iterable of Block
+        The outermost Blocks.
+    """
+
+    def __init__(self, roots: Iterable[Block]) -> None:
+        blocks: dict[Block, None] = {}
+        for root in roots:
+            root.apply(blocks.setdefault)
+        self._blocks = list(blocks)
+        self._members = [members for block in blocks for members in (block._children, block._reg_params)]
+        self._seen = self._now()
+
+    def parameters(self) -> dict[Parameter, None]:
+        """Return the Parameters that the Blocks hold, each once."""
+        return dict.fromkeys(param for block in self._blocks for param in held_parameters(block))
+
+    def _now(self) -> list[Any]:
+        return list(itertools.chain.from_iterable(map(operator.methodcaller("values"), self._members)))
+
+    def changed(self) -> bool:
+        """Whether a Block or a Parameter was added, removed or replaced."""
+        return self._now() != self._seen
+
+
 def parameters_by_path(block: Block) -> dict[str, Parameter]:
     """Return all Parameters of ``block`` by attribute path, the names in a file of ``save_parameters``."""
     return block._collect_params_with_prefix()
@@ -127,6 +164,53 @@ def use_plain_layout(params: Iterable[Parameter]) -> None:
     for param in params:
         for array in param._data or ():
             check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(ctypes.c_void_p())))
+
+
+class _LeftOut:
+    """Stands in for a Parameter that an update passes over: the loops of trainers skip what requests no gradient."""
+
+    grad_req, _grad = "null", None
+
+    def __init__(self, param: Parameter) -> None:
+        self._param = param
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._param, name)
+
+
+@contextlib.contextmanager
+def leaving_out(trainer: Trainer, params: Collection[Parameter]) -> Iterator[None]:
+    """Let ``trainer`` exchange and update nothing of ``params``; the Parameters themselves do not change.
+
+    Replacing the list takes one assignment, so an interrupt leaves no Parameter half changed.
+    """
+    everything = trainer._params
+    try:
+        if params:
+            trainer._params = [_LeftOut(param) if param in params else param for param in everything]
+        yield
+    finally:
+        trainer._params = everything
+
+
+def discard_gradient(param: Parameter) -> None:
+    """Make the gradient of ``param`` count as used, and drop what was added up in it."""
+    if param._grad is None:
+        return
+    for array in param._data:
+        array._fresh_grad = False
+    if param.grad_req == "add":
+        param.zero_grad()
+
+
+def has_gradient(array: NDArray) -> bool:
+    """Whether a gradient was attached to ``array``."""
+    handle = ctypes.c_void_p()
+    check_call(_LIB.MXNDArrayGetGrad(array.handle, ctypes.byref(handle)))
+    if handle.value is None:
+        return False
+    check_call(_LIB.MXNDArrayFree(handle))
+    return True
 
 
 def has_fresh_gradient(param: Parameter) -> bool:
@@ -197,35 +281,69 @@ def is_hybridized(block: Block) -> bool:
 
 
 def forget_trace(block: Block) -> None:
-    """Make the next call of a hybridized ``block`` trace it anew."""
+    """Make the next call of a hybridized ``block`` trace it again."""
     if isinstance(block, HybridBlock):
         block._clear_cached_op()
 
 
-def replace_traces(block: Block, make: Callable[..., Any]) -> None:
-    """Run in the place of each trace of a hybridized ``block`` what ``make`` makes of it; see `prefix.Trace`."""
-    if isinstance(block, HybridBlock) and "_build_cache" not in vars(block):
-        block._build_cache = _Build(block, make)
+def forget_operator(block: Block) -> None:
+    """Make the next call of a hybridized ``block`` build its operator again; the trace stays, for `export`."""
+    if not isinstance(block, HybridBlock):
+        return
+    if block._backend is None:
+        block._cached_op = None
+    else:
+        block._clear_cached_op()  # the backend divides the graph as it was traced
+
+
+def has_static_shape(block: Block) -> bool:
+    """Whether ``block`` is hybridized with ``static_shape=True``."""
+    return isinstance(block, HybridBlock) and block._active and dict(block._flags).get("static_shape", False)
+
+
+def was_traced(block: Block) -> bool:
+    """Whether a call of ``block`` itself made a trace, as far as that is known."""
+    return isinstance(block, HybridBlock) and (block._cached_op is not None or _TRACED in vars(block))
+
+
+# On a Block, where copies and pickles take them along: that its traces are replaced, and that it made one since.
+_REPLACED, _TRACED = "_multitrainer_replaced", "_multitrainer_traced"
+
+
+def replace_traces(block: Block) -> None:
+    """Run what `replace_operators` was given in the place of the operator of each trace of a hybridized ``block``."""
+    if isinstance(block, HybridBlock):
+        setattr(block, _REPLACED, True)
         if block._cached_op is not None:
-            block._build_cache.replace()
+            _replace_operator(block)
 
 
-class _Build:
-    """Traces one Block as the method of its class does. An object, since copies and pickles take it along."""
+def _replace_operator(block: HybridBlock) -> None:
+    setattr(block, _TRACED, True)
+    if block._backend is None and isinstance(block._cached_op, CachedOp):  # a backend's graph is not to be divided
+        sources = [None if is_data else source for is_data, source in block._cached_op_args]
+        block._cached_op = _make(block._cached_op, block._cached_graph[1], sources, block._flags)
 
-    def __init__(self, block: HybridBlock, make: Callable[..., Any]) -> None:
-        self._block = block
-        self._make = make
 
-    def __call__(self, *args: Any) -> None:
-        type(self._block)._build_cache(self._block, *args)
-        self.replace()
+def _build_cache(block: HybridBlock, *args: Any) -> None:
+    _stock_build_cache(block, *args)
+    if _REPLACED in vars(block):
+        _replace_operator(block)
 
-    def replace(self) -> None:
-        block = self._block
-        if block._backend is None:  # what a backend made of the graph is not to be taken apart
-            sources = [None if is_data else source for is_data, source in block._cached_op_args]
-            block._cached_op = self._make(block._cached_op, block._cached_graph[1], sources, block._flags)
+
+_stock_build_cache = HybridBlock._build_cache
+_make: Callable[..., Any]
+
+
+def replace_operators(make: Callable[..., Any]) -> None:
+    """Give the operators of marked Blocks to ``make``; see `prefix.Trace`.
+
+    This replaces a method of the class, which does what MXNet's does for every Block that is not marked. A method on
+    the Block itself would stay bound to that Block in its copies, and its pickles would need this package.
+    """
+    global _make
+    _make = make
+    HybridBlock._build_cache = _build_cache
 
 
 def cached_op(symbol: Symbol, is_parameter: Sequence[bool], flags: Sequence[tuple[str, Any]]) -> CachedOp:
@@ -297,6 +415,12 @@ def set_states(updater: Updater, kept: Collection[int], states: dict[int, Any], 
 def is_initialized(param: Parameter) -> bool:
     """Whether ``param`` has its values, which a deferred one gets in the first forward pass."""
     return param._data is not None
+
+
+def shape(param: Parameter) -> tuple[int, ...] | None:
+    """Return the shape of ``param``, or None if it is not known yet; that of a SymbolBlock may be its array's alone."""
+    known = param.shape if param.shape is not None or param._data is None else param._data[0].shape
+    return known if known is not None and shape_is_known(known) else None
 
 
 def weight_like(param: Parameter, context: Context) -> NDArray:
@@ -383,6 +507,11 @@ def undisturbed(block: Block) -> Iterator[None]:
             each._forward_hooks, each._forward_pre_hooks = after, before
         for param, node in variables:
             param._var = node
+
+
+def own_symbol(block: SymbolBlock) -> Symbol:
+    """Return the symbol that a SymbolBlock runs."""
+    return block._cached_graph[1]
 
 
 def symbol_inputs(block: SymbolBlock) -> int:

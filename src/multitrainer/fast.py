@@ -33,34 +33,29 @@ _log = logging.getLogger("multitrainer")
 
 
 class FusedUpdate:
-    """The updates of one trainer; it remembers which arrays they are of, for these rarely change.
+    """The updates of one trainer; it remembers which arrays they are of, for these rarely change."""
 
-    Parameters
-    ----------
-    params : sequence of Parameter
-        In the order of the optimizer's indices.
-    """
-
-    def __init__(self, params: Sequence[Parameter]) -> None:
-        self._params = params
+    def __init__(self) -> None:
         self._rows: list[tuple[Any, ...]] = []
         self._known: Any = None
         self._operation: _Operation | None = None
 
-    def update(self, updater: Updater) -> bool:
-        """Make one update of every Parameter that is trained, or change nothing and return False.
+    def update(self, updater: Updater, params: Sequence[Parameter]) -> bool:
+        """Make one update of those ``params`` that request a gradient, or change nothing and return False.
+
+        ``params`` are in the order of the optimizer's indices.
 
         False leaves it to stock: a case that is not covered, states that are not there yet, a stale gradient.
         """
         rule = rule_of(updater)
         if rule is None or os.environ.get(SWITCH) == "0":
             return False
-        operation = self._operation_for(rule, updater)
+        operation = self._operation_for(rule, updater, params)
         return operation is not None and operation.run(updater.optimizer)
 
-    def _operation_for(self, rule: str, updater: Updater) -> _Operation | None:
-        indices = [i for i, param in enumerate(self._params) if param.grad_req != "null"]
-        rows = [(*_mxnet.array_and_gradient(self._params[i]), *_states(updater, i)) for i in indices]
+    def _operation_for(self, rule: str, updater: Updater, params: Sequence[Parameter]) -> _Operation | None:
+        indices = [i for i, param in enumerate(params) if param.grad_req != "null"]
+        rows = [(*_mxnet.array_and_gradient(params[i]), *_states(updater, i)) for i in indices]
         known = rule, indices, [id(array) for row in rows for array in row]
         if known != self._known:
             self._rows, self._known = rows, known  # the rows keep what has these ids

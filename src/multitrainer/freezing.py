@@ -1,34 +1,24 @@
-"""Frozen layers: no gradient, no update, and BatchNorm statistics that stay as they are.
-
-A frozen Parameter has ``lr_mult = 0`` and ``grad_req = 'null'``. A BatchNorm none of whose own parameters trains runs
-on its running statistics, as in Keras; MXNet bakes that choice into the graph of every hybridized parent, so those are
-traced anew.
-"""
+"""Freeze and unfreeze Blocks: the update of what is frozen is left out, and BatchNorm statistics stay as they are."""
 
 from __future__ import annotations
 
-import sys
-import warnings
-import weakref
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Collection, Iterable, Sequence
 
 from mxnet.gluon import Block, Parameter
 
 from . import _mxnet, prefix, symbolic
+from .batchnorm import hold_statistics, warn, warn_of_statistics
+from .gradients import before, forget, is_frozen, remember, request_gradients, restore_gradients, switch_off_gradients
 from .targets import blocks_of, collect, describe
-
-# What a frozen Parameter or BatchNorm had before is kept on the object itself, where copies and pickles take it along.
-_BEFORE = "_multitrainer_before"
-
-_watches: weakref.WeakSet[_Watch] = weakref.WeakSet()
 
 
 def freeze(block: Any, within: Block | None = None) -> None:
     """Freeze a Block: its weights and its BatchNorm statistics stay bit for bit as they are.
 
     Gradients still flow through it to layers below. A `MultiLRTrainer` does this by itself for every multiplier of 0;
-    this function is for code that has no trainer. (In a trainer, a schedule goes on regardless: there,
-    ``set_lr_mult({block: 0})`` ends it.)
+    this function is for code that has no such trainer. (In a trainer, a schedule goes on regardless: there,
+    ``set_lr_mult({block: 0})`` ends it.) A stock `gluon.Trainer` leaves out what has ``grad_req='null'``, which is what
+    the frozen Parameters get unless another gradient depends on theirs.
 
     Parameters
     ----------
@@ -42,6 +32,12 @@ def freeze(block: Any, within: Block | None = None) -> None:
     ------
     TypeError, ValueError
         If ``block`` is no target or holds nothing to freeze, or ``within`` does not contain it.
+
+    Warns
+    -----
+    UserWarning
+        If the weight of a layer is frozen without its bias and no `MultiLRTrainer` owns it: the gradient stays on,
+        since MXNet computes a wrong one for the bias otherwise, and a stock Trainer goes on moving the weight.
 
     See Also
     --------
@@ -61,9 +57,9 @@ def freeze(block: Any, within: Block | None = None) -> None:
     pending = gradient_pending(params.values())
     for param in params.values():
         freeze_parameter(param)
-    prefix.divide_traces(roots)
+    _switch_off([param for param in params.values() if not _is_left_out(param)], roots)
     symbolic.record(params.values(), roots)
-    covered = hold_statistics(roots, lambda: pending) | symbolic.on_global_statistics(roots)
+    covered = hold_blocks(roots, params.values(), lambda: pending) | symbolic.on_global_statistics(roots)
     warn_of_statistics(params.values(), collect(block, "freeze").values(), covered)
 
 
@@ -95,167 +91,61 @@ def unfreeze(block: Any, within: Block | None = None) -> None:
     """
     params, roots = _targets(block, within, "unfreeze")
     pending = gradient_pending(params.values())
-    for param in params.values():
-        _, lr_mult = getattr(param, _BEFORE, (None, 1.0))
-        param.lr_mult = param.lr_mult or lr_mult or 1.0
-        unfreeze_parameter(param, asked_for=not is_held(param))
+    frozen = {param: before(param) for param in params.values()}
+    for param, was in frozen.items():
+        param.lr_mult = param.lr_mult or (was.lr_mult if was else 0) or 1.0
+    unfreeze_parameters([param for param, was in frozen.items() if was is not None], roots)
+    request_gradients({p: "write" for p, was in frozen.items() if was is None and p.grad_req == "null"}, roots)
     symbolic.record(params.values(), roots)
-    hold_statistics(roots, lambda: pending)
+    hold_blocks(roots, params.values(), lambda: pending)
 
 
 def freeze_parameter(param: Parameter, lr_mult: float | None = None) -> None:
-    """Freeze one Parameter, remembering its gradient request and its multiplier.
+    """Note that one Parameter is frozen, with its gradient request and its multiplier.
 
-    ``lr_mult`` is the multiplier to remember, where the Parameter already holds the 0.
+    ``lr_mult`` is the multiplier to note if the Parameter already holds the 0.
     """
-    if not is_held(param):
-        setattr(param, _BEFORE, (param.grad_req, param.lr_mult if lr_mult is None else lr_mult))
+    if not is_frozen(param):
+        remember(param, param.grad_req, param.lr_mult if lr_mult is None else lr_mult)
     param.lr_mult = 0.0
-    param.grad_req = "null"
 
 
-def unfreeze_parameter(param: Parameter, asked_for: bool = False) -> None:
-    """Give a Parameter the gradient request back that it had; ``asked_for``, 'write' if that was none."""
-    if param.grad_req == "null":
-        before, _ = getattr(param, _BEFORE, ("null", None))
-        param.grad_req = "write" if asked_for and before == "null" else before
-    if is_held(param):
-        delattr(param, _BEFORE)
+def unfreeze_parameters(params: Collection[Parameter], roots: Iterable[Block]) -> None:
+    """Give Parameters the gradient request back that they had; what is in their gradients counts as used."""
+    restore_gradients(params, roots)
+    for param in params:
+        forget(param)
 
 
-def remembered(param: Parameter) -> tuple[str, float] | None:
-    """Return the gradient request and the multiplier that a frozen Parameter had before, or None."""
-    return getattr(param, _BEFORE, None)
-
-
-def remember(param: Parameter, grad_req: str, lr_mult: float) -> None:
-    """Note what a frozen Parameter is to have again when it is unfrozen."""
-    setattr(param, _BEFORE, (grad_req, lr_mult))
-
-
-def is_held(param: Parameter) -> bool:
-    """Whether this module took the gradient of ``param`` away and knows what to give back."""
-    return hasattr(param, _BEFORE)
+def hold_blocks(roots: Sequence[Block], params: Iterable[Parameter], pending: Callable[[], bool]) -> set[Parameter]:
+    """Bring traces and BatchNorms of known Blocks in line with which ``params`` are frozen; see `hold_statistics`."""
+    if any(map(is_frozen, params)):
+        prefix.divide_traces(roots)
+    return hold_statistics(roots, pending)
 
 
 def gradient_pending(params: Iterable[Parameter]) -> bool:
     """Whether a backward pass was made whose gradients no step has used yet."""
-    return any(_mxnet.has_fresh_gradient(param) for param in params)
+    return any(_mxnet.has_fresh_gradient(param) for param in params if not is_frozen(param))
 
 
-def hold_statistics(roots: Sequence[Block], pending: Callable[[], bool]) -> set[Parameter]:
-    """Put every BatchNorm below ``roots`` on the statistics that its parameters call for; forget traces that differ.
-
-    Parameters
-    ----------
-    roots : sequence of Block
-        The Blocks that are known, a network or parts of it.
-    pending : callable () -> bool
-        Whether a step is due for a forward pass that has already run; asked only where a BatchNorm is switched.
-
-    Returns
-    -------
-    set of Parameter
-        All parameters of the BatchNorms that were found.
-    """
-    found: dict[_mxnet.BatchNorm, list[tuple[Block, ...]]] = {}
-    for root in roots:
-        for layer, path in _batchnorms(root, ()):
-            found.setdefault(layer, []).append(path)
-    stale: set[Block] = set()
-    for layer, paths in found.items():
-        if _switch(layer, paths):
-            stale.update(block for path in paths for block in path)
-    for block in stale:
-        _mxnet.forget_trace(block)
-    inner = {block for paths in found.values() for path in paths for block in path[1:]}
-    outermost = [path for layer, paths in found.items() if layer in stale for path in paths if path[0] not in inner]
-    # A slice of a network is a Block that nobody calls: the first on the way that can be traced is what to watch.
-    watched = {next((block for block in path if _mxnet.is_hybridized(block)), None) for path in outermost}
-    for block in watched - {None}:
-        _Watch(block, pending())
-    return {param for layer in found for param in layer.params.values()}
-
-
-def warn_of_old_traces(params: Iterable[Parameter]) -> None:
-    """Warn of every Block of ``params`` that was frozen or unfrozen inside a trace which goes on as before.
-
-    A traced parent runs its graph and calls none of its children; so a Block that was not called since it was changed
-    sits in a trace made before. To be called once a step.
-    """
-    watches = [watch for watch in list(_watches) if not watch.dismissed()]
-    members = set(params) if watches else set()
-    for watch in watches:
-        if members.isdisjoint(watch.params) or watch.still_waiting():
-            continue
-        watch.stop()
+def _switch_off(params: Collection[Parameter], roots: Sequence[Block]) -> None:
+    """Request no gradient of frozen Parameters; warn of those without which another gradient would be wrong."""
+    switch_off_gradients(roots, params)
+    held = {param for root in roots for param in root.collect_params().values()}
+    request_gradients({param: "null" for param in params if param not in held}, roots)
+    kept = [param.name for param in params if param in held and param.grad_req != "null"]
+    if kept:
         warn(
-            f"{describe(watch.block)} was frozen or unfrozen and has not been called since. If the network around it "
-            "was traced before that, it goes on with its BatchNorm layers as they were: call net.hybridize() on the "
-            "network again, or name the whole network first: MultiLRTrainer([net, ...]), freeze(block, within=net)"
+            f"freeze: the gradient of {', '.join(kept[:3])}{', ...' if len(kept) > 3 else ''} stays on, for MXNet "
+            "would compute a wrong one for the bias of the same layer: freeze the whole layer, or train with a "
+            "MultiLRTrainer, which leaves the update out; a stock Trainer does not"
         )
 
 
-def warn_of_statistics(frozen: Iterable[Parameter], members: Iterable[Parameter], covered: Iterable[Parameter]) -> None:
-    """Warn of statistics among ``members`` that belong to ``frozen`` Parameters and to no BatchNorm that was found."""
-    stems = {_mxnet.stem(param) for param in frozen}
-    if not stems:
-        return
-    covered = set(covered)
-    moving = [
-        param.name
-        for param in members
-        if _mxnet.stem(param) in stems and _mxnet.is_statistic(param) and param not in covered
-    ]
-    if moving:
-        warn(
-            f"frozen, but their BatchNorm statistics still move: {', '.join(moving[:3])}"
-            f"{', ...' if len(moving) > 3 else ''}. Name the Block that holds the layers instead of its Parameters, as "
-            "in MultiLRTrainer([net, ...]) or freeze(block); inside a SymbolBlock they cannot be held"
-        )
-
-
-def warn(message: str) -> None:
-    """Warn, pointing at the line outside this package that led here."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("multitrainer."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
-
-
-class _Watch:
-    """Tells whether a Block was called since."""
-
-    def __init__(self, block: Block, pending: bool) -> None:
-        previous = getattr(block, "_multitrainer_watch", None)
-        if previous is not None:
-            previous.stop()
-        self.block = block
-        self.params = frozenset(block.collect_params().values())
-        self._called = False
-        self._pending = pending
-        self._handle = block.register_forward_pre_hook(self._note)
-        block._multitrainer_watch = self  # lives as long as the Block, and no longer
-        _watches.add(self)
-
-    def _note(self, *_: Any) -> None:
-        self._called = True
-
-    def dismissed(self) -> bool:
-        """Stop if the Block was called, which is all there is to know; return whether it was."""
-        if self._called:
-            self.stop()
-        return self._called
-
-    def still_waiting(self) -> bool:
-        """Whether the step that asks belongs to a forward pass from before the change."""
-        waiting, self._pending = self._pending, False
-        return waiting
-
-    def stop(self) -> None:
-        self._handle.detach()
-        _watches.discard(self)
-        self.block._multitrainer_watch = None
+def _is_left_out(param: Parameter) -> bool:
+    """Whether the trainer that owns a frozen Parameter leaves it out of its updates by itself."""
+    return getattr(_mxnet.owner(param), "leaves_out_frozen", False)
 
 
 def _targets(block: Any, within: Block | None, verb: str) -> tuple[dict[str, Parameter], list[Block]]:
@@ -272,36 +162,3 @@ def _targets(block: Any, within: Block | None, verb: str) -> tuple[dict[str, Par
         names = ", ".join(sorted(param.name for param in missing)[:3])
         raise ValueError(f"{verb}: within ({describe(within)}) does not contain {describe(block)}: {names}")
     return params, [within, *roots]
-
-
-def _batchnorms(block: Block, path: tuple[Block, ...]) -> Iterator[tuple[Any, tuple[Block, ...]]]:
-    """Yield each BatchNorm below ``block`` with the Blocks that lead to it, itself the last."""
-    path = (*path, block)
-    if isinstance(block, _mxnet.BatchNorm):
-        yield block, path
-    for _, child in _mxnet.children(block):
-        yield from _batchnorms(child, path)
-
-
-def _switch(layer: Any, paths: Sequence[tuple[Block, ...]]) -> bool:
-    """Put one BatchNorm on the statistics it should use; return whether that changed anything."""
-    frozen = any(_is_frozen(path) for path in paths)
-    if frozen == hasattr(layer, _BEFORE):
-        return False
-    before = _mxnet.use_global_stats(layer)
-    if frozen:
-        setattr(layer, _BEFORE, before)
-        _mxnet.set_use_global_stats(layer, True)
-    else:
-        _mxnet.set_use_global_stats(layer, getattr(layer, _BEFORE))
-        delattr(layer, _BEFORE)
-    return before != _mxnet.use_global_stats(layer)
-
-
-def _is_frozen(path: Sequence[Block]) -> bool:
-    """Whether the innermost Block of ``path`` with parameters that could train has none that does."""
-    for block in reversed(path):
-        movable = [param for param in block.collect_params().values() if not _mxnet.is_auxiliary(param)]
-        if movable:
-            return all(param.lr_mult == 0 and is_held(param) for param in movable)
-    return False

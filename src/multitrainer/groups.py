@@ -269,7 +269,7 @@ def _plan(entries: Sequence[_Entry], parameters: list[Parameter]) -> Plan:
 def _resolved(group: ParamGroup, params: Parameters, name: str) -> ParamGroup:
     resolved = ParamGroup.__new__(ParamGroup)
     resolved.params, resolved.lr_mult, resolved.wd_mult, resolved.name = params, group.lr_mult, group.wd_mult, name
-    resolved.within = group.within
+    resolved.within = None
     return resolved
 
 

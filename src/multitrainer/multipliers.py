@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import contextlib
 from operator import attrgetter
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Collection, Dict, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
-from mxnet.gluon import Block, Parameter
+from mxnet.gluon import Block, Parameter, Trainer
 from mxnet.optimizer import Optimizer
 
-from . import _mxnet, prefix, symbolic
-from .freezing import (
-    freeze_parameter,
-    gradient_pending,
-    hold_statistics,
-    is_held,
-    remember,
-    remembered,
-    unfreeze_parameter,
-    warn_of_statistics,
-)
+from . import _mxnet, symbolic
+from .batchnorm import warn_of_statistics
+from .blocks import KnownBlocks
+from .clock import UpdateClock
+from .freezing import freeze_parameter, gradient_pending, hold_blocks, unfreeze_parameters
+from .gradients import before, is_frozen, remember, request_gradients, switch_off_gradients
 from .groups import FIELDS
-from .optimizers import NameTable, Shipped, check_honoured
+from .optimizers import NameTable, ServerSnapshot, check_honoured
+from .schedules import Schedules, evaluate
 from .targets import Multiplier, check_multiplier
 
 _Numbers = Dict[Parameter, float]
@@ -57,19 +53,16 @@ class Multipliers:
     def __init__(self, params: Sequence[Parameter], optimizer: Optimizer) -> None:
         self.movable = [param for param in params if not _mxnet.is_auxiliary(param)]
         self._params = list(params)
-        self._roots: list[Block] = []
-        self._schedules: dict[str, dict[Parameter, Multiplier]] = {field: {} for field in FIELDS}
-        self._ended: dict[str, set[Parameter]] = {field: set() for field in FIELDS}
-        self._unfreeze_after: list[Parameter] = []
-        self._await_backward: list[Parameter] = []
-        self._was_frozen = False
-        self._shipped: Shipped | None = None
-        self._due = optimizer.num_update + 1
+        self._blocks = KnownBlocks()
+        self._schedules = Schedules()
+        self._clock = UpdateClock(optimizer)
+        self._awaiting_gradient: set[Parameter] = set()  # unfrozen, and no backward pass has reached them since
+        self._servers: ServerSnapshot | None = None
         self.adopt(optimizer)
 
     def adopt(self, optimizer: Optimizer) -> None:
         """Serve ``optimizer`` from now on; the Parameters' multipliers hold, whatever its table says."""
-        self._optimizer = optimizer
+        self._optimizer = self._clock.optimizer = optimizer
         self._table = NameTable(self._params, optimizer)
         self._remember()
 
@@ -77,106 +70,111 @@ class Multipliers:
         """Set multipliers, field by field, and freeze or unfreeze at once; ``blocks`` is where they may be found."""
         numbers = {}
         for field, multipliers in given.items():
-            numbers[field] = evaluate(multipliers, field, self._optimizer.num_update + 1)
+            numbers[field] = evaluate(multipliers, field, self._clock.next_update)
             self._check(field, numbers[field])
             self._refuse_schedules_on_servers(multipliers)
-        self._roots = _outermost([*self._roots, *blocks])
-        self.take_over(except_for=given)
+        self.sync(except_for=given)
+        self._blocks.add(blocks)
         for field, multipliers in given.items():
-            self._end(field, multipliers)
-            schedules = {param: multiplier for param, multiplier in multipliers.items() if callable(multiplier)}
-            self._schedules[field].update(schedules)
-            self._ended[field].difference_update(schedules)
+            self._schedules.assign(field, multipliers)
+        self._schedules.evaluated_for = self._clock.next_update
         self._write(numbers)
-        self._settle(named=given.get("lr_mult", {}), anew=True)
+        self._settle(named=given.get("lr_mult", {}), look_again=True)
 
-    def take_over(
+    def sync(
         self, at_step: bool = False, except_for: Mapping[str, Mapping[Parameter, Multiplier]] | None = None
     ) -> None:
         """Take over what was assigned by another door; ``at_step``, what that unfreezes has no gradient yet.
 
-        What ``except_for`` is about to set anew is passed over, so that it can mend what an error was raised for.
+        What ``except_for`` is about to set is passed over, so that it can correct what an error was raised for.
         """
         except_for = except_for or {}
-        if self._shipped is not None:
-            self._shipped.check_rates(lr=self._optimizer.lr, wd=self._optimizer.wd)
-            for schedules in self._schedules.values():
+        if self._servers is not None:
+            self._servers.check_optimizer(self._optimizer)
+            for schedules in self._schedules.acting.values():
                 self._refuse_schedules_on_servers(schedules)
+        self._schedules.check_followed(except_for)
         news = self._table.read()
         for field in FIELDS:
             numbers = {**self._changed(field), **news.get(field, {})}
             news[field] = {param: value for param, value in numbers.items() if param not in except_for.get(field, {})}
             for param, value in news[field].items():
                 self._check(field, {param: check_multiplier(value, f"{field} of Parameter {param.name!r}")})
+        if at_step:
+            self._refuse_strangers()
         for field, params in (*news.items(), *except_for.items()):
-            self._end(field, params)
+            self._schedules.end(field, params)
         self._write(news)
-        moved = self._optimizer.num_update + 1 != self._due
-        if moved:
-            self._advance()
-        if moved or any(news.values()) or any(param.grad_req != "null" for param in self._frozen):
+        is_due = bool(self._schedules) and self._schedules.evaluated_for != self._clock.next_update
+        if is_due:
+            self._follow_schedules()
+        if is_due or any(news.values()) or any(param.grad_req != "null" for param in self._switched_off):
             self._settle(at_step=at_step)
 
     @property
     def schedules(self) -> Mapping[str, Mapping[Parameter, Multiplier]]:
         """The schedules in force, by field and Parameter."""
-        return self._schedules
+        return self._schedules.acting
 
     def shipped(self) -> None:
         """Note that parameter servers have the optimizer as it is now; nothing that changes will reach them."""
-        self._shipped = Shipped(self._params, self._optimizer)
-        for schedules in self._schedules.values():
+        self._servers = ServerSnapshot(self._params, self._optimizer)
+        for schedules in self._schedules.acting.values():
             self._refuse_schedules_on_servers(schedules)
 
     def check_learning_rate(self, lr: float) -> None:
         """Raise a RuntimeError if a new learning rate cannot reach those that update."""
-        if self._shipped is not None:
-            self._shipped.check_rates(lr=lr)
+        if self._servers is not None:
+            self._servers.check_learning_rate(lr)
+
+    def left_out(self) -> set[Parameter]:
+        """Return the Parameters that the next update passes over: frozen, or unfrozen after the backward pass."""
+        waiting = (param for param in self._awaiting_gradient if not _mxnet.has_fresh_gradient(param))
+        return {*self._frozen, *waiting}
+
+    @contextlib.contextmanager
+    def updating(self, trainer: Trainer) -> Iterator[None]:
+        """Surround one update of the Parameters; afterwards all is ready for the next forward pass."""
+        left_out = self.left_out()
+        if self._servers is not None:
+            self._servers.count_update(self._trained(left_out))
+        trains = any(True for _ in self._trained(left_out))
+        with self._clock.update(trains), _mxnet.leaving_out(trainer, left_out):
+            yield
+        self._awaiting_gradient.clear()
+        if self._schedules:
+            try:
+                self._follow_schedules()
+            except Exception:
+                self._schedules.evaluated_for = None  # this update is made; the next one raises, before it begins
+                return
+            self._settle()
+
+    def _trained(self, left_out: Collection[Parameter]) -> Iterator[Parameter]:
+        return (param for param in self.movable if param not in left_out and param.grad_req != "null")
 
     def _check(self, field: str, numbers: Mapping[Parameter, Multiplier]) -> None:
         check_honoured(type(self._optimizer), field, numbers)
-        if self._shipped is not None:
-            self._shipped.check(field, numbers)
+        if self._servers is not None:
+            self._servers.check(field, numbers)
 
     def _refuse_schedules_on_servers(self, multipliers: Mapping[Parameter, Multiplier]) -> None:
         scheduled = [param.name for param, multiplier in multipliers.items() if callable(multiplier)]
-        if self._shipped is not None and scheduled:
+        if self._servers is not None and scheduled:
             raise RuntimeError(
-                f"the schedule of Parameter {scheduled[0]!r} cannot act where parameter servers update: they got the "
+                f"the schedule of Parameter {scheduled[0]!r} cannot act if parameter servers update: they got the "
                 "optimizer once, before the first step. Let the workers update: a synchronous kvstore such as "
                 "'dist_sync', dense weights and gradients, update_on_kvstore=False"
             )
 
-    def before_gradients_are_used(self) -> None:
-        """Take over what was assigned since; what has no gradient from the backward pass just made is left out."""
-        self.take_over(at_step=True)
-        waiting, self._await_backward = self._await_backward, []
-        for param in waiting:
-            # Unfrozen between backward and step: stock Trainer would call its gradient stale and raise.
-            if param.grad_req != "null" and not _mxnet.has_fresh_gradient(param):
-                lr_mult = param.lr_mult
-                freeze_parameter(param)
-                param.lr_mult = lr_mult
-                self._unfreeze_after.append(param)
-
-    @contextlib.contextmanager
-    def updating(self) -> Iterator[None]:
-        """Surround one update of the Parameters; afterwards all is ready for the next forward pass."""
-        with self._clock():
-            yield
-        waiting = [param for param in self._unfreeze_after if param.lr_mult != 0]
-        self._unfreeze_after = []
-        for param in waiting:
-            unfreeze_parameter(param)
-        if any(self._schedules.values()):
-            try:
-                self._advance()
-            except Exception:
-                self._due = -1  # this update is made; the next one raises, before it begins
-                return
-        if waiting or any(self._schedules.values()):
-            self._settle(unfrozen=waiting)
-        self._due = self._optimizer.num_update + 1
+    def _refuse_strangers(self) -> None:
+        strangers = [param.name for param in self._blocks.strangers()]
+        if strangers:
+            raise ValueError(
+                f"{', '.join(strangers[:3])}{', ...' if len(strangers) > 3 else ''} received a gradient and belongs to "
+                "no trainer, so it would never be trained: the layer was added to the network after its trainer was "
+                "built. Build a new trainer on the network, or give the layer one of its own"
+            )
 
     # -- noticing -----------------------------------------------------------------------------------------------------
 
@@ -189,21 +187,23 @@ class Multipliers:
 
     def _remember(self) -> None:
         self._seen = {field: list(map(attrgetter(field), self.movable)) for field in FIELDS}
-        self._frozen = [param for param in self.movable if param.lr_mult == 0]
+        self._frozen = [param for param, lr_mult in zip(self.movable, self._seen["lr_mult"]) if lr_mult == 0]
+        self._switched_off = [param for param in self._frozen if param.grad_req == "null"]
+        self._clock.counts_updates = self._clock.counts_updates or bool(self._frozen)
 
     # -- what is saved ------------------------------------------------------------------------------------------------
 
     @property
     def was_frozen(self) -> bool:
         """Whether a Parameter is frozen or ever was, since when `num_update` counts updates in a way of its own."""
-        return self._was_frozen or bool(self._frozen)
+        return self._clock.counts_updates
 
     def saved(self, param: Parameter) -> Saved:
         """Return what is to be known of one Parameter to go on from here; a schedule is not saved, but that it acts."""
-        grad_req, before = remembered(param) or (param.grad_req, param.lr_mult)
-        schedules = {field: ENDED for field in FIELDS if param in self._ended[field]}
-        schedules.update((field, ACTS) for field in FIELDS if param in self._schedules[field])
-        return Saved(float(param.lr_mult), float(param.wd_mult), grad_req, float(before), schedules)
+        grad_req, lr_mult = before(param) or (param.grad_req, param.lr_mult)
+        schedules = {field: ENDED for field in FIELDS if param in self._schedules.ended[field]}
+        schedules.update((field, ACTS) for field in FIELDS if param in self._schedules.acting[field])
+        return Saved(float(param.lr_mult), float(param.wd_mult), grad_req, float(lr_mult), schedules)
 
     def going_on(
         self, saved: Mapping[Parameter, Saved], num_update: int, was_frozen: bool, fields: Sequence[str]
@@ -219,7 +219,7 @@ class Multipliers:
         """
         for field in fields:
             acted = [p for p, was in saved.items() if was.schedules.get(field) == ACTS]
-            missing = [p.name for p in acted if p not in self._schedules[field]]
+            missing = [p.name for p in acted if p not in self._schedules.acting[field]]
             if missing:
                 raise ValueError(
                     f"the {field} of {', '.join(missing)} went by a schedule when the states were saved, and has none "
@@ -229,61 +229,43 @@ class Multipliers:
         numbers: dict[str, _Numbers] = {}
         ended = {field: [p for p, was in saved.items() if was.schedules.get(field) == ENDED] for field in fields}
         for field in FIELDS:
-            acting = {p: value for p, value in self._schedules[field].items() if p not in ended.get(field, ())}
+            acting = {p: value for p, value in self._schedules.acting[field].items() if p not in ended.get(field, ())}
             numbers[field] = {p: getattr(was, field) for p, was in saved.items() if field in fields}
             numbers[field].update(evaluate(acting, field, num_update + 1))
             self._check(field, numbers[field])
 
         def go_on() -> None:
-            for param, was in saved.items() if "lr_mult" in fields else ():
-                if was.lr_mult == 0:
-                    freeze_parameter(param)
-                if is_held(param):
-                    remember(param, was.grad_req, was.before)
-            for field, params in ended.items():
-                self._end(field, params)
-            self._write(numbers)
-            self._due = num_update + 1
-            self._settle(anew=True)
             if "lr_mult" in fields:
-                self._was_frozen = was_frozen
+                self._freeze_as_saved(saved)
+            for field, params in ended.items():
+                self._schedules.end(field, params)
+            self._write(numbers)
+            self._schedules.evaluated_for = num_update + 1
+            self._settle(look_again=True)
+            if "lr_mult" in fields:
+                self._clock.counts_updates = was_frozen or bool(self._frozen)
 
         return go_on
 
-    # -- schedules and their clock ------------------------------------------------------------------------------------
+    def _freeze_as_saved(self, saved: Mapping[Parameter, Saved]) -> None:
+        for param, was in saved.items():
+            if was.lr_mult == 0:
+                freeze_parameter(param)
+        frozen = {param: was for param, was in saved.items() if is_frozen(param)}
+        requests = {param: was.grad_req for param, was in frozen.items() if param.grad_req != "null"}
+        request_gradients(requests, self._blocks.roots)
+        for param, was in frozen.items():
+            remember(param, was.grad_req, was.before)
 
-    def _end(self, field: str, params: Iterable[Parameter]) -> None:
-        ended = self._schedules[field].keys() & params
-        for param in ended:
-            del self._schedules[field][param]
-        self._ended[field] |= ended
+    # -- schedules ----------------------------------------------------------------------------------------------------
 
-    def _advance(self) -> None:
-        due = self._optimizer.num_update + 1
-        numbers = {field: evaluate(self._schedules[field], field, due) for field in FIELDS}
+    def _follow_schedules(self) -> None:
+        number = self._clock.next_update
+        numbers = self._schedules.evaluate(number)
         for field, values in numbers.items():
             self._check(field, values)
         self._write(numbers)
-        self._due = due
-
-    @contextlib.contextmanager
-    def _clock(self) -> Iterator[None]:
-        """Let ``num_update`` count updates, whichever Parameters take part.
-
-        MXNet takes the largest count of any one Parameter. That stands still while the one with the largest is frozen,
-        and lags where one that was unfrozen late comes first in an update; lr_scheduler and schedules go by it.
-        """
-        if not (self._was_frozen or self._frozen):
-            yield
-            return
-        made = _mxnet.updates_made(self._optimizer)
-        self._optimizer.num_update = self._due
-        try:
-            yield
-        finally:
-            all_frozen = all(param.grad_req == "null" for param in self.movable)
-            if not all_frozen and made == _mxnet.updates_made(self._optimizer):
-                self._optimizer.num_update = self._due - 1  # AMP skipped the update, or it failed
+        self._schedules.evaluated_for = number
 
     # -- freezing -----------------------------------------------------------------------------------------------------
 
@@ -292,77 +274,41 @@ class Multipliers:
             for param, number in values.items():
                 setattr(param, field, number)
 
-    def _settle(
-        self,
-        named: Iterable[Parameter] = (),
-        unfrozen: Sequence[Parameter] = (),
-        at_step: bool = False,
-        anew: bool = False,
-    ) -> None:
+    def _settle(self, named: Iterable[Parameter] = (), at_step: bool = False, look_again: bool = False) -> None:
         """Freeze and unfreeze Parameters as their multipliers say, and bring what depends on that up to date.
 
         Those ``named`` were given a multiplier, as those with a schedule were: above 0 it asks for a gradient even
-        where ``grad_req`` was 'null' before. ``unfrozen`` ones have just been. ``at_step``, the backward pass for it
-        has been made. ``anew``, look at BatchNorm layers even if nothing is to be frozen or unfrozen.
+        if ``grad_req`` was 'null' before. ``at_step``, the backward pass for it has been made. ``look_again`` at the
+        Blocks even if nothing is to be frozen or unfrozen.
         """
-        named = {*named, *self._schedules["lr_mult"]}
-        to_freeze, to_unfreeze = [], []
-        for param, seen in zip(self.movable, self._seen["lr_mult"]):
-            if param.lr_mult == 0 and not (is_held(param) and param.grad_req == "null"):
-                to_freeze.append((param, seen))
-            elif param.lr_mult != 0 and (is_held(param) or (param in named and param.grad_req == "null")):
-                to_unfreeze.append(param)
-        if to_freeze or to_unfreeze or unfrozen or anew:
-            moves = bool(to_freeze or to_unfreeze)
-            pending = moves and gradient_pending(self.movable)  # before any gradient is let go
-            for param, seen in to_freeze:
-                freeze_parameter(param, seen)
-            for param in to_unfreeze:
-                unfreeze_parameter(param, asked_for=param in named)
-            if pending or at_step:
-                self._await_backward += to_unfreeze
-            self._was_frozen = self._was_frozen or bool(to_freeze or to_unfreeze or unfrozen)
-            if 0 in map(attrgetter("lr_mult"), self.movable):
-                prefix.divide_traces(self._roots)
-            asked_late = not (moves or unfrozen)  # asking every Parameter is slow, and seldom of use
-            covered = hold_statistics(
-                self._roots, lambda: gradient_pending(self.movable) if asked_late else pending and not unfrozen
-            )
-            if to_freeze or anew:
-                covered |= symbolic.on_global_statistics(self._roots)
-                warn_of_statistics([p for p in self.movable if p.lr_mult == 0], self._params, covered)
-        symbolic.record([param for field in FIELDS for param in self._changed(field)], self._roots)
+        seen = dict(zip(self.movable, self._seen["lr_mult"]))
+        turned = [param for param, lr_mult in seen.items() if (lr_mult == 0) != (param.lr_mult == 0)]
+        named = {*named, *self._schedules.acting["lr_mult"]}
+        asked = [param for param in named if param.lr_mult != 0 and param.grad_req == "null" and not is_frozen(param)]
+        if turned or asked or look_again or any(param.grad_req != "null" for param in self._switched_off):
+            pending = at_step or (bool(turned or asked) and gradient_pending(self.movable))
+            self._freeze_and_unfreeze(seen, named)
+            if pending:
+                self._awaiting_gradient.update(param for param in (*turned, *asked) if param.lr_mult != 0)
+            self._update_blocks(pending, look_again or any(param.lr_mult == 0 for param in turned))
+        symbolic.record([param for field in FIELDS for param in self._changed(field)], self._blocks.roots)
         self._remember()
         self._table.fill()
 
+    def _freeze_and_unfreeze(self, seen: Mapping[Parameter, float], named: Iterable[Parameter]) -> None:
+        for param, lr_mult in seen.items():
+            if param.lr_mult == 0:
+                freeze_parameter(param, lr_mult)
+        unfrozen = [param for param in self.movable if param.lr_mult != 0 and is_frozen(param)]
+        unfreeze_parameters(unfrozen, self._blocks.roots)
+        wanted = {param: "write" for param in named if param.lr_mult != 0 and param.grad_req == "null"}
+        request_gradients(wanted, self._blocks.roots)
 
-def _outermost(blocks: Sequence[Block]) -> list[Block]:
-    """Leave out what tells nothing new: a Block below another one, or a slice whose parts all are."""
-    below: set[Block] = set()
-    kept = []
-    for block in dict.fromkeys(blocks):
-        parts = [child for _, child in _mxnet.children(block)]
-        if block in below or (parts and below.issuperset(parts)):
-            continue
-        kept.append(block)
-        block.apply(below.add)
-    return kept
-
-
-def evaluate(multipliers: Mapping[Parameter, Multiplier], field: str, num_update: int) -> dict[Parameter, float]:
-    """Return each multiplier as a number: a schedule as what it says for update ``num_update``, asked once."""
-    values: dict[int, float] = {}
-    for param, multiplier in multipliers.items():
-        if callable(multiplier) and id(multiplier) not in values:
-            where = f"{field} of Parameter {param.name!r}, from its schedule at update {num_update},"
-            try:
-                value = multiplier(num_update)
-            except Exception as error:
-                raise RuntimeError(f"{where} cannot be had: {error!r}") from error
-            number = check_multiplier(value, where)
-            if callable(number):
-                raise TypeError(f"{where} must be a number, got another schedule")
-            values[id(multiplier)] = number
-    if not values:
-        return dict(multipliers)
-    return {param: values[id(value)] if callable(value) else value for param, value in multipliers.items()}
+    def _update_blocks(self, pending: bool, warns: bool) -> None:
+        """Bring gradients, traces and BatchNorms in line with what is frozen."""
+        roots = self._blocks.roots
+        switch_off_gradients(roots, self.movable)
+        covered = hold_blocks(roots, self.movable, lambda: pending or gradient_pending(self.movable))
+        if warns:
+            covered |= symbolic.on_global_statistics(roots)
+            warn_of_statistics([param for param in self.movable if param.lr_mult == 0], self._params, covered)

@@ -23,11 +23,11 @@ from . import _mxnet
 def divide_traces(blocks: Iterable[Block]) -> None:
     """Let hybridized networks at and below ``blocks`` run what comes before their first trained layer by itself.
 
-    Where that is, is looked up at every call. The operators, their order and their modes are those of the whole trace,
-    and so is every bit that comes out. A call whose input needs a gradient runs the whole; `export` saves the whole.
+    Which layer that is, is looked up at every call that is recorded. The operators, their order and their modes are
+    those of the whole trace, and so is every bit that comes out. `export` saves the whole.
     """
     for block in blocks:
-        block.apply(lambda each: _mxnet.replace_traces(each, Trace))
+        block.apply(_mxnet.replace_traces)
 
 
 class Trace:
@@ -58,16 +58,20 @@ class Trace:
         self._sources = list(sources)
         self._params = {name for name, source in zip(self._names, sources) if source is not None}
         self._flags = list(flags)
-        self._parts: _Parts | None = None
+        # Each division has operators of its own: one whose inputs need a gradient at one call and not at the next
+        # computes wrong gradients with static_shape=True.
+        self._divisions: dict[tuple[bool, ...], _Parts | None] = {}
         self._undivided = len(set(self._names)) < len(self._names)
 
     def __call__(self, *arrays: NDArray) -> Any:
-        """Run the trace, divided where that is possible, on the inputs of its graph."""
-        trained = [source is not None and source.grad_req != "null" for source in self._sources]
-        parts = self._parts
-        if parts is None or parts.trained != trained:
-            self._parts = parts = self._divided(trained)
-        if self._undivided or parts.first is None or self._needs_gradient(arrays):
+        """Run the trace, divided if that is possible, on the inputs of its graph."""
+        if self._undivided or not autograd.is_recording():
+            return self._whole(*arrays)
+        needed = tuple(map(_needs_gradient, self._sources, arrays))
+        if needed not in self._divisions:
+            self._divisions[needed] = self._divided(needed)
+        parts = self._divisions[needed]
+        if parts is None:
             return self._whole(*arrays)
         values = dict(zip(self._names, arrays))
         with autograd.pause(train_mode=autograd.is_training()):
@@ -82,23 +86,25 @@ class Trace:
         self._undivided = True
         self._whole._register_op_hook(callback, monitor_all)
 
-    def _needs_gradient(self, arrays: Sequence[NDArray]) -> bool:
-        """Whether an input of the Block is a variable, or was computed from one."""
-        inputs = (array for array, source in zip(arrays, self._sources) if source is None)
-        return autograd.is_recording() and any(map(_mxnet.is_recorded, inputs))
-
-    def _divided(self, trained: list[bool]) -> _Parts:
-        if not any(trained):
-            return _Parts(trained, _Part(self._whole, self._names), [], None)
-        symbols = divide(self._symbol, {name for name, trains in zip(self._names, trained) if trains})
+    def _divided(self, needed: Sequence[bool]) -> _Parts | None:
+        if not any(needed):
+            return _Parts(_Part(self._whole, self._names), [], None)
+        symbols = divide(self._symbol, {name for name, need in zip(self._names, needed) if need})
         if symbols is None or self._params.isdisjoint(symbols[0].list_inputs()):
-            return _Parts(trained, None, [], None)
+            return None
         first, between, rest = symbols
-        return _Parts(trained, self._part(first), between, self._part(rest))
+        return _Parts(self._part(first), between, self._part(rest))
 
     def _part(self, symbol: Symbol) -> _Part:
         inputs = symbol.list_inputs()
         return _Part(_mxnet.cached_op(symbol, [name in self._params for name in inputs], self._flags), inputs)
+
+
+def _needs_gradient(source: Parameter | None, array: NDArray) -> bool:
+    """Whether an input of a trace is a variable, or was computed from one."""
+    if source is None:
+        return _mxnet.is_recorded(array)
+    return source.grad_req != "null" or _mxnet.has_gradient(array)  # the user may attach one to a frozen weight
 
 
 class _Part:
@@ -114,10 +120,9 @@ class _Part:
 
 
 class _Parts(NamedTuple):
-    trained: list[bool]  # for each input of the trace
-    first: _Part | None  # None where no layer comes before the first that trains
+    first: _Part  # what no input that needs a gradient enters
     between: list[str]  # what the outputs of the first part are called in the rest
-    rest: _Part | None  # None where nothing trains
+    rest: _Part | None  # None if no input needs a gradient
 
 
 def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str], Symbol] | None:
@@ -135,7 +140,7 @@ def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str],
     tuple of Symbol, list of str, Symbol, or None
         What runs before that operator, with all outputs that are needed later; what these are called in the rest; and
         the rest. Both run their operators in the order in which the whole runs them, so that random numbers are drawn
-        in that order too. None if nothing runs before, or no operator is reached.
+        in that order too. None if nothing runs before, if no operator is reached, or if the order cannot be kept.
 
     Examples
     --------
@@ -152,7 +157,9 @@ def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str],
     trains = [node["op"] == "null" and node["name"] in trained for node in nodes]
     stop = next((i for i, node in enumerate(nodes) if any(trains[source[0]] for source in node["inputs"])), 0)
     entries = [*(source for node in nodes[stop:] for source in node["inputs"]), *graph["heads"]]
-    cut = sorted({(node, output) for node, output, *_ in entries if node < stop and nodes[node]["op"] != "null"})
+    needed = sorted({(node, output) for node, output, *_ in entries if node < stop and nodes[node]["op"] != "null"})
+    # A graph runs in the order of a depth-first walk from its heads, so that order depends on theirs.
+    cut = next((each for each in (needed, needed[::-1]) if _runs_in_order(nodes, each)), [])
     if not cut:
         return None
     names = [f"frozen output {i}" for i in range(len(cut))]
@@ -164,6 +171,8 @@ def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str],
 
     rest = [{**node, "inputs": [moved(source) for source in node["inputs"]]} for node in nodes]
     rest += [{"op": "null", "name": name, "inputs": []} for name in names]
+    if not _runs_in_order(rest, list(map(moved, graph["heads"]))):
+        return None
     heads = []
     for head in map(moved, graph["heads"]):
         if head[0] >= len(nodes):  # an output of the network: of an operator, not a variable, for gradients to start at
@@ -173,9 +182,29 @@ def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str],
     return _graph(symbol, graph, nodes, [[*entry, 0] for entry in cut]), names, _graph(symbol, graph, rest, heads)
 
 
+def _runs_in_order(nodes: Sequence[dict[str, Any]], heads: Sequence[Sequence[int]]) -> bool:
+    """Whether a graph with these heads runs its operators in the order of ``nodes`` (DFSVisit in nnvm's graph.h)."""
+    order: list[int] = []
+    seen: set[int] = set()
+    stack = [head[0] for head in reversed(heads)]
+    while stack:
+        node = stack.pop()
+        if node < 0:  # all that comes before it was visited
+            order.append(~node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append(~node)
+            stack.extend(source[0] for source in reversed(nodes[node]["inputs"]))
+    operators = [node for node in order if nodes[node]["op"] != "null"]
+    return operators == sorted(operators)
+
+
 def _graph(symbol: Symbol, graph: dict[str, Any], nodes: list[dict[str, Any]], heads: list[Sequence[int]]) -> Symbol:
     """Return a graph of the same kind as ``symbol`` with other nodes, of which only those below ``heads`` matter."""
     variables = [i for i, node in enumerate(nodes) if node["op"] == "null"]
     text = json.dumps({"nodes": nodes, "arg_nodes": variables, "heads": heads, "attrs": graph["attrs"]})
     loaded = mx.sym.load_json(text)
     return loaded if type(symbol) is Symbol else loaded.as_np_ndarray()
+
+
+_mxnet.replace_operators(Trace)

@@ -13,7 +13,7 @@ from mxnet.gluon.utils import shape_is_known
 
 from ._mxnet import is_auxiliary
 from .groups import FIELDS, Plan
-from .multipliers import evaluate
+from .schedules import evaluate
 from .targets import Multiplier
 
 

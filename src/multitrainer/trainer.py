@@ -11,11 +11,12 @@ from mxnet import nd
 from mxnet.gluon import Trainer
 
 from . import _mxnet, checkpoint, report, statefile, symbolic
+from .batchnorm import warn_of_old_traces
 from .fast import FusedUpdate
-from .freezing import warn_of_old_traces
 from .groups import FIELDS, ParamGroup, resolve, resolve_within
-from .multipliers import Multipliers, evaluate
+from .multipliers import Multipliers
 from .optimizers import asks_for, check_honoured, optimizer_class, own_table, read_table, updates_before
+from .schedules import evaluate
 from .targets import Multiplier, known_name
 
 
@@ -67,6 +68,8 @@ class MultiLRTrainer(Trainer):
     {'features': 0.0, 'output': 0.1}
     """
 
+    leaves_out_frozen = True  # its updates pass over frozen Parameters, whether or not these request a gradient
+
     def __init__(
         self,
         params: Any,
@@ -100,8 +103,8 @@ class MultiLRTrainer(Trainer):
             for param, number in numbers.items():
                 setattr(param, field, number)
         symbolic.join_symbols(plan.blocks)
-        self._plan = plan
-        self._fused = FusedUpdate(self._params)
+        self._plan = plan._replace(blocks=())  # a Block that was hybridized and called could not be copied with it
+        self._fused = FusedUpdate()
         self._multipliers = Multipliers(self._params, self._optimizer)
         self._multipliers.assign(given, plan.blocks)
         symbolic.record(self._multipliers.movable, plan.blocks)
@@ -178,6 +181,8 @@ class MultiLRTrainer(Trainer):
         return report.explain(self._plan, param, rates, self._multipliers.schedules)
 
     def __repr__(self) -> str:
+        if "_multipliers" not in vars(self):  # its construction failed, and a traceback or a debugger shows it
+            return object.__repr__(self)
         movable = self._multipliers.movable
         return (
             f"{type(self).__name__}({type(self._optimizer).__name__}, learning_rate={self.learning_rate:g}, "
@@ -238,21 +243,22 @@ class MultiLRTrainer(Trainer):
 
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`."""
-        self._multipliers.before_gradients_are_used()
+        self._multipliers.sync(at_step=True)
         warn_of_old_traces(self._multipliers.movable)
-        with self._multipliers.updating():
+        with self._multipliers.updating(self):
             super().step(batch_size, ignore_stale_grad)
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
-        self._multipliers.before_gradients_are_used()
-        super().allreduce_grads()
+        self._multipliers.sync(at_step=True)
+        with _mxnet.leaving_out(self, self._multipliers.left_out()):
+            super().allreduce_grads()
 
     def update(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update after `allreduce_grads`; see `mxnet.gluon.Trainer.update`."""
-        self._multipliers.before_gradients_are_used()
+        self._multipliers.sync(at_step=True)
         warn_of_old_traces(self._multipliers.movable)
-        with self._multipliers.updating():
+        with self._multipliers.updating(self):
             super().update(batch_size, ignore_stale_grad)
 
     def save_states(self, fname: str | os.PathLike[str]) -> None:
@@ -291,18 +297,18 @@ class MultiLRTrainer(Trainer):
         >>> net = mx.gluon.nn.Dense(1, in_units=2, prefix='fc_')
         >>> net.initialize()
         >>> trainer = MultiLRTrainer(net, 'sgd', {'learning_rate': 0.1})
-        >>> trainer.set_lr_mult({net.bias: 0})
+        >>> trainer.set_lr_mult({net: 0})
         >>> fname = os.path.join(tempfile.mkdtemp(), 'trainer.npz')
         >>> trainer.save_states(fname)
         >>> fresh = MultiLRTrainer(net, 'sgd')
-        >>> fresh.set_lr_mult({net.bias: 1})
+        >>> fresh.set_lr_mult({net: 1})
         >>> fresh.load_states(fname)
         {}
         >>> fresh.learning_rate, net.bias.lr_mult, net.bias.grad_req
         (0.1, 0.0, 'null')
         """
+        self._multipliers.sync()
         training = self._training()
-        self._multipliers.take_over()
         if self._writes_states():
             checkpoint.save(Path(fname), training)
 
@@ -355,6 +361,7 @@ class MultiLRTrainer(Trainer):
         Under a kvstore that updates, ``set_data`` and ``load_parameters`` drop the optimizer's states, as under stock:
         there, the weights have to come first.
         """
+        self._multipliers.sync()
         training = self._training()
         path = Path(fname)
         if allow_pickle and not statefile.is_archive(path):
@@ -365,7 +372,6 @@ class MultiLRTrainer(Trainer):
                 )
             self._load_pickle(str(path))
             return {}
-        self._multipliers.take_over()
         return checkpoint.load(path, training, partial, keep)
 
     def set_learning_rate(self, lr: float) -> None:
@@ -380,10 +386,9 @@ class MultiLRTrainer(Trainer):
         super().set_learning_rate(lr)
 
     def _load_pickle(self, fname: str) -> None:
-        self._multipliers.take_over()
         super().load_states(fname)
         self._multipliers.adopt(self._optimizer)
-        self._multipliers.take_over()  # schedules go by the update count that was loaded
+        self._multipliers.sync()  # schedules go by the update count that was loaded
 
     def _training(self) -> checkpoint.Training:
         """Return what is saved and loaded, which a kvstore may hold: like stock Trainer, begin to use it."""
@@ -393,16 +398,16 @@ class MultiLRTrainer(Trainer):
                 f"these Parameters have no values yet: {', '.join(waiting)}. Initialize the network, and run one "
                 "forward pass where shapes are left to be found, before states are saved or loaded"
             )
+        if self._servers_update():
+            raise RuntimeError(
+                "the states cannot be saved or loaded if parameter servers update: the servers hold them, and give "
+                "them to nobody. Let the workers update: a synchronous kvstore such as 'dist_sync', dense weights and "
+                "gradients, update_on_kvstore=False"
+            )
         if not self._kv_initialized:
             self._init_kvstore()
         if self._params_to_init:
             self._init_params()
-        if self._distributed and self._update_on_kvstore:
-            raise RuntimeError(
-                "the states cannot be saved or loaded where parameter servers update: the servers hold them, and give "
-                "them to nobody. Let the workers update: a synchronous kvstore such as 'dist_sync', dense weights and "
-                "gradients, update_on_kvstore=False"
-            )
         updaters = [_mxnet.updater_of(self._kvstore)] if self._update_on_kvstore else self._updaters
         return checkpoint.Training(
             self._params,
@@ -428,20 +433,31 @@ class MultiLRTrainer(Trainer):
 
     def _row_sparse_pull(self, *args: Any, **kwargs: Any) -> None:
         if not self._kv_initialized:  # the optimizer is about to be shipped, before any step
-            self._multipliers.take_over()
+            self._multipliers.sync()
         super()._row_sparse_pull(*args, **kwargs)
+
+    def _store_kind(self) -> str:
+        store = self._kvstore_params["kvstore"]
+        return store if isinstance(store, str) else getattr(store, "type", "")
 
     def _workers_should_update(self) -> bool:
         """Whether it was left open who updates, and the workers can: there every multiplier and schedule works."""
-        store = self._kvstore_params["kvstore"]
-        kind = store if isinstance(store, str) else getattr(store, "type", "")
         return (
             self._kvstore_params["update_on_kvstore"] is None
             and "MXNET_UPDATE_ON_KVSTORE" not in os.environ
-            and "dist" in kind
-            and "async" not in kind
+            and "dist" in self._store_kind()
+            and "async" not in self._store_kind()
             and not (self._contains_sparse_weight or self._contains_sparse_grad)
         )
+
+    def _servers_update(self) -> bool:
+        """Whether parameter servers update, or will once the kvstore is set up: that gives them the optimizer."""
+        if self._kv_initialized:
+            return bool(self._distributed and self._update_on_kvstore)
+        chosen = self._kvstore_params["update_on_kvstore"]
+        if chosen is None:
+            chosen = not self._workers_should_update() and os.environ.get("MXNET_UPDATE_ON_KVSTORE", "1") != "0"
+        return "dist" in self._store_kind() and (chosen or "async" in self._store_kind())
 
     def _init_params(self) -> None:
         waiting = len(self._params_to_init)
@@ -459,7 +475,7 @@ class MultiLRTrainer(Trainer):
         if all(param.grad_req == "null" for param in self._params):
             return
         fusable = not (self._update_on_kvstore or hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
-        if not (fusable and self._fused.update(self._updaters[0])):
+        if not (fusable and self._fused.update(self._updaters[0], self._params)):
             super()._update(ignore_stale_grad)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:

@@ -1,0 +1,203 @@
+"""Which frozen Parameters can do without a gradient, so that no other gradient comes out wrong for it.
+
+That a layer is frozen means that its update is left out. Its gradient is switched off (``grad_req='null'``) to save the
+time and memory of its backward pass, and only for whole layers: MKL-DNN's FullyConnected writes the gradient of a bias
+only if that of the weight is requested (mkldnn_fully_connected.cc), and MXNet does not say so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import weakref
+from typing import Collection, Iterable, Iterator, Mapping, NamedTuple, Sequence
+
+from mxnet.gluon import Block, Parameter, SymbolBlock
+
+from . import _mxnet
+
+# What a frozen Parameter had before is kept on the object itself, where copies and pickles take it along.
+_BEFORE = "_multitrainer_before"
+
+# The networks whose traces were made while the gradient of a Parameter was off.
+_switched_in: weakref.WeakKeyDictionary[Parameter, weakref.WeakSet[Block]] = weakref.WeakKeyDictionary()
+
+
+class Before(NamedTuple):
+    """What a frozen Parameter is to have again when it is unfrozen."""
+
+    grad_req: str
+    lr_mult: float
+
+
+def before(param: Parameter) -> Before | None:
+    """Return what a frozen Parameter had before, or None if it is not frozen."""
+    found = getattr(param, _BEFORE, None)
+    if found is None:
+        return None
+    # While the gradient is on, and as soon as the user requests one, it is the Parameter that knows.
+    return Before(param.grad_req if param.grad_req != "null" else found[0], found[1])
+
+
+def remember(param: Parameter, grad_req: str, lr_mult: float) -> None:
+    """Note that ``param`` is frozen, and what it is to have again."""
+    setattr(param, _BEFORE, (grad_req, lr_mult))
+
+
+def forget(param: Parameter) -> None:
+    """Note that ``param`` is not frozen."""
+    if is_frozen(param):
+        delattr(param, _BEFORE)
+
+
+def is_frozen(param: Parameter) -> bool:
+    """Whether this package froze ``param``."""
+    return hasattr(param, _BEFORE)
+
+
+def restore_gradients(params: Iterable[Parameter], roots: Iterable[Block]) -> None:
+    """Request the gradients of frozen Parameters again; what is in them already counts as used."""
+    params = list(params)
+    found = {param: before(param) for param in params}
+    request_gradients({param: was.grad_req for param, was in found.items() if was is not None}, roots)
+    for param in params:
+        _mxnet.discard_gradient(param)
+
+
+def request_gradients(requests: Mapping[Parameter, str], roots: Iterable[Block]) -> None:
+    """Set ``grad_req`` of Parameters, and drop the operators that were built with another."""
+    changed = {param: grad_req for param, grad_req in requests.items() if param.grad_req != grad_req}
+    for param, grad_req in changed.items():
+        was = before(param)
+        if was is not None:
+            remember(param, *was)
+        param.grad_req = grad_req
+    _drop_operators(set(changed), {*roots, *(block for param in changed for block in _switched_in.get(param, ()))})
+
+
+def switch_off_gradients(roots: Sequence[Block], params: Collection[Parameter]) -> None:
+    """Request no gradient of those frozen ``params`` that can do without, and that of all others.
+
+    Parameters
+    ----------
+    roots : sequence of Block
+        The Blocks that are known. A Parameter that none of them holds is left as it is.
+    params : collection of Parameter
+        Frozen ones and others.
+    """
+    if not any(map(is_frozen, params)):
+        return
+    layers = list(_layers(roots))
+    known = {param for layer in layers for param in layer.params}
+    elsewhere = [_Layer((param,), is_mxnets=False) for param in params if param not in known]
+    dispensable = _dispensable([*layers, *elsewhere])
+    requests = {}
+    for param in known.intersection(params):
+        was = before(param)
+        if was is not None:
+            requests[param] = "null" if param in dispensable else was.grad_req
+            if param in dispensable:
+                _switched_in.setdefault(param, weakref.WeakSet()).update(roots)
+    request_gradients(requests, roots)
+
+
+def _drop_operators(params: Collection[Parameter], roots: Iterable[Block]) -> None:
+    """Drop the operators that take some of ``params``: with static_shape=True, MXNet computes wrong gradients else."""
+    holds: dict[Block, bool] = {}
+
+    def visit(block: Block) -> bool:
+        if block not in holds:
+            below = [visit(child) for _, child in _mxnet.children(block)]
+            holds[block] = any(below) or any(param in params for param in _mxnet.held_parameters(block))
+            if holds[block]:
+                _mxnet.forget_operator(block)
+        return holds[block]
+
+    for root in roots if params else ():
+        visit(root)
+
+
+class _Layer(NamedTuple):
+    """Parameters that one operator may take together."""
+
+    params: tuple[Parameter, ...]
+    is_mxnets: bool  # MXNet's own layers take no other Parameters than their own, a user's may take any
+    is_complete: bool = True  # or takes an input that may be computed from anything
+    may_be_switched: bool = True
+
+
+def _layers(roots: Iterable[Block]) -> Iterator[_Layer]:
+    """Yield the layers at and below some Blocks."""
+    blocks: dict[Block, None] = {}
+    for root in roots:
+        root.apply(blocks.setdefault)
+    traced = _traced_outside(roots)
+    for block in blocks:
+        params = _mxnet.held_parameters(block)
+        if isinstance(block, SymbolBlock):
+            yield from _symbol_layers(block, params, traced)
+        elif params:
+            is_mxnets = type(block).__module__.startswith("mxnet.gluon.")
+            yield _Layer(tuple(params), is_mxnets, may_be_switched=traced.isdisjoint(params))
+
+
+def _symbol_layers(block: SymbolBlock, params: Sequence[Parameter], traced: Collection[Parameter]) -> Iterator[_Layer]:
+    """Yield the layers of an imported network: what each FullyConnected takes, and every Parameter by itself."""
+    by_name = {param.name: param for param in params}
+    nodes = json.loads(_mxnet.own_symbol(block).tojson())["nodes"]
+    below: list[frozenset[str]] = []  # the variables that each node is computed from
+    for node in nodes:
+        inputs = [below[source[0]] for source in node["inputs"]]
+        below.append(frozenset([node["name"]]) if node["op"] == "null" else frozenset().union(*inputs))
+        if node["op"] == "FullyConnected":
+            names = frozenset().union(*inputs[1:])
+            held = tuple(by_name[name] for name in sorted(names) if name in by_name)
+            yield _Layer(held, True, is_complete=len(held) == len(names))
+    for param in params:
+        yield _Layer((param,), True, may_be_switched=param not in traced)
+
+
+def _dispensable(layers: Sequence[_Layer]) -> set[Parameter]:
+    """Return the frozen Parameters of whole layers whose gradient nothing else depends on."""
+    trains = {param for layer in layers for param in layer.params if _trains(param)}
+    kept = {
+        param
+        for layer in layers
+        if not (layer.is_complete and layer.may_be_switched and trains.isdisjoint(layer.params))
+        for param in layer.params
+    }
+    # A user's layer can give FullyConnected a weight and a bias that are Parameters of two Blocks.
+    of_users = {param for layer in layers if not layer.is_mxnets for param in layer.params}
+    sizes, sizes_of_users = ({_size(param) for param in some} for some in (trains, trains & of_users))
+    frozen = {param for layer in layers for param in layer.params if is_frozen(param)}
+    return {p for p in frozen - kept if not _may_be_weight_of(p, sizes if p in of_users else sizes_of_users)}
+
+
+def _may_be_weight_of(param: Parameter, biases: Collection[int | None]) -> bool:
+    """Whether FullyConnected can take ``param`` beside a bias of one of these sizes; None is of any size."""
+    units, *rest = param.shape or _mxnet.shape(param) or (0, 0)
+    return len(rest) == 1 and any(size in (units, None) or units == 0 for size in biases)
+
+
+def _trains(param: Parameter) -> bool:
+    return not (is_frozen(param) or param.grad_req == "null" or _mxnet.is_auxiliary(param))
+
+
+def _size(param: Parameter) -> int | None:
+    shape = _mxnet.shape(param)
+    return None if shape is None else math.prod(shape)
+
+
+def _traced_outside(roots: Iterable[Block]) -> set[Parameter]:
+    """Return Parameters that were switched off before and that a network which is not known seems to have traced.
+
+    Its operator cannot be dropped, and with ``static_shape=True`` it computes wrong gradients from the second time on.
+    """
+    found: set[Parameter] = set()
+    for root in roots:
+        blocks: dict[Block, None] = {}
+        root.apply(blocks.setdefault)
+        if any(map(_mxnet.has_static_shape, blocks)) and not any(map(_mxnet.was_traced, blocks)):
+            params = (param for block in blocks for param in _mxnet.held_parameters(block))
+            found.update(p for p in params if p in _switched_in and _mxnet.variable(p) is not None)
+    return found
