@@ -385,3 +385,87 @@ class TestDivide:
 def operators(symbol):
     inputs = set(symbol.list_inputs())
     return [node.name for node in symbol.get_internals() if node.name not in inputs]
+
+
+class Memory(HybridBlock):
+    """A value from before the cut that is used on both sides of it, as the memory of an encoder is."""
+
+    def __init__(self):
+        super().__init__(prefix="memory_")
+        with self.name_scope():
+            self.first = nn.Dense(16, in_units=16)
+            self.drop = nn.Dropout(0.5)
+            self.output = nn.Dense(16, in_units=16)
+
+    def hybrid_forward(self, F, x):  # noqa: N803
+        hidden = self.drop(self.first(x))
+        both = self.drop(x) + hidden
+        return self.output(both) + hidden
+
+
+class Late(Memory):
+    """As `Memory`, with a cut that no order of heads can keep: what is drawn last in the first part is needed first."""
+
+    def hybrid_forward(self, F, x):  # noqa: N803
+        one = self.drop(self.first(x))
+        two = self.drop(x)
+        return self.output(two) + one + self.drop(two) * one
+
+
+@pytest.mark.parametrize("make", [Memory, Late])
+@pytest.mark.parametrize("mode", HYBRIDIZE)
+def test_random_numbers_are_those_of_the_whole(make, mode):
+    def run(frozen):
+        net = build(make, **HYBRIDIZE[mode])
+        mx.random.seed(8)
+        x = mx.nd.random.normal(shape=(8, 16))
+        if frozen:
+            freeze(net.first, within=net)
+        outputs = []
+        for _ in range(3):
+            outputs.append(recorded(net, x).asnumpy())
+        return outputs
+
+    for one, other in zip(run(True), run(False)):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", HYBRIDIZE)
+def test_a_gradient_attached_to_a_frozen_weight(mode):
+    """As an attack on a network, or the saliency of a weight, asks for."""
+
+    def gradient(frozen):
+        net = build(Memory, **HYBRIDIZE[mode])
+        x = mx.nd.ones((4, 16))
+        if frozen:
+            freeze(net.first, within=net)
+        recorded(net, x)
+        weight = net.first.weight.data()
+        if frozen:
+            weight.attach_grad()
+        mx.random.seed(3)
+        with autograd.record():
+            value = net(x).square().sum()
+        value.backward()
+        return weight.grad.asnumpy()
+
+    expected = gradient(False)
+    assert abs(expected).max() > 0
+    assert gradient(True) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_every_layer_learns_after_repeated_unfreezing():
+    net = model_zoo.get_model("squeezenet1.1", classes=16)
+    net.initialize(mx.init.Xavier())
+    net.hybridize(static_alloc=True, static_shape=True)
+    x, y = mx.nd.random.normal(shape=(2, 3, 224, 224)), mx.nd.array([0, 1])
+    trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.01})
+    weights = set(net.collect_params(".*weight").keys())
+    for _ in range(3):
+        trainer.set_lr_mult({net.features: 0})
+        step(net, trainer, x, y)
+        before = snapshot(net)
+        trainer.set_lr_mult({net.features: 1})
+        step(net, trainer, x, y)
+        assert weights <= moved(before, snapshot(net))

@@ -1,5 +1,7 @@
 """MultiLRTrainer among MXNet's idioms: Estimator, AMP, clipping, accumulation, ready optimizers, subclasses."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -299,3 +301,154 @@ class TestReport:
         train(net, trainer, batches(2))
         assert trainer.learning_rates == pytest.approx({"net": 0.2, "0": 0.02})  # of the third update
         assert trainer.learning_rate == pytest.approx(0.4)  # of the second, as under stock
+
+
+WAYS = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda value: pickle.loads(pickle.dumps(value))}
+
+
+def with_gradients(net):
+    """Request the gradients of a copied network again: a copied array has none, under stock too."""
+    for param in net.collect_params().values():
+        grad_req, param.grad_req = param.grad_req, "null"
+        param.grad_req = grad_req
+    return net
+
+
+class TestCopies:
+    """What can be copied and pickled under stock can be here, whatever was trained and frozen before."""
+
+    def trained(self, hybridize, spec=lambda net: net, trainer_class=MultiLRTrainer):
+        net = mlp()
+        if hybridize is not None:
+            net.hybridize(**hybridize)
+        trainer = trainer_class(spec(net), "sgd", {"learning_rate": 0.1, "momentum": 0.9})
+        train(net, trainer, batches(2))
+        return net, trainer
+
+    @pytest.mark.parametrize("hybridize", [None, {}, {"static_alloc": True}], ids=str)
+    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("what", ["network", "Parameter", "trainer", "network and trainer"])
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_as_under_stock(self, what, way, hybridize, frozen):
+        def attempt(trainer_class, spec):
+            net, trainer = self.trained(hybridize, spec, trainer_class)
+            value = {"network": net, "Parameter": net[0].weight, "trainer": trainer}.get(what, (net, trainer))
+            try:
+                WAYS[way](value)
+            except ValueError as error:
+                return str(error)
+            return "copied"
+
+        ours = attempt(MultiLRTrainer, lambda net: [net, (net[0], 0)] if frozen else net)
+        assert ours == attempt(Trainer, lambda net: net.collect_params())
+
+    @pytest.mark.parametrize("hybridize", [None, {}], ids=str)
+    def test_a_shallow_copy_of_a_network_with_frozen_layers_can_be_called(self, hybridize):
+        net, _ = self.trained(hybridize, lambda net: [net, (net[0], 0)])
+        twin = copy.copy(net)
+        twin.hybridize()
+        x, _ = batches(1)[0]
+        assert twin(x).asnumpy() == pytest.approx(net(x).asnumpy(), rel=1e-5)
+
+    @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+    def test_a_copied_trainer_trains_the_copied_network(self, way):
+        net, trainer = self.trained(None, lambda net: [net, (net[0], 0.5)])
+        twin, other = WAYS[way]((net, trainer))
+        with_gradients(twin)
+        for each in (net, twin):
+            each[0].collect_params().setattr("lr_mult", 0.25)
+        assert same(train(net, trainer, batches(2)), train(twin, other, batches(2)))
+        assert twin[0].weight.lr_mult == 0.25
+
+    def test_a_copied_trainer_freezes_the_copied_network(self):
+        net, trainer = self.trained(None)
+        twin, other = copy.deepcopy((net, trainer))
+        with_gradients(twin)
+        other.set_lr_mult({twin[:2]: 0})
+        before = snapshot(twin)
+        train(twin, other, batches(2))
+        assert moved(before, snapshot(twin)) == {"net_dense1_weight", "net_dense1_bias"}
+        assert net[0].weight.lr_mult == 1
+
+    def test_a_pickled_network_needs_no_multitrainer(self, tmp_path):
+        net, _ = self.trained(None, lambda net: [net, (net[0], 0)])
+        for param in net.collect_params().values():
+            param._trainer = None  # stock pickles the trainer along
+        (tmp_path / "net").write_bytes(pickle.dumps(net))
+        code = """if True:
+            import pickle, sys, numpy
+            numpy.bool = bool
+            import mxnet as mx
+            pickle.load(open(sys.argv[1], 'rb'))(mx.nd.ones((1, 3))).wait_to_read()
+            assert 'multitrainer' not in sys.modules"""
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "net")], check=True, timeout=300)
+
+
+def test_repr_of_a_trainer_whose_construction_failed():
+    trainer = MultiLRTrainer.__new__(MultiLRTrainer)
+    with pytest.raises(TypeError):
+        trainer.__init__(3, "sgd")
+    assert "MultiLRTrainer" in repr(trainer)
+
+
+class TestNewLayers:
+    """A layer that is assigned after the trainer was built is in no trainer: an error says so."""
+
+    def build(self, spec=lambda net: net):
+        class Net(nn.HybridBlock):
+            def __init__(self):
+                super().__init__(prefix="net_")
+                with self.name_scope():
+                    self.body = nn.Dense(4, in_units=3)
+                    self.output = nn.Dense(2, in_units=4)
+
+            def hybrid_forward(self, F, x):  # noqa: N803
+                return self.output(self.body(x))
+
+        net = Net()
+        net.initialize()
+        return net, MultiLRTrainer(spec(net), "sgd", {"learning_rate": 0.1})
+
+    def replace(self, net):
+        with net.name_scope():
+            net.output = nn.Dense(2, in_units=4)
+        net.output.initialize()
+
+    @pytest.mark.parametrize("ignore_stale_grad", [False, True])
+    @pytest.mark.parametrize("hybridize", [False, True])
+    def test_is_refused_before_anything_changes(self, hybridize, ignore_stale_grad):
+        net, trainer = self.build()
+        if hybridize:
+            net.hybridize()
+        train(net, trainer, batches(1))
+        self.replace(net)
+        before = snapshot(net)
+        backward(net, *batches(1)[0])
+        with pytest.raises(ValueError, match=f"{net.output.weight.name}.*belongs to no trainer"):
+            trainer.step(4, ignore_stale_grad=ignore_stale_grad)
+        assert not moved(before, snapshot(net))
+
+    @pytest.mark.parametrize("case", ["not used", "frozen by hand", "in another trainer"])
+    def test_is_no_error_if_nothing_is_lost(self, case):
+        net, trainer = self.build(lambda net: [net.body, net])
+        self.replace(net)
+        if case == "frozen by hand":
+            net.output.collect_params().setattr("grad_req", "null")
+        elif case == "in another trainer":
+            Trainer(net.output.collect_params(), "sgd")
+        for _ in range(2):
+            with mx.autograd.record():
+                value = (net.body if case == "not used" else net)(mx.nd.ones((2, 3))).sum()
+            value.backward()
+            trainer.step(2, ignore_stale_grad=True)
+        if case == "not used":
+            backward(net, *batches(1)[0])
+            with pytest.raises(ValueError, match="belongs to no trainer"):
+                trainer.step(4, ignore_stale_grad=True)
+
+    def test_two_trainers_on_two_parts(self):
+        net = mlp()
+        one, two = MultiLRTrainer([net[0], net[1]], "sgd"), MultiLRTrainer(net[2], "sgd")
+        backward(net, *batches(1)[0])
+        one.step(4)
+        two.step(4)

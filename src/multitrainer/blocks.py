@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Iterable
 
 from mxnet.gluon import Block, Parameter
@@ -13,15 +12,13 @@ from . import _mxnet
 class KnownBlocks:
     """The outermost Blocks that a trainer knows, and what has changed in them since.
 
-    Copies keep the Blocks that can be copied; pickles keep none, as those of stock Trainer do not hold the network.
+    A copy of the trainer knows the Blocks that were copied before it, in one call of `copy.deepcopy`. It copies none by
+    itself, and pickles hold none: a network that was hybridized and called allows neither, and its trainer does.
     """
 
     def __init__(self) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
         self.roots: list[Block] = []
-        self._structure = _mxnet.Structure(())
+        self._structure: _mxnet.Structure | None = None  # as it was when all its Parameters had a trainer
         self._params: set[Parameter] = set()
 
     def add(self, blocks: Iterable[Block]) -> None:
@@ -35,6 +32,9 @@ class KnownBlocks:
 
         A layer that is assigned to a network after its trainer was built would never be trained, and nothing said.
         """
+        if self._structure is None:
+            self.add(())
+        assert self._structure is not None
         if not self._structure.changed():
             return []
         structure = _mxnet.Structure(self.roots)
@@ -44,21 +44,12 @@ class KnownBlocks:
             self._structure = structure
         return [param for param in trainable if _mxnet.has_fresh_gradient(param)]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._forget()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KnownBlocks:
         copied = memo[id(self)] = type(self)()
-        for root in self.roots:
-            attempt = memo.copy()  # a failure leaves halves of copies in it
-            try:
-                copied.add([copy.deepcopy(root, attempt)])
-            except Exception:  # a network that was hybridized and called cannot be copied, its trainer can
-                continue
-            memo.update(attempt)
+        copied.roots = [memo[id(root)] for root in self.roots if id(root) in memo]  # they may not be complete yet
         return copied
 
 
