@@ -6,7 +6,7 @@ import mxnet as mx
 import pytest
 from mxnet.gluon import Trainer
 
-from multitrainer import MultiLRTrainer, ParamGroup
+from multitrainer import MultiLRTrainer, ParamGroup, freeze, unfreeze
 from support import CONTEXTS, backward, batches, mlp, moved, same, snapshot, train, weights
 
 STORES = [None, {"update_on_kvstore": True}, {"update_on_kvstore": False}]
@@ -485,3 +485,65 @@ class TestStatisticsOutOfReach:
             trainer = MultiLRTrainer([net, (net[:2].collect_params(), 0)], "sgd")
             trainer.set_lr_mult({"net_dense1_weight": 0})
         assert net[1]._kwargs["use_global_stats"]
+
+
+def poly():
+    return mx.lr_scheduler.PolyScheduler(20, base_lr=1.0, pwr=1)
+
+
+@pytest.mark.parametrize("door", ["functions", "another trainer"])
+def test_the_clock_counts_updates_whoever_freezes_in_turn(door, tmp_path):
+    """MXNet's count is that of the Parameter with the most updates, which each layer in turn is not."""
+    net, trainer = build(lambda net: [net, (net[1], 1)], lr_scheduler=poly())
+    other = MultiLRTrainer(net, "sgd")
+    turn = {
+        "functions": (lambda layer: freeze(layer, within=net), lambda layer: unfreeze(layer, within=net)),
+        "another trainer": (lambda layer: other.set_lr_mult({layer: 0}), lambda layer: other.set_lr_mult({layer: 1})),
+    }
+    frozen, unfrozen = turn[door]
+    rates = []
+    for layer in (net[0], net[1:], None, net[0], None):
+        if layer is not None:
+            frozen(layer)
+        train(net, trainer, batches(2))
+        if layer is not None:
+            unfrozen(layer)
+        rates.append(trainer.learning_rate)
+    assert trainer.optimizer.num_update == 10
+    assert rates == pytest.approx([poly()(t) for t in (2, 4, 6, 8, 10)])
+    trainer.save_states(tmp_path / "states")
+    trainer.load_states(tmp_path / "states")
+    assert trainer.optimizer.num_update == 10
+
+
+class TestTwoTrainersWithSchedules:
+    def build(self):
+        net, first = build(lambda net: [net, (net[0], lambda t: 1 / t)])
+        second = MultiLRTrainer([net, (net[0], lambda t: 2 / t)], "sgd", {"learning_rate": 0.1})
+        return net, first, second
+
+    def test_the_first_says_that_its_schedule_has_ended(self):
+        net, first, second = self.build()
+        train(net, second, batches(2))
+        before = snapshot(net)
+        backward(net, *batches(1)[0])
+        with pytest.raises(RuntimeError, match=r"'net_dense0_\w+' has a schedule in this trainer.*second trainer"):
+            first.step(4)
+        assert not weights(moved(before, snapshot(net)))
+
+    def test_a_number_in_either_is_the_cure(self):
+        net, first, second = self.build()
+        first.set_lr_mult({net[0]: 0.5})
+        train(net, first, batches(1))
+        train(net, second, batches(1))
+        assert net[0].weight.lr_mult == 0.5
+        net, first, second = self.build()
+        second.set_lr_mult({net[0]: 0.5})
+        train(net, second, batches(1))
+        train(net, first, batches(1))
+        assert net[0].weight.lr_mult == 0.5
+
+    def test_a_trainer_that_is_no_longer_used_does_not_matter(self):
+        net, _, second = self.build()
+        train(net, second, batches(3))
+        assert net[0].weight.lr_mult == 2 / 4

@@ -7,6 +7,7 @@ from typing import Any
 from mxnet import nd
 
 from ._mxnet import use_plain_layout
+from .agreement import check_counts
 from .trainer import MultiLRTrainer
 
 try:
@@ -43,18 +44,12 @@ class _HorovodTrainer(hvd.DistributedTrainer):
         super()._allreduce_grads()
 
     def _compare_frozen(self) -> None:
-        """Raise where ranks froze different Parameters; Horovod would wait for their gradients without a word."""
+        """Raise if ranks train different Parameters; Horovod would wait for their gradients without a word."""
         trained = nd.array([param.grad_req != "null" for param in self._params])
         name = f"{self._prefix}trained"
-        count = hvd.allreduce(trained, average=False, name=name, process_set=self._process_set).asnumpy()
+        counts = hvd.allreduce(trained, average=False, name=name, process_set=self._process_set).asnumpy()
         ranks = self._process_set.size()
-        parted = [param.name for param, number in zip(self._params, count) if number not in (0, ranks)]
-        if parted:
-            raise RuntimeError(
-                f"the ranks froze different Parameters: {', '.join(parted[:3])}{', ...' if len(parted) > 3 else ''} "
-                f"({len(parted)} of {len(count)}) are frozen on some of the {ranks} ranks only. Give every rank the "
-                "same multipliers, schedules and calls of set_lr_mult, before the same step"
-            )
+        check_counts(self._params, counts.tolist(), ranks, ranks)
 
     def _broadcast_weights(self) -> None:
         use_plain_layout(self._params)

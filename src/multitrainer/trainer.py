@@ -11,6 +11,7 @@ from mxnet import nd
 from mxnet.gluon import Trainer
 
 from . import _mxnet, checkpoint, report, statefile, symbolic
+from .agreement import StoreComparison
 from .batchnorm import warn_of_old_traces
 from .fast import FusedUpdate
 from .groups import FIELDS, ParamGroup, resolve, resolve_within
@@ -91,6 +92,7 @@ class MultiLRTrainer(Trainer):
             if not asks_for(kind, field):
                 own = {param: getattr(param, field) for param in plan.member_of}
                 check_honoured(kind, field, {**own, **brought[field], **numbers})
+        self._comparison: StoreComparison | None = None
         owners = [_mxnet.owner(param) for param in plan.parameters]
         try:
             # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
@@ -465,10 +467,17 @@ class MultiLRTrainer(Trainer):
             _mxnet.use_plain_layout(self._params_to_init)
         super()._init_params()
         if self._distributed and not self._update_on_kvstore and len(self._params_to_init) < waiting:
+            if self._comparison is None and self._kvstore.num_workers > 1:
+                self._comparison = StoreComparison(self._kvstore, len(self._params), len(self._params))
             # A server's key holds the initial weight until the first push and a sum of gradients after it. A rank
             # whose pull is late would take gradients for weights, so nobody pushes before everybody has pulled.
             nd.waitall()
             self._kvstore._barrier()
+
+    def _allreduce_grads(self) -> None:
+        if self._comparison is not None:
+            self._comparison.check(self._params)
+        super()._allreduce_grads()
 
     def _update(self, ignore_stale_grad: bool = False) -> None:
         # AMP looks for an overflow in the first gradient, and fails where there is none at all.

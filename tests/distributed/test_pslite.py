@@ -142,6 +142,33 @@ class TestWorkersUpdate:
         assert ours.distance(train(**case, update_on_kvstore=True, stock=True)) == 0
 
 
+class TestRanksThatPart:
+    """A rank that trains other Parameters than the rest gets an error, and so do the rest: nobody waits for ever."""
+
+    @pytest.mark.parametrize("door", ["set_lr_mult", "assign"])
+    def test_one_freezes_alone(self, train, door):
+        result = train(kvstore="dist_sync", changes=[[1, door, 0, 0, 1], [2, door, 0, 1, 1]], steps=4)
+        self.assert_all_were_told(result, {1, 2})
+        result.assert_ranks_agree()
+
+    def test_one_makes_no_backward_pass_for_what_was_unfrozen(self, train):
+        changes = {"changes": [[0, "set_lr_mult", 0, 0]], "changes_after_backward": [[1, "set_lr_mult", 0, 1]]}
+        result = train(kvstore="dist_sync", **changes, without_backward=[[1, 0]], steps=3)
+        self.assert_all_were_told(result, {1})
+        result.assert_ranks_agree()
+
+    def test_gradient_compression_raises_no_false_alarm(self, train):
+        case = {"kvstore": "dist_sync", "compression_params": {"type": "2bit", "threshold": 0.5}, "steps": 6}
+        result = train(**case, changes=[[1, "set_lr_mult", 0, 0], [3, "set_lr_mult", 0, 1]])
+        assert result.errors == []
+        result.assert_ranks_agree()
+
+    def assert_all_were_told(self, result, steps):
+        for about in result.about:
+            assert {step for step, kind, text in about["errors"] if kind == "RuntimeError"} == steps
+            assert all("the ranks train different Parameters: net_dense0_" in text for _, _, text in about["errors"])
+
+
 class TestStates:
     def test_saved_and_resumed_bit_for_bit(self, train):
         """Rank 0 writes, called on all ranks or on itself alone; every rank loads."""
@@ -167,6 +194,14 @@ class TestStates:
         assert said == [each, [*each, each[0]]]  # which worker is rank 0, and calls once more, the scheduler decides
         assert all("update_on_kvstore=False" in error[2] for error in result.errors)
         assert not list(result.folder.glob("states*"))
+
+    def test_refused_before_the_first_step_it_ships_nothing(self, train):
+        """What is set between the refusal and the first step reaches the servers."""
+        case = {"optimizer_params": {"momentum": 0.9}, "steps": 2}
+        changes = [[0, "set_lr_mult", 0, 0.5]]
+        refused = train(**SERVERS, **case, changes=changes, save_at=0)
+        assert {kind for _, kind, _ in refused.errors} == {"RuntimeError"}
+        assert refused.distance(train(**SERVERS, **case, changes=changes)) == 0
 
 
 class TestServersUpdate:
@@ -228,6 +263,9 @@ class TestServersUpdate:
             (["set_learning_rate", None, 0.5], "lr 0.5 of the optimizer"),
             (["optimizer.lr", None, 0.5], "lr 0.5 of the optimizer"),
             (["schedule", 0, 1], "the schedule of Parameter 'net_dense0_"),
+            (["optimizer.set", "momentum", 0.5], "momentum 0.5 of the optimizer"),
+            (["optimizer.set", "clip_gradient", 0.1], "clip_gradient 0.1 of the optimizer"),
+            (["lr_scheduler", None, 0.5], "lr_scheduler <"),
         ],
         ids=lambda value: value[0] if isinstance(value, list) else "",
     )
@@ -238,6 +276,15 @@ class TestServersUpdate:
             assert (kind, step >= 1) == ("RuntimeError", True)
             assert message in text
             assert "update_on_kvstore=False" in text
+
+    def test_an_lr_scheduler_that_would_fall_behind_is_refused(self, train):
+        """The servers' one counts the updates of single Parameters, and knows of no others."""
+        in_turn = [[0, "set_lr_mult", 0, 0], [2, "set_lr_mult", 0, 1], [2, "set_lr_mult", 1, 0]]
+        result = train(**SERVERS, lr_scheduler=0.1, changes=in_turn, steps=4)
+        assert {(step, kind) for step, kind, _ in result.errors} == {(2, "RuntimeError"), (3, "RuntimeError")}
+        assert all("would fall behind" in text for _, _, text in result.errors)
+        one_alone = train(**SERVERS, lr_scheduler=0.1, changes=[[1, "set_lr_mult", 0, 0]], steps=4)
+        assert one_alone.errors == []
 
     def test_schedule_from_the_start_is_refused_at_the_first_step(self, train):
         result = train(**SERVERS, schedule=0, steps=1)

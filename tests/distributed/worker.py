@@ -67,6 +67,8 @@ def make_trainer(net, kv):
     options = {key: CASE[key] for key in ("update_on_kvstore", "compression_params") if key in CASE}
     optimizer = CASE.get("optimizer", "sgd")
     params = {"learning_rate": 0.05, **CASE.get("optimizer_params", {})}
+    if "lr_scheduler" in CASE:
+        params["lr_scheduler"] = mx.lr_scheduler.PolyScheduler(20, base_lr=CASE["lr_scheduler"], pwr=1)
     trainer = kind(spec, optimizer, params, kvstore=kv, **options)
     if "optimizer_set_lr_mult" in CASE:
         trainer.optimizer.set_lr_mult(CASE["optimizer_set_lr_mult"])
@@ -96,8 +98,8 @@ def load_when_there(trainer):
 
 def change(step, net, trainer, errors):
     """Do what the case wants done before ``step``: a method or an attribute, of the trainer or of the Parameters."""
-    for at, door, path, value in CASE.get("changes", []):
-        if at != step:
+    for at, door, path, value, *ranks in CASE.get("changes", []):
+        if at != step or (ranks and INDEX not in ranks):
             continue
         try:
             if door == "assign":
@@ -106,6 +108,10 @@ def change(step, net, trainer, errors):
                 trainer.set_learning_rate(value)
             elif door == "optimizer.lr":
                 trainer.optimizer.lr = value
+            elif door.startswith("optimizer."):
+                setattr(trainer.optimizer, path, value)
+            elif door == "lr_scheduler":
+                trainer.optimizer.lr_scheduler = mx.lr_scheduler.FactorScheduler(1, 0.5, base_lr=value)
             elif door == "schedule":
                 trainer.set_lr_mult({net[path]: lambda num_update, value=value: value})
             else:
@@ -122,11 +128,15 @@ def train(step, net, trainer, ctx):
     parts = zip(gluon.utils.split_and_load(x[share], ctx), gluon.utils.split_and_load(y[share], ctx))
     with autograd.record():
         losses = [gluon.loss.L2Loss()(net(a), b) for a, b in parts]
-    autograd.backward(losses)
+    if [step, INDEX] not in CASE.get("without_backward", []):
+        autograd.backward(losses)
+    for at, door, path, value in CASE.get("changes_after_backward", []):
+        if at == step:
+            getattr(trainer, door)({net[path]: value})
     if CASE.get("predicting") and step == 0:
         mx.nd.waitall()
         net(mx.nd.ones((50_000, 3)))  # still under way when it returns
-    trainer.step(CASE.get("batch_sizes", {}).get(str(step), 8))
+    trainer.step(CASE.get("batch_sizes", {}).get(str(step), 8), ignore_stale_grad="without_backward" in CASE)
 
 
 def frozen(net):

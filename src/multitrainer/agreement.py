@@ -1,0 +1,59 @@
+"""All ranks train the same Parameters in a step: one that leaves out another lets the rest wait for ever."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+from mxnet import nd
+from mxnet.gluon import Parameter
+
+
+class StoreComparison:
+    """Compares over a distributed kvstore, whose servers add up what the workers push, what the ranks train.
+
+    Parameters
+    ----------
+    kvstore : KVStore
+        With workers that update.
+    key : int
+        A key that nothing else uses.
+    size : int
+        The number of Parameters.
+    """
+
+    def __init__(self, kvstore: Any, key: int, size: int) -> None:
+        self._kvstore, self._key = kvstore, key
+        # One number more, which all ranks push alike: gradient compression sends others than it is given.
+        start = nd.zeros(size + 1)
+        kvstore.broadcast(key, start, start)
+
+    def check(self, params: Sequence[Parameter]) -> None:
+        """Raise a RuntimeError on all ranks if one requests other gradients of ``params`` than the others."""
+        trained = nd.array([*(param.grad_req != "null" for param in params), 1])
+        self._kvstore.pushpull(self._key, trained, out=trained)
+        *counts, all_ranks = trained.asnumpy().tolist()
+        check_counts(params, counts, all_ranks, self._kvstore.num_workers)
+
+
+def check_counts(params: Sequence[Parameter], counts: Sequence[float], all_ranks: float, ranks: int) -> None:
+    """Raise a RuntimeError if some of ``params`` are trained on some of the ranks only.
+
+    Parameters
+    ----------
+    params : sequence of Parameter
+        All of a trainer's.
+    counts : sequence of float
+        The sum over the ranks of 1 for each Parameter that is trained.
+    all_ranks : float
+        The sum for what all ranks train.
+    ranks : int
+        The number of ranks.
+    """
+    differing = [param.name for param, count in zip(params, counts) if count not in (0, all_ranks)]
+    if differing:
+        raise RuntimeError(
+            f"the ranks train different Parameters: {', '.join(differing[:3])}{', ...' if len(differing) > 3 else ''} "
+            f"({len(differing)} of {len(params)}) are frozen on some of the {ranks} ranks only, or were unfrozen after "
+            "the backward pass on some. Give every rank the same multipliers, schedules and calls of set_lr_mult, "
+            "before the same step, and make a backward pass on each"
+        )
