@@ -266,3 +266,14 @@ def test_repeated_unfreezing_gives_right_gradients(mode, door):
         backward(net)
         trainer.step(8)
         assert moved(before, snapshot(net)) == moving
+
+
+def test_what_is_unfrozen_by_a_function_has_the_right_gradient_at_once():
+    """Its layer is not frozen as a whole any more, so that the weight requests a gradient again."""
+    net, twin = build(dense, "imperative"), build(dense, "imperative")
+    MultiLRTrainer([net, (net[1], 0)], "sgd")
+    unfreeze(net[1].bias)
+    backward(net)
+    backward(twin)
+    expected = gradients(twin)["net_dense1_bias"]
+    assert gradients(net)["net_dense1_bias"] == pytest.approx(expected, rel=1e-4, abs=1e-6)

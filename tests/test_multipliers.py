@@ -547,3 +547,15 @@ class TestTwoTrainersWithSchedules:
         net, _, second = self.build()
         train(net, second, batches(3))
         assert net[0].weight.lr_mult == 2 / 4
+
+
+def test_two_doors_that_say_different_things_are_refused():
+    net, trainer = build(lambda net: [net, (net[0], 0)])
+    train(net, trainer, batches(1))
+    net[0].weight.lr_mult = 1
+    trainer.optimizer.set_lr_mult({"net_dense0_weight": 0})  # what the table says already
+    backward(net, *batches(1)[0])
+    with pytest.raises(ValueError, match=r"set to 1 on the Parameter and to 0.*trainer.set_lr_mult"):
+        trainer.step(4)
+    trainer.set_lr_mult({net[0].weight: 0.5})
+    assert changed_by(net, trainer) == ALL - {"net_dense0_bias"}

@@ -8,7 +8,16 @@ from mxnet.gluon import Block, Parameter
 
 from . import _mxnet, prefix, symbolic
 from .batchnorm import hold_statistics, warn, warn_of_statistics
-from .gradients import before, forget, is_frozen, remember, request_gradients, restore_gradients, switch_off_gradients
+from .gradients import (
+    before,
+    forget,
+    is_frozen,
+    remember,
+    request_gradients,
+    restore_gradients,
+    switch_off_gradients,
+    switch_on_gradients,
+)
 from .targets import blocks_of, collect, describe
 
 
@@ -96,6 +105,7 @@ def unfreeze(block: Any, within: Block | None = None) -> None:
         param.lr_mult = param.lr_mult or (was.lr_mult if was else 0) or 1.0
     unfreeze_parameters([param for param, was in frozen.items() if was is not None], roots)
     request_gradients({p: "write" for p, was in frozen.items() if was is None and p.grad_req == "null"}, roots)
+    switch_on_gradients(params.values())
     symbolic.record(params.values(), roots)
     hold_blocks(roots, params.values(), lambda: pending)
 

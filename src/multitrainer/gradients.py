@@ -91,14 +91,20 @@ def switch_off_gradients(roots: Sequence[Block], params: Collection[Parameter]) 
     known = {param for layer in layers for param in layer.params}
     elsewhere = [_Layer((param,), is_mxnets=False) for param in params if param not in known]
     dispensable = _dispensable([*layers, *elsewhere])
-    requests = {}
-    for param in known.intersection(params):
-        was = before(param)
-        if was is not None:
-            requests[param] = "null" if param in dispensable else was.grad_req
-            if param in dispensable:
-                _switched_in.setdefault(param, weakref.WeakSet()).update(roots)
+    frozen = {param: before(param) for param in known.intersection(params)}
+    requests = {p: "null" if p in dispensable else was.grad_req for p, was in frozen.items() if was is not None}
+    for param in dispensable.intersection(requests):
+        _switched_in.setdefault(param, weakref.WeakSet()).update(roots)
     request_gradients(requests, roots)
+
+
+def switch_on_gradients(params: Iterable[Parameter]) -> None:
+    """Request the gradients on which those of ``params`` depend, which were just unfrozen."""
+    roots = {block for param in params for block in _switched_in.get(param, ())}
+    layers = list(_layers(roots))
+    dispensable = _dispensable(layers)
+    frozen = {param: before(param) for layer in layers for param in layer.params if param not in dispensable}
+    request_gradients({param: was.grad_req for param, was in frozen.items() if was is not None}, roots)
 
 
 def _drop_operators(params: Collection[Parameter], roots: Iterable[Block]) -> None:

@@ -96,7 +96,9 @@ class Multipliers:
         self._schedules.check_followed(except_for)
         news = self._table.read()
         for field in FIELDS:
-            numbers = {**self._changed(field), **news.get(field, {})}
+            changed, told = self._changed(field), news.get(field, {})
+            self._refuse_two_values(field, changed, told, except_for.get(field, {}))
+            numbers = {**changed, **told}
             news[field] = {param: value for param, value in numbers.items() if param not in except_for.get(field, {})}
             for param, value in news[field].items():
                 self._check(field, {param: check_multiplier(value, f"{field} of Parameter {param.name!r}")})
@@ -166,6 +168,18 @@ class Multipliers:
                 "optimizer once, before the first step. Let the workers update: a synchronous kvstore such as "
                 "'dist_sync', dense weights and gradients, update_on_kvstore=False"
             )
+
+    def _refuse_two_values(
+        self, field: str, changed: _Numbers, told: _Numbers, except_for: Collection[Parameter]
+    ) -> None:
+        """Raise a ValueError if a Parameter and the optimizer's table were both changed: which was last is unknown."""
+        for param in changed.keys() & told.keys() - set(except_for):
+            if changed[param] != told[param]:
+                raise ValueError(
+                    f"{field} of Parameter {param.name!r} was set to {changed[param]!r} on the Parameter and to "
+                    f"{told[param]!r} by optimizer.set_{field} since the last step, and which came last is unknown: "
+                    f"set it once more with trainer.set_{field}"
+                )
 
     def _refuse_strangers(self) -> None:
         strangers = [param.name for param in self._blocks.strangers()]

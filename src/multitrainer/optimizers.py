@@ -43,11 +43,12 @@ class NameTable:
 
     def fill(self) -> None:
         """Make the table say what the Parameters say."""
+        self._tables: dict[str, dict[Any, float]] = {}
         self._written: dict[str, dict[Any, float]] = {}
         for field in FIELDS:
             table = dict(zip(self._keys, map(operator.attrgetter(field), self._params)))
             setattr(self._optimizer, field, table)
-            self._written[field] = table.copy()
+            self._tables[field], self._written[field] = table, table.copy()
         # Goes along when the optimizer is pickled: what was filled in is no wish of the user's.
         setattr(self._optimizer, _FILLED, self._written)
 
@@ -59,6 +60,8 @@ class NameTable:
 
     def read(self) -> dict[str, dict[Parameter, float]]:
         """Return what somebody else wrote to the table since, as `Optimizer.set_lr_mult` does, field by field.
+
+        A table that was replaced, which is what `Optimizer.set_lr_mult` does, says all that is in it again.
 
         Raises
         ------
@@ -77,8 +80,10 @@ class NameTable:
         try:
             for field in FIELDS:
                 table, written = getattr(self._optimizer, field), self._written[field]
-                if table != written:
-                    new = {key: value for key, value in table.items() if written.get(key) != value}
+                # `set_wd_mult` adds to the table what it was not given, `set_lr_mult` does not.
+                replaced = field == "lr_mult" and table is not self._tables[field]
+                if replaced or table != written:
+                    new = {key: value for key, value in table.items() if replaced or written.get(key) != value}
                     _refuse_default_wd_mult(new if field == "wd_mult" else {})
                     found[field] = read_table(new, self._params, f"optimizer.set_{field}")
         except (TypeError, ValueError):

@@ -57,10 +57,11 @@ class Trace:
         self._names = symbol.list_inputs()
         self._sources = list(sources)
         self._params = {name for name, source in zip(self._names, sources) if source is not None}
+        self._trainable = {n for n, p in zip(self._names, sources) if p is not None and not _mxnet.is_auxiliary(p)}
         self._flags = list(flags)
         # Each division has operators of its own: one whose inputs need a gradient at one call and not at the next
         # computes wrong gradients with static_shape=True.
-        self._divisions: dict[tuple[bool, ...], _Parts | None] = {}
+        self._divisions: dict[tuple[bool, ...], _Parts] = {}
         self._undivided = len(set(self._names)) < len(self._names)
 
     def __call__(self, *arrays: NDArray) -> Any:
@@ -71,11 +72,11 @@ class Trace:
         if needed not in self._divisions:
             self._divisions[needed] = self._divided(needed)
         parts = self._divisions[needed]
-        if parts is None:
-            return self._whole(*arrays)
         values = dict(zip(self._names, arrays))
-        with autograd.pause(train_mode=autograd.is_training()):
-            outputs = parts.first(values)
+        outputs: list[NDArray] = []
+        if parts.first is not None:
+            with autograd.pause(train_mode=autograd.is_training()):
+                outputs = parts.first(values)
         if parts.rest is None:
             return outputs
         values.update(zip(parts.between, outputs))
@@ -86,18 +87,27 @@ class Trace:
         self._undivided = True
         self._whole._register_op_hook(callback, monitor_all)
 
-    def _divided(self, needed: Sequence[bool]) -> _Parts | None:
+    def _divided(self, needed: Sequence[bool]) -> _Parts:
         if not any(needed):
             return _Parts(_Part(self._whole, self._names), [], None)
-        symbols = divide(self._symbol, {name for name, need in zip(self._names, needed) if need})
-        if symbols is None or self._params.isdisjoint(symbols[0].list_inputs()):
-            return None
-        first, between, rest = symbols
-        return _Parts(self._part(first), between, self._part(rest))
+        trained = {name for name, need in zip(self._names, needed) if need}
+        symbols = divide(self._symbol, trained)
+        if symbols is not None and not self._params.isdisjoint(symbols[0].list_inputs()):
+            first, between, rest = symbols
+            return _Parts(self._part(first), between, self._part(rest, trained))
+        if trained >= self._trainable or self._saves_inputs(self._symbol, trained):
+            return _Parts(None, [], _Part(self._whole, self._names))
+        return _Parts(None, [], self._part(self._symbol, trained))
 
-    def _part(self, symbol: Symbol) -> _Part:
+    def _part(self, symbol: Symbol, trained: Collection[str] | None = None) -> _Part:
         inputs = symbol.list_inputs()
-        return _Part(_mxnet.cached_op(symbol, [name in self._params for name in inputs], self._flags), inputs)
+        flags = self._flags
+        if trained is not None and not self._saves_inputs(symbol, trained):
+            flags = [(name, value) for name, value in flags if name not in ("static_alloc", "static_shape")]
+        return _Part(_mxnet.cached_op(symbol, [name in self._params for name in inputs], flags), inputs)
+
+    def _saves_inputs(self, symbol: Symbol, trained: Collection[str]) -> bool:
+        return saves_inputs(symbol, set(symbol.list_inputs()) - self._params, trained)
 
 
 def _needs_gradient(source: Parameter | None, array: NDArray) -> bool:
@@ -120,7 +130,7 @@ class _Part:
 
 
 class _Parts(NamedTuple):
-    first: _Part  # what no input that needs a gradient enters
+    first: _Part | None  # what no input that needs a gradient enters; None if that is nothing
     between: list[str]  # what the outputs of the first part are called in the rest
     rest: _Part | None  # None if no input needs a gradient
 
@@ -180,6 +190,45 @@ def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str],
             head = [len(rest) - 1, 0, 0]
         heads.append(head)
     return _graph(symbol, graph, nodes, [[*entry, 0] for entry in cut]), names, _graph(symbol, graph, rest, heads)
+
+
+# The backward passes of these operators read their first input.
+_SAVING = ("BatchNorm", "Convolution", "Deconvolution", "Embedding", "FullyConnected")
+
+
+def saves_inputs(symbol: Symbol, data: Collection[str], trained: Collection[str]) -> bool:
+    """Whether the backward pass is known to read all ``data`` of a graph.
+
+    With ``static_alloc=True``, MXNet 1.9.1 computes wrong gradients if there is an input that is no Parameter and that
+    the backward pass does not read: of ``w`` in ``x + w``, for one.
+
+    Parameters
+    ----------
+    symbol : Symbol
+        The graph.
+    data : collection of str
+        Its inputs that are no Parameters.
+    trained : collection of str
+        Its inputs that need a gradient.
+
+    Examples
+    --------
+    >>> import mxnet as mx
+    >>> from multitrainer.prefix import saves_inputs
+    >>> x, w = mx.sym.var('x'), mx.sym.var('w')
+    >>> saves_inputs(x + w, {'x'}, {'w'})
+    False
+    >>> saves_inputs(mx.sym.FullyConnected(x, w, no_bias=True, num_hidden=2), {'x'}, {'w'})
+    True
+    """
+    nodes = json.loads(symbol.tojson())["nodes"]
+    needs: list[bool] = []
+    saved = set()
+    for node in nodes:
+        needs.append(node["name"] in trained if node["op"] == "null" else any(needs[i] for i, *_ in node["inputs"]))
+        if needs[-1] and node["op"] in _SAVING:
+            saved.add(nodes[node["inputs"][0][0]]["name"])
+    return saved >= set(data)
 
 
 def _runs_in_order(nodes: Sequence[dict[str, Any]], heads: Sequence[Sequence[int]]) -> bool:
