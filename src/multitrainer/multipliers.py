@@ -26,6 +26,7 @@ from .freezing import (
 )
 from .groups import FIELDS
 from .optimizers import NameTable, Shipped, check_honoured
+from .rewinding import ask
 from .targets import Multiplier, check_multiplier
 
 _Numbers = Dict[Parameter, float]
@@ -356,7 +357,7 @@ def evaluate(multipliers: Mapping[Parameter, Multiplier], field: str, num_update
         if callable(multiplier) and id(multiplier) not in values:
             where = f"{field} of Parameter {param.name!r}, from its schedule at update {num_update},"
             try:
-                value = multiplier(num_update)
+                value = ask(multiplier, num_update)
             except Exception as error:
                 raise RuntimeError(f"{where} cannot be had: {error!r}") from error
             number = check_multiplier(value, where)
