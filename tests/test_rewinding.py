@@ -1,7 +1,9 @@
 """Schedules that keep count of what they were asked, asked for an earlier update."""
 
+import copy
 import functools
 import gc
+import pickle
 import weakref
 
 import mxnet as mx
@@ -104,6 +106,18 @@ def test_a_refused_file_leaves_the_schedule_as_it_was(name, tmp_path):
     twin.train(2)
     other.trainer.set_lr_mult({other.net[2]: 0.5})
     assert same(twin.train(5), other.train(5))
+
+
+@pytest.mark.parametrize(
+    "copy_of", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))], ids=["copy", "pickle"]
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_of_a_schedule_that_was_asked(name, copy_of):
+    schedule = scheduler(name)
+    expected = [ask(schedule, update) for update in range(1, 10)]
+    copied = copy_of(schedule)
+    assert [ask(copied, update) for update in range(1, 10)] == expected
+    assert [ask(schedule, update) for update in range(1, 10)] == expected
 
 
 def test_files_of_stock_trainer(tmp_path):
@@ -217,5 +231,8 @@ def test_more_turns_than_anybody_would_wait_for(steps, tmp_path):
     trainer.optimizer.num_update = 10**15  # what a file would say
     with pytest.raises(RuntimeError, match=r"FactorScheduler with step=\d+ takes more than .* turns"):
         trainer.save_states(tmp_path / "states")
+    # It may well have come so far step by step.
+    schedule.count = 10**15 - steps
+    assert ask(schedule, 10**15) > 0
     far = mx.lr_scheduler.FactorScheduler(10**12, 0.5, base_lr=1)
     assert ask(far, 10**15) > 0

@@ -11,13 +11,12 @@ from __future__ import annotations
 import functools
 import numbers
 import types
-import weakref
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 from mxnet.ndarray import NDArray
 
-from .values import attributes_of, check_turns, copied, same
+from .values import OURS, attributes_of, check_turns, copied, same
 
 _Snapshot = List[Tuple[Any, Dict[str, Any]]]  # objects and their attributes; None stands for the first one itself
 _STATELESS = (types.FunctionType, types.BuiltinFunctionType, type)
@@ -27,63 +26,52 @@ _PLAIN = (numbers.Number, np.generic, str, type(None), NDArray, np.ndarray, *_ST
 def ask(schedule: Callable[[int], Any], num_update: int) -> Any:
     """Return what a schedule says for an update, before or after the one that it was asked for last."""
     holder = _holder(schedule)
-    record = None if isinstance(holder, _STATELESS) else _record(holder)
-    if record is None:
-        return schedule(num_update)
-    if num_update < record.last:
-        record.rewind(schedule, holder)
-    record.check(holder, num_update)
-    record.last = num_update
-    return schedule(num_update)
-
-
-class _Record:
-    """What is known of a schedule that keeps something."""
-
-    def __init__(self, holder: Any) -> None:
-        self._given = _snapshot(holder)
-        self.last = 0
-
-    def rewind(self, schedule: Callable[[int], Any], holder: Any) -> None:
-        """Put the schedule back to what it was when it was given, unless it is not the asking that changed it."""
-        now = _snapshot(holder)
-        _restore(holder, self._given)
-        is_ours = False
-        try:
-            self.check(holder, self.last)
-            schedule(self.last)
-            is_ours = _equal(_snapshot(holder), now)
-        finally:
-            _restore(holder, self._given if is_ours else now)
-
-    def check(self, holder: Any, num_update: int) -> None:
-        """Raise a ValueError if it would take for ever to ask it."""
-        for thing, _ in self._given:
+    record = {} if isinstance(holder, _STATELESS) else _record(holder)
+    if record:
+        if num_update < record["last"]:
+            _rewind(schedule, holder, record)
+        for thing, _ in record["given"]:
             thing = holder if thing is None else thing
             check_turns(thing, vars(thing), num_update)
+    value = schedule(num_update)
+    if record:
+        record["last"] = num_update
+    return value
 
 
-_records: dict[int, tuple[weakref.ref[Any], _Record | None]] = {}
+def _record(holder: Any) -> dict[str, Any]:
+    """Return what is known of an object that a schedule is made of; nothing if it cannot be copied and compared.
+
+    It is kept in the object, so that copies and pickles have it too.
+    """
+    known = getattr(holder, "__dict__", {}).get(OURS)
+    if known is None:
+        try:
+            known = {"given": _snapshot(holder), "last": 0}
+        except TypeError:
+            known = {}
+        if hasattr(holder, "__dict__"):
+            vars(holder)[OURS] = known
+    return known
 
 
-def _record(holder: Any) -> _Record | None:
-    """Return the record of what a schedule is made of; None if that cannot be copied and compared."""
-    known = _records.get(id(holder))
-    if known is not None and known[0]() is holder:
-        return known[1]
+def _rewind(schedule: Callable[[int], Any], holder: Any, record: dict[str, Any]) -> None:
+    """Put a schedule back to what it was when it was first asked, unless somebody else changed it."""
+    for thing, attributes in record["given"]:
+        check_turns(holder if thing is None else thing, attributes, record["last"])
     try:
-        reference = weakref.ref(holder, functools.partial(_forget, id(holder)))
-        record = _Record(holder)
+        now = _snapshot(holder)
     except TypeError:
-        record = None
-    else:
-        _records[id(holder)] = reference, record
-    return record
-
-
-def _forget(number: int, reference: weakref.ref[Any]) -> None:
-    if _records.get(number, (None,))[0] is reference:
-        del _records[number]
+        return  # by now it keeps something that cannot be compared
+    is_ours = False
+    try:
+        _restore(holder, record["given"])
+        schedule(record["last"])
+        is_ours = _equal(_snapshot(holder), now)
+    except Exception:
+        pass  # it is asked again, as it is
+    finally:
+        _restore(holder, record["given"] if is_ours else now)
 
 
 def _holder(schedule: Any) -> Any:
@@ -112,10 +100,10 @@ def _snapshot(holder: Any) -> _Snapshot:
                 found[id(part)] = part
                 waiting.append(part)
     memo: dict[int, Any] = {}
-    return [(None if thing is holder else thing, copied(vars(thing), memo=memo)) for thing in waiting]
+    return [(None if thing is holder else thing, copied(attributes_of(thing), memo=memo)) for thing in waiting]
 
 
-def _parts(value: Any) -> Any:
+def _parts(value: Any) -> Iterator[Any]:
     """Yield what is in lists, tuples and dicts, to any depth."""
     if isinstance(value, (dict, list, tuple)):
         for part in value.values() if isinstance(value, dict) else value:
@@ -127,10 +115,10 @@ def _parts(value: Any) -> Any:
 def _restore(holder: Any, snapshot: _Snapshot) -> None:
     memo: dict[int, Any] = {}
     for thing, attributes in snapshot:
-        here = vars(holder if thing is None else thing)
-        made = copied(attributes, memo=memo)
-        here.clear()
-        here.update(made)
+        here = (holder if thing is None else thing).__dict__
+        for name in here.keys() - {OURS}:
+            del here[name]
+        here.update(copied(attributes, memo=memo))
 
 
 def _equal(one: _Snapshot, other: _Snapshot) -> bool:

@@ -32,6 +32,7 @@ _STATELESS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, f
 _LARGEST = 10**300  # a longer integer takes longer to read than it is worth
 _DEEPEST = 64  # of values in each other: what is read calls more functions for each than what is written
 _MOST_AXES = 32  # NumPy has no array of more
+OURS = "_multitrainer_asked"  # an attribute of schedules that are multipliers; see `rewinding`
 _MOST_TURNS = 4_000_000
 _RATES = ("lr", "wd")
 _MUTABLE = (NDArray, np.ndarray, list, dict)
@@ -169,7 +170,7 @@ def attributes_of(thing: Any) -> dict[str, Any]:
     elsewhere = [name for name in names if hasattr(thing, name)]
     if elsewhere:
         raise TypeError(f"{class_name(thing)} keeps {elsewhere[0]!r} in __slots__")
-    return vars(thing)
+    return {name: value for name, value in vars(thing).items() if name != OURS}
 
 
 def _slots(kind: type) -> list[str]:
