@@ -7,11 +7,14 @@ import types
 import mxnet as mx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mxnet.gluon import nn
 from mxnet.optimizer import Optimizer
 
 from multitrainer import MultiLRTrainer, statefile, values
 from support import CONTEXTS, batches, bits, fingerprint, mlp, moved, same, snapshot, train
+from test_statefile import TREES
 
 
 def saved_and_loaded(folder, build, steps=3, between=None):
@@ -581,3 +584,59 @@ class TestWhatIsSavedCanBeLoaded:
         again.load_states(tmp_path / "states")
         assert getattr(third[0].weight, field) == -1.0
         assert not moved(snapshot(net), snapshot(third))
+
+
+class Blank(Optimizer):
+    """Keeps what it is given; a state may hold anything."""
+
+    def create_state(self, index, weight):
+        return []
+
+
+def identities(value, found):
+    """Return the same numbers for two trees of which the same parts are one object."""
+    if isinstance(value, (mx.nd.NDArray, np.ndarray, list, dict)):
+        yield found.setdefault(id(value), len(found))
+    if isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from identities(part, found)
+
+
+@st.composite
+def webs(draw):
+    """Draw attributes and states that share arrays, lists and dicts."""
+    pool = draw(st.lists(TREES, min_size=1, max_size=3))
+    part = st.sampled_from(pool) | TREES
+    kept = (
+        st.lists(part, max_size=3) | st.dictionaries(st.integers(0, 3) | st.text(max_size=2), part, max_size=3) | part
+    )
+    names = st.sampled_from(["one", "other", "third"])
+    return draw(st.dictionaries(names, kept, max_size=3)), draw(
+        st.dictionaries(st.integers(0, 3), st.lists(part, max_size=3), max_size=4)
+    )
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(web=webs())
+def test_random_webs_come_back(web, tmp_path_factory):
+    """Bit for bit and type for type, and what was one object is one again; the file is the same when saved again."""
+    attributes, states = web
+    path = tmp_path_factory.getbasetemp() / "webs"
+    trainers = []
+    for _ in range(2):
+        trainer = MultiLRTrainer(mlp(batchnorm=False), Blank(learning_rate=0.1))
+        trainer._init_kvstore()
+        trainers.append(trainer)
+    trainer, fresh = trainers
+    vars(trainer.optimizer).update(attributes)
+    trainer._updaters[0].states.update(states)
+    trainer._updaters[0].states_synced.update(dict.fromkeys(states, True))
+    trainer.save_states(path)
+    saved = path.read_bytes()
+    fresh.load_states(path)
+    found = {name: getattr(fresh.optimizer, name) for name in attributes}, fresh._updaters[0].states
+    assert bits(found) == bits((attributes, dict(sorted(states.items()))))
+    expected = attributes, dict(sorted(states.items()))
+    assert list(identities(found, {})) == list(identities(expected, {}))
+    fresh.save_states(path)
+    assert path.read_bytes() == saved
