@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mxnet.contrib.amp.loss_scaler import LossScaler
 from mxnet.gluon import nn
 from mxnet.optimizer import Optimizer
 
@@ -138,6 +139,26 @@ class TestSharedWithTheState:
         mine = bits(trainer.optimizer.average)
         trainer.load_states(tmp_path / "states", keep="average")
         assert bits(trainer.optimizer.average) == mine
+
+    @pytest.mark.parametrize("before", [None, without_shared], ids=["", "older file"])
+    @pytest.mark.parametrize("kind", ["apart", "one"])
+    def test_in_part_and_in_another_order(self, kind, before, tmp_path):
+        net = mlp()
+        trainer = MultiLRTrainer(net, Averaging(kind, learning_rate=0.1))
+        train(net, trainer, batches(3))
+        trainer.save_states(tmp_path / "states")
+        if before is not None:
+            before(tmp_path / "states")
+        other = mlp()
+        params = [*reversed(list(other[2].collect_params().values())), mx.gluon.Parameter("new", shape=(2,))]
+        params[-1].initialize()
+        fresh = MultiLRTrainer(params, Averaging(kind, learning_rate=0.1))
+        fresh.load_states(tmp_path / "states", partial=True)
+        there = {trainer._params[i].name: array for i, array in trainer.optimizer.average.items()}
+        assert set(fresh.optimizer.average) == set(fresh._updaters[0].states) == {0, 1}
+        for index, array in fresh.optimizer.average.items():
+            assert bits(array) == bits(there[fresh._params[index].name])
+            assert (fresh._updaters[0].states[index] is array) == (kind == "one")
 
     def test_two_contexts(self, tmp_path):
         """The array is the state on the second, which was made last; the first has equal ones."""
@@ -536,6 +557,22 @@ class TestWhatIsSavedCanBeLoaded:
         fresh = MultiLRTrainer(mlp(), "sgd")
         with pytest.raises(ValueError, match=f"is damaged.*{name} of SGD is (nan|inf)"):
             fresh.load_states(tmp_path / "bad")
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+    def test_loss_scales_that_are_no_numbers(self, value, tmp_path):
+        trainer, fresh = (MultiLRTrainer(mlp(), "sgd") for _ in range(2))
+        trainer._amp_loss_scaler, fresh._amp_loss_scaler = LossScaler(), LossScaler()
+        trainer.save_states(tmp_path / "good")
+        trainer._amp_loss_scaler._loss_scale = value
+        with pytest.raises(ValueError, match="_loss_scale of AMP's loss scaler is"):
+            trainer.save_states(tmp_path / "states")
+        with np.load(str(tmp_path / "good")) as file:
+            header = json.loads(file[statefile.HEADER].item())
+        header["loss_scaler"]["_loss_scale"] = values.Packer().value(value, "x")
+        statefile.write(tmp_path / "bad", header, [])
+        with pytest.raises(ValueError, match=r"is damaged.*_loss_scale of AMP's loss scaler is"):
+            fresh.load_states(tmp_path / "bad")
+        assert vars(fresh._amp_loss_scaler) == vars(LossScaler())
 
     def test_statistics_may_be_no_numbers(self, tmp_path):
         """As those of a training that diverged."""

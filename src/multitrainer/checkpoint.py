@@ -16,6 +16,7 @@ Values and states are nodes of `values`; statistics and constants have a shape a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from pathlib import Path
@@ -387,20 +388,21 @@ class _Loading:
         return [states, *(copied(states, context) for context in contexts[1 : len(self._training.updaters)])]
 
     def _shared_by(self, probe: Optimizer, states: dict[int, Any], kept: set[str]) -> dict[str, list[str]]:
-        """Return what `_read_shared` does, for a file of before: what a new optimizer keeps in several places."""
-        packer, params = Packer(), self._training.params
+        """Return what an older file does not say is shared: what a new optimizer keeps in several places."""
+        packer, names = Packer(), [param.name for param in self._training.params]
+        found = {key(names[index]): state for index, state in states.items()}
         for name, value in vars(probe).items():
+            stem = f"@optimizer/{key(name)}"
             if name in _NOT_STATE | kept:
                 continue
-            stem = f"@optimizer/{key(name)}"
-            if name in self._reader.header["optimizer"]["by_parameter"]:
+            if name in self._reader.header["optimizer"]["by_parameter"] and _has_indices(value, len(names)):
                 packer.noted(stem, value)
-                for i, part in value.items():
-                    packer.value(part, f"{stem}/{key(params[i].name)}")
+                found.update((f"{stem}/{key(names[i])}", part) for i, part in value.items())
             else:
+                found[stem] = value
+        for stem, value in found.items():
+            with contextlib.suppress(TypeError):  # the file has nothing like it
                 packer.value(value, stem)
-        for index, state in states.items():
-            packer.value(state, key(params[index].name))
         return {stem: stems for stems in packer.shared() for stem in stems}
 
     def _read_counts(self) -> dict[int, int]:
@@ -424,7 +426,7 @@ class _Loading:
         numbers = {name: self._take(record, name, float, int) for name in (*FIELDS, "before")}
         for name, value in numbers.items():
             # Before its trainer was built, a Parameter may have been given any multiplier, as under stock.
-            if value < 0 and value not in (getattr(now, name), now.before, now.lr_mult):
+            if value < 0 and value not in ((now.wd_mult,) if name == "wd_mult" else (now.lr_mult, now.before)):
                 raise self._reader.damaged(f"the {name} of {of!r} is {value}, and a multiplier is 0 or more")
         grad_req = self._take(record, "grad_req", str)
         schedules = self._take(record, "schedules", dict)
