@@ -20,7 +20,7 @@ import zipfile
 
 import numpy as np
 
-from multitrainer import MultiLRTrainer
+from multitrainer import MultiLRTrainer, ParamGroup
 from support import batches, fingerprint, mlp, train
 
 SECONDS, MEGABYTES = 2, 200  # what the refusal of a file may take, of one processor and of memory
@@ -29,7 +29,9 @@ SECONDS, MEGABYTES = 2, 200  # what the refusal of a file may take, of one proce
 def build(steps=0):
     net = mlp()
     scheduler = mx.lr_scheduler.FactorScheduler(2, 0.5, base_lr=0.05)
-    trainer = MultiLRTrainer([net, (net[0], 0.5), (net[1], 0)], "lbsgd", {"momentum": 0.9, "lr_scheduler": scheduler})
+    multiplier = mx.lr_scheduler.FactorScheduler(1, 0.999, base_lr=1)
+    groups = [net, ParamGroup(net[0], lr_mult=0.5, wd_mult=multiplier), (net[1], 0)]
+    trainer = MultiLRTrainer(groups, "lbsgd", {"momentum": 0.9, "lr_scheduler": scheduler})
     train(net, trainer, batches(steps))
     return net, trainer
 
@@ -114,22 +116,61 @@ def attacks(good, mark):
     yield "many members", crowd()
     yield "one array for many", overlapping(members, header)
     yield "a directory of 4 GB", good[:-10] + struct.pack("<LLH", 2**32 - 2, 0, 0)
+    many = [[2**62] * 100_000, [1] * 100_000, [2] * 33]
+    for shape in many:
+        label = f"{len(shape)} axes of {shape[0]}"
+        yield f"{label}: a parameter", forged(members, header, ("parameters", of(weight), "shape"), shape)
+        for where in (("optimizer", "attributes", "wd"), ("parameters", of(weight), "state")):
+            for kind in ("array", "numpy", "row_sparse"):
+                node = {kind: ["float32", shape, *([1] if kind == "row_sparse" else [])]}
+                yield f"{label}: {kind} for {where[-1]}", forged(members, header, where, node)
+    for count in (4 * 10**7, 2**62):
+        yield f"{count} updates", forged(members, header, ("num_update",), count)
+        forward = {**header, "lr_scheduler": scheduler_with(header, count=count)}
+        yield f"{count} updates, and so the scheduler", forged(members, forward, ("num_update",), count)
+    for name, value in (
+        *(("step", junk) for junk in (0, -1, 1e-9, None, "1", [1])),
+        *(("count", junk) for junk in (-(10**9), -(10**200), None)),
+        *((name, {"float": junk}) for name in ("base_lr", "factor", "step") for junk in ("nan",)),
+        *(("base_lr", junk) for junk in ("much", [1], {"tuple": []})),
+    ):
+        yield (
+            f"{name} of the scheduler is {value!r}",
+            forged(members, header, ("lr_scheduler",), scheduler_with(header, **{name: value})),
+        )
+    for name in ("lr", "wd", "momentum"):
+        yield f"{name} is nan", forged(members, header, ("optimizer", "attributes", name), {"float": "nan"})
+    for name in ("lr", "wd"):
+        yield f"{name} is inf", forged(members, header, ("optimizer", "attributes", name), {"float": "inf"})
+    for name in ("update", "param_dict", "lr", "num_update", "a b"):
+        yield f"{name} by parameter", forged(members, header, ("optimizer", "by_parameter"), {name: {}})
+    for junk in (None, {}, [None], [[3]], [["a"], ["a"]], [["a", "a"], "a"], "junk"):
+        yield f"shared is {junk!r}", forged(members, header, ("shared",), junk)
     for path in paths(header):
         for junk in (None, [], {}, "junk", -3, 1e999, 10**400, {"tuple": []}, {"object": ["dict", {}]}):
-            if junk != value_at(header, path) and not (junk == -3 and path[-1] in NEGATIVE):
+            if junk != value_at(header, path):
                 yield f"{'.'.join(map(str, path))} is {junk!r}", forged(members, header, path, junk)
 
 
-NEGATIVE = (
-    "lr_mult",
-    "wd_mult",
-    "before",
-)  # what was on a Parameter before its trainer may be negative, as under stock
+def scheduler_with(header, **attributes):
+    name, nodes = header["lr_scheduler"]["object"]
+    return {"object": [name, {**nodes, **attributes}]}
+
+
+def crowded(good, count=20_000):
+    """A file that holds a Parameter and its state many times under other names; it loads what is known."""
+    members = read(good)
+    header = json.loads(np.load(io.BytesIO(members["@header.npy"])).item())
+    weight = "net_dense1_weight"
+    unknown = [f"p{i}" for i in range(count)]
+    header["parameters"].update({name: {"shape": [2, 4], "dtype": "float32"} for name in unknown})
+    members.update({f"{name}.npy": members[f"{weight}.npy"] for name in unknown})
+    return write({**members, "@header.npy": text(json.dumps(header).encode())})
 
 
 def paths(header):
     """What every file has and nothing can do without."""
-    yield from ((key,) for key in header if key not in ("groups", "loss_scaler", "lr_scheduler"))
+    yield from ((key,) for key in header if key not in ("groups", "loss_scaler", "lr_scheduler", "shared"))
     weight = "net_dense1_weight"
     yield from (("parameters", weight, key) for key in ("shape", "dtype", "lr_mult", "wd_mult", "frozen", "grad_req"))
     yield from (("parameters", weight, key) for key in ("schedules", "before"))
@@ -235,16 +276,20 @@ def judge(folder):
     train(twin, other, batches(1))
     other.load_states(folder / "good")
     loaded = {**fingerprint(other, twin), "weights": None}
-    files = [*((kind, data, True) for kind, data in accidents(good)), *((*it, False) for it in attacks(good, mark))]
+    files = [
+        *((kind, data, True, False) for kind, data in accidents(good)),
+        *((kind, data, False, False) for kind, data in attacks(good, mark)),
+        ("a crowd of strangers", crowded(good), True, True),
+    ]
     limit = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (limit + (MEGABYTES << 20), resource.RLIM_INFINITY))
     verdicts = {}
-    for kind, data, may_load in files:
+    for kind, data, may_load, partial in files:
         path.write_bytes(data)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose signal ends the process
         try:
-            fresh.load_states(path)
-        except ValueError as error:
+            fresh.load_states(path, partial=partial)
+        except (ValueError, RuntimeError) as error:
             verdict = "refused" if fingerprint(fresh, first) == before else "refused, and changed something"
             if isinstance(error.__cause__, mx.MXNetError):  # that is how it says that there is no more memory
                 verdict = str(error)

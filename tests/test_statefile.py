@@ -222,9 +222,9 @@ TREES = st.recursive(
 def test_random_trees_come_back(trees, tmp_path_factory):
     """Bit for bit and type for type; with what was written as the pattern, and without one."""
     path = tmp_path_factory.getbasetemp() / "trees"
-    arrays = []
-    nodes = {name: values.pack(tree, values.key(name), arrays) for name, tree in trees.items()}
-    statefile.write(path, nodes, arrays)
+    packer = values.Packer()
+    nodes = {name: packer.value(tree, values.key(name)) for name, tree in trees.items()}
+    statefile.write(path, nodes, packer.arrays)
     for like in (trees, dict.fromkeys(trees, values.ANYTHING)):
         with statefile.Reader(path) as reader:
             unpacker = values.Unpacker(reader, mx.cpu())

@@ -7,13 +7,17 @@ The header of a file is one JSON object::
                            "updates", "state"}},
      "groups": [name], "num_update": int, "was_frozen": bool,
      "optimizer": {"class", "attributes", "by_parameter": {attribute: {name: value}}},
-     "lr_scheduler": value or null, "loss_scaler": {attribute: value} or null}
+     "lr_scheduler": value or null, "loss_scaler": {attribute: value} or null,
+     "shared": [[path]]}
 
-Values and states are nodes of `values`; statistics and constants have a shape and a dtype alone.
+Values and states are nodes of `values`; statistics and constants have a shape and a dtype alone. Each list of
+``shared`` holds the paths to one array, list or dict that was in several places; older files have none.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import warnings
 from pathlib import Path
 from typing import Any, Iterable, Mapping, NamedTuple, Sequence
@@ -27,8 +31,22 @@ from mxnet.optimizer import Optimizer, Updater
 from . import _mxnet
 from .groups import FIELDS
 from .multipliers import ACTS, ENDED, Multipliers, Saved
-from .statefile import Array, Reader, write
-from .values import Unpacker, class_name, key, moved, of_type, pack
+from .statefile import Reader, write
+from .values import (
+    Packer,
+    Unpacker,
+    Update,
+    attributes_of,
+    can_be_added,
+    check_settings,
+    check_turns,
+    class_name,
+    copied,
+    is_shape,
+    key,
+    of_type,
+    same,
+)
 
 FORMAT, VERSION = "multitrainer states", 1
 _NOT_STATE = _mxnet.NOT_STATE | {"_multitrainer_filled"}
@@ -50,71 +68,91 @@ class Training(NamedTuple):
 
 def save(path: Path, training: Training) -> None:
     """Write the file; see `MultiLRTrainer.save_states`."""
-    arrays: list[Array] = []
-    optimizer = training.optimizer
-    attributes, by_parameter = _split(training, arrays)
+    packer, optimizer = Packer(), training.optimizer
+    attributes, by_parameter = _pack_optimizer(packer, attributes_of(optimizer), training)
     scheduler, scaler = optimizer.lr_scheduler, training.loss_scaler
     counts = _mxnet.update_counts(optimizer)
     header = {
         "format": FORMAT,
         "version": VERSION,
         "parameters": {
-            param.name: _describe(param, i, training, counts.get(i), arrays) for i, param in enumerate(training.params)
+            param.name: _describe(param, i, training, counts.get(i), packer) for i, param in enumerate(training.params)
         },
         "groups": list(training.groups),
         "num_update": optimizer.num_update,
         "was_frozen": training.multipliers.was_frozen,
         "optimizer": {"class": class_name(optimizer), "attributes": attributes, "by_parameter": by_parameter},
-        "lr_scheduler": _pack(scheduler, "@lr_scheduler", arrays, f"lr_scheduler {class_name(scheduler)}", True),
-        "loss_scaler": None if scaler is None else _pack_all(vars(scaler), "@loss_scaler", arrays, "AMP's loss scaler"),
+        "lr_scheduler": _pack(packer, scheduler, "@lr_scheduler", f"lr_scheduler {class_name(scheduler)}", True),
+        "loss_scaler": None if scaler is None else _pack_all(packer, vars(scaler), "@loss_scaler", "AMP's loss scaler"),
+        "shared": packer.shared(),
     }
-    write(path, header, arrays)
+    if scaler is not None:
+        _check_scale(vars(scaler))
+    write(path, header, packer.arrays)
 
 
-def _describe(
-    param: Parameter, index: int, training: Training, count: int | None, arrays: list[Array]
-) -> dict[str, Any]:
+def _describe(param: Parameter, index: int, training: Training, count: int | None, packer: Packer) -> dict[str, Any]:
     record: dict[str, Any] = {"shape": list(param.shape), "dtype": np.dtype(param.dtype).name}
     if _mxnet.is_auxiliary(param):
         return record
     saved = training.multipliers.saved(param)
+    for name in (*FIELDS, "before"):
+        if not math.isfinite(getattr(saved, name)):
+            raise ValueError(f"{name} of Parameter {param.name!r} is {getattr(saved, name)}, which is no multiplier")
     record.update(saved._asdict(), frozen=saved.lr_mult == 0, schedules=dict(saved.schedules))
     if count is not None:
         record["updates"] = count
-    states = training.updaters[0].states
-    if index in states:
+    states = [updater.states[index] for updater in training.updaters if index in updater.states]
+    if states:
         where = f"the state of Parameter {param.name!r} under {class_name(training.optimizer)}"
-        record["state"] = _pack(states[index], key(param.name), arrays, where)
+        record["state"] = _pack(packer, states[0], key(param.name), where)
+        for state in states[1:]:
+            packer.also(state, key(param.name))
     return record
 
 
-def _split(training: Training, arrays: list[Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _pack_optimizer(
+    packer: Packer, attributes: Mapping[str, Any], training: Training
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the optimizer's attributes, and apart those that are by index: these go by parameter name."""
-    params, optimizer = training.params, training.optimizer
-    attributes = {name: value for name, value in vars(optimizer).items() if name not in _NOT_STATE}
-    by_index = {name: attributes.pop(name) for name in list(attributes) if _is_by_index(attributes[name], params)}
-    who = f"optimizer {class_name(optimizer)}"
+    check_settings(type(training.optimizer), attributes)
+    params, updated = training.params, _updated(training)
+    others = {name: value for name, value in attributes.items() if name not in _NOT_STATE}
+    by_index = {
+        name: others.pop(name)
+        for name, value in attributes.items()
+        if name in others and _has_indices(value, len(params)) and value and value.keys() in updated
+    }
+    who = f"optimizer {class_name(training.optimizer)}"
     by_name = {
         name: {
-            params[i].name: _pack(value[i], f"@optimizer/{key(name)}/{key(params[i].name)}", arrays, f"{name} of {who}")
+            params[i].name: _pack(packer, value[i], f"@optimizer/{key(name)}/{key(params[i].name)}", f"{name} of {who}")
             for i in value
         }
         for name, value in by_index.items()
     }
-    return _pack_all(attributes, "@optimizer", arrays, who), by_name
+    for name, value in by_index.items():
+        packer.noted(f"@optimizer/{key(name)}", value)
+    return _pack_all(packer, others, "@optimizer", who), by_name
 
 
-def _is_by_index(value: Any, params: Sequence[Parameter]) -> bool:
-    return bool(isinstance(value, dict) and value and all(type(i) is int and 0 <= i < len(params) for i in value))
+def _updated(training: Training) -> tuple[set[int], set[int]]:
+    """Return the indices that were updated, and those that have a state."""
+    return set(_mxnet.update_counts(training.optimizer)), set(training.updaters[0].states)
 
 
-def _pack_all(values: Mapping[str, Any], stem: str, arrays: list[Array], who: str) -> dict[str, Any]:
-    return {name: _pack(value, f"{stem}/{key(name)}", arrays, f"{name} of {who}") for name, value in values.items()}
+def _has_indices(value: Any, count: int) -> bool:
+    """Whether `value` is a dict whose keys may be indices of `count` Parameters, or may be something else."""
+    return isinstance(value, dict) and all(type(i) is int and 0 <= i < count for i in value)
 
 
-def _pack(value: Any, stem: str, arrays: list[Array], what: str, objects: bool = False) -> Any:
+def _pack_all(packer: Packer, values: Mapping[str, Any], stem: str, who: str) -> dict[str, Any]:
+    return {name: _pack(packer, value, f"{stem}/{key(name)}", f"{name} of {who}") for name, value in values.items()}
+
+
+def _pack(packer: Packer, value: Any, stem: str, what: str, objects: bool = False) -> Any:
     try:
-        return pack(value, stem, arrays, objects)
+        return packer.value(value, stem, objects)
     except (TypeError, RecursionError) as error:
         raise TypeError(
             f"{what} cannot be saved: {error}. Numbers, str, None, arrays, and tuples, lists and dicts of these can"
@@ -145,14 +183,19 @@ class _Loading:
         if self._take(header, "version", int) != VERSION:
             raise ValueError(f"{reader.path} is of version {header['version']}, and {VERSION} is what is read here")
         self._records: dict[str, Any] = self._take(header, "parameters", dict)
+        self._positions = {name: i for i, name in enumerate(self._records)}
+        if "shared" in header:
+            self._unpacker.shared = self._read_shared(self._take(header, "shared", list))
         kept = self._kept(self._take(header, "optimizer", dict), keep)
         self.left_out = self._compare(partial)
         self._index = {p.name: i for i, p in enumerate(training.params) if p.name not in self.left_out}
-        self._num_update = self._count(header, "num_update")
+        self._num_update = self._unpacker.num_update = self._count(header, "num_update")
         self._read_optimizer(header["optimizer"], kept)
         self._read_scheduler(header.get("lr_scheduler"), _RATE in keep)
         self._read_scaler(self._take(header, "loss_scaler", dict, type(None)), "loss_scale" in keep)
-        self._read_states()
+        for update in self._unpacker.updates:
+            check_turns(update.thing, update.attributes, self._num_update)
+        self._states = self._read_states(kept)
         self._counts = self._read_counts()
         reader.finish()
         fields = [field for field in FIELDS if field not in keep]
@@ -162,15 +205,14 @@ class _Loading:
     def go_on(self) -> None:
         """Change the trainer; nothing is left that could fail."""
         optimizer, contexts = self._training.optimizer, self._training.contexts
-        for thing, attributes in self._unpacker.updates:
-            thing.__dict__.update(attributes)
+        for update in self._unpacker.updates:
+            update.make()
         optimizer.num_update = self._num_update
         _mxnet.set_update_counts(optimizer, self._counts, contexts)
         kept = [i for i, param in enumerate(self._training.params) if param.name in self.left_out]
-        for updater, context in zip(self._training.updaters, contexts):
+        for updater, states in zip(self._training.updaters, self._states):
             # Where a kvstore keeps the weights that it updates is its own affair.
-            in_place = not self._training.on_kvstore
-            _mxnet.set_states(updater, kept, moved(self._states, context), in_place)
+            _mxnet.set_states(updater, kept, states, in_place=not self._training.on_kvstore)
         self._go_on()
 
     def _take(self, record: Any, name: str, *kinds: type) -> Any:
@@ -184,6 +226,14 @@ class _Loading:
         if not 0 <= count < 2**63:
             raise self._reader.damaged(f"its {name!r} is {count}")
         return count
+
+    def _read_shared(self, groups: list[Any]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for stems in groups:
+            if not isinstance(stems, list) or not all(isinstance(stem, str) and stem not in found for stem in stems):
+                raise self._reader.damaged("its 'shared' is not as it should be")
+            found.update(dict.fromkeys(stems, stems))
+        return found
 
     def _kept(self, saved: dict[str, Any], keep: set[str]) -> set[str]:
         """Return the attributes of the optimizer that the file does not bring, by what the user wants kept."""
@@ -208,6 +258,9 @@ class _Loading:
             name: (self._take(record, "dtype", str), self._take(record, "shape", list))
             for name, record in self._records.items()
         }
+        for name, (_, shape) in there.items():
+            if not is_shape(shape):
+                raise self._reader.damaged(f"the shape of {name!r} is not one")
         lacking = [name for name in here if name not in there]
         more = [name for name in there if name not in here]
         other = {
@@ -227,37 +280,66 @@ class _Loading:
         nodes, by_name = self._take(saved, "attributes", dict), self._take(saved, "by_parameter", dict)
         for name in kept:
             self._reader.skip(f"@optimizer/{key(name)}")
-        now = {name: value for name, value in vars(optimizer).items() if name not in _NOT_STATE | kept}
-        indexed = {name: self._by_index(name, by_name[name], now.get(name)) for name in by_name if name not in kept}
+        now = {name: value for name, value in attributes_of(optimizer).items() if name not in _NOT_STATE | kept}
+        by_index = {
+            name: self._read_by_index(name, by_name[name], now.get(name)) for name in by_name if name not in kept
+        }
         nodes = {name: node for name, node in nodes.items() if name not in kept}
-        rest = {name: value for name, value in now.items() if name not in indexed}
-        self._attributes = self._unpacker.attributes(
-            nodes, rest, {*indexed, *_NOT_STATE}, type(optimizer), "@optimizer"
-        )
-        self._attributes.update(indexed)
-        self._unpacker.updates.append((optimizer, self._attributes))
+        rest = {name: value for name, value in now.items() if name not in by_index}
+        attributes = self._unpacker.attributes(nodes, rest, {*by_index, *_NOT_STATE}, type(optimizer), "@optimizer")
+        attributes.update(by_index)
+        self._attributes = {
+            name: self._unpacker.noted(f"@optimizer/{key(name)}", self._reindexed(name, value, now.get(name)))
+            for name, value in attributes.items()
+        }
+        self._unpacker.updates.append(Update(optimizer, self._attributes))
 
-    def _by_index(self, name: str, nodes: Any, now: Any) -> Any:
-        """Return an attribute that is by index; Parameters that are left out keep theirs."""
-        if not isinstance(nodes, dict) or not (now is None or isinstance(now, dict)):
+    def _read_by_index(self, name: str, nodes: Any, now: Any) -> dict[int, Any]:
+        """Return an attribute that is by Parameter, with the indices that these had when it was saved."""
+        is_attribute = isinstance(now, dict) or (now is None and can_be_added(name, type(self._training.optimizer)))
+        fits = isinstance(nodes, dict) and nodes.keys() <= self._positions.keys()
+        if not (is_attribute and fits) or name in _NOT_STATE:
             raise self._reader.damaged(f"{name!r} of the optimizer is not by parameter name")
-        params = self._training.params
-        values = {i: value for i, value in (now or {}).items() if i < len(params) and params[i].name in self.left_out}
-        for of, node in nodes.items():
-            stem = f"@optimizer/{key(name)}/{key(of)}"
-            if of in self._index:
-                values[self._index[of]] = self._unpacker.value(node, stem)
-            elif of in self.left_out:
-                self._reader.skip(stem)
-            else:
-                raise self._reader.damaged(f"{name!r} is of {of!r}, which is none of its Parameters")
-        return of_type(now, values)
+        stem = f"@optimizer/{key(name)}"
+        return {self._positions[of]: self._unpacker.value(node, f"{stem}/{key(of)}") for of, node in nodes.items()}
+
+    def _reindexed(self, name: str, value: Any, now: Any) -> Any:
+        """Return an attribute with the indices of this trainer, if it is a dict by index.
+
+        A dict with other whole numbers for keys looks the same. That makes no difference where the Parameters are the
+        same in the same order. If they are not, one that this trainer has just so is not by index, and one that has
+        the Parameters that were updated, no less and no more, is.
+        """
+        here, names = [param.name for param in self._training.params], list(self._records)
+        if names == here or not _has_indices(value, len(names)) or not (value or now):
+            return of_type(now, value)
+        readings = [value] if same(value, now) else []
+        if self._is_by_index(value, {} if now is None else now):
+            own = {i: part for i, part in (now or {}).items() if here[i] in self.left_out}
+            moved = {self._index[names[i]]: part for i, part in value.items() if names[i] in self._index}
+            readings.append({**own, **moved})
+        if not readings or not same(readings[0], readings[-1]):
+            raise ValueError(
+                f"{name!r} of {class_name(self._training.optimizer)} has whole numbers for keys. They may be indices "
+                f"of Parameters, and this trainer has other Parameters than {self._reader.path}, or in another order. "
+                "Build the trainer with the same ones in the same order, or keep the attribute as it is here: "
+                f"keep={name!r}"
+            )
+        return of_type(now, readings[0])
+
+    def _is_by_index(self, value: dict[int, Any], now: Any) -> bool:
+        """Whether an attribute has the Parameters that were updated, in the file and in this trainer."""
+        records = self._records.values()
+        updated = [{i for i, record in enumerate(records) if what in record} for what in ("updates", "state")]
+        known = set.union(*_updated(self._training))
+        return (not value or value.keys() in updated) and isinstance(now, dict) and now.keys() <= known
 
     def _read_scheduler(self, node: Any, keep: bool) -> None:
+        scheduler = self._training.optimizer.lr_scheduler
         if keep:
             self._reader.skip("@lr_scheduler")
+            check_turns(scheduler, getattr(scheduler, "__dict__", {}), self._num_update)
             return
-        scheduler = self._training.optimizer.lr_scheduler
         if (node is None) != (scheduler is None):
             raise ValueError(
                 f"{self._reader.path} was saved {'without an' if node is None else 'with an'} lr_scheduler, and this "
@@ -278,22 +360,50 @@ class _Loading:
                 "load_states, or go on without: keep='loss_scale'"
             )
         attributes = self._unpacker.attributes(nodes, vars(scaler), set(), type(scaler), "@loss_scaler")
-        self._unpacker.updates.append((scaler, attributes))
+        try:
+            _check_scale(attributes)
+        except ValueError as error:
+            raise self._reader.damaged(str(error)) from error
+        self._unpacker.updates.append(Update(scaler, attributes))
 
-    def _read_states(self) -> None:
-        """Read the states; of what shape and dtype they must be, an optimizer with the file's attributes tells."""
-        optimizer = self._training.optimizer
+    def _read_states(self, kept: set[str]) -> list[dict[int, Any]]:
+        """Return the states for each updater; what they must be like, an optimizer with the file's attributes tells."""
+        optimizer, contexts = self._training.optimizer, self._training.contexts
         probe = object.__new__(type(optimizer))
-        vars(probe).update({**vars(optimizer), **self._attributes})
+        # It may keep the states that it makes, in the place of those that were read.
+        vars(probe).update(copied({**vars(optimizer), **self._attributes}))
         # MXNet's own make every state anew; another's might be a part of something that it keeps.
         makers = (probe.create_state, probe.create_state_multi_precision)
         self._unpacker.fills = all(maker.__module__.startswith("mxnet.") for maker in makers)
-        self._states: dict[int, Any] = {}
+        states: dict[int, Any] = {}
         for name, index in self._index.items():
             if "state" in self._records[name]:
-                weight = _mxnet.weight_like(self._training.params[index], self._training.contexts[0])
-                like = _made(probe, index, weight, name)
-                self._states[index] = self._unpacker.value(self._records[name]["state"], key(name), like)
+                weight = _mxnet.weight_like(self._training.params[index], contexts[0])
+                states[index] = _made(probe, index, weight, name)
+        if "shared" not in self._reader.header and not self._unpacker.fills:
+            self._unpacker.shared = self._shared_by(probe, states, kept)
+        for index in states:
+            name = self._training.params[index].name
+            states[index] = self._unpacker.value(self._records[name]["state"], key(name), states[index])
+        return [states, *(copied(states, context) for context in contexts[1 : len(self._training.updaters)])]
+
+    def _shared_by(self, probe: Optimizer, states: dict[int, Any], kept: set[str]) -> dict[str, list[str]]:
+        """Return what an older file does not say is shared: what a new optimizer keeps in several places."""
+        packer, names = Packer(), [param.name for param in self._training.params]
+        found = {key(names[index]): state for index, state in states.items()}
+        for name, value in vars(probe).items():
+            stem = f"@optimizer/{key(name)}"
+            if name in _NOT_STATE | kept:
+                continue
+            if name in self._reader.header["optimizer"]["by_parameter"] and _has_indices(value, len(names)):
+                packer.noted(stem, value)
+                found.update((f"{stem}/{key(names[i])}", part) for i, part in value.items())
+            else:
+                found[stem] = value
+        for stem, value in found.items():
+            with contextlib.suppress(TypeError):  # the file has nothing like it
+                packer.value(value, stem)
+        return {stem: stems for stems in packer.shared() for stem in stems}
 
     def _read_counts(self) -> dict[int, int]:
         params = self._training.params
@@ -309,11 +419,15 @@ class _Loading:
         for param in self._training.multipliers.movable:
             record = self._records.get(param.name, {})
             if param.name in self._index and "lr_mult" in record:
-                found[param] = self._saved(record)
+                found[param] = self._saved(param.name, record, self._training.multipliers.saved(param))
         return found
 
-    def _saved(self, record: dict[str, Any]) -> Saved:
+    def _saved(self, of: str, record: dict[str, Any], now: Saved) -> Saved:
         numbers = {name: self._take(record, name, float, int) for name in (*FIELDS, "before")}
+        for name, value in numbers.items():
+            # Before its trainer was built, a Parameter may have been given any multiplier, as under stock.
+            if value < 0 and value not in ((now.wd_mult,) if name == "wd_mult" else (now.lr_mult, now.before)):
+                raise self._reader.damaged(f"the {name} of {of!r} is {value}, and a multiplier is 0 or more")
         grad_req = self._take(record, "grad_req", str)
         schedules = self._take(record, "schedules", dict)
         if (
@@ -323,6 +437,12 @@ class _Loading:
         ):
             raise self._reader.damaged("it has a multiplier that is none")
         return Saved(grad_req=grad_req, schedules=schedules, **{name: float(value) for name, value in numbers.items()})
+
+
+def _check_scale(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+            raise ValueError(f"{name} of AMP's loss scaler is {value}")
 
 
 def _made(optimizer: Optimizer, index: int, weight: Any, name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Iterable, Mapping
 from mxnet.gluon import Parameter
 
 from .groups import FIELDS
+from .rewinding import ask
 from .targets import Multiplier, check_multiplier
 
 # Which Schedules a Parameter's multiplier goes by, of all trainers; the last one that was given it.
@@ -81,7 +82,7 @@ def evaluate(multipliers: Mapping[Parameter, Multiplier], field: str, num_update
         if callable(multiplier) and id(multiplier) not in values:
             where = f"{field} of Parameter {param.name!r}, from its schedule at update {num_update},"
             try:
-                value = multiplier(num_update)
+                value = ask(multiplier, num_update)
             except Exception as error:
                 raise RuntimeError(f"{where} cannot be evaluated: {error!r}") from error
             number = check_multiplier(value, where)

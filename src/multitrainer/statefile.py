@@ -6,6 +6,7 @@ pickles that could be in it are refused unread. Nothing is taken from a member b
 
 from __future__ import annotations
 
+import bisect
 import io
 import json
 import math
@@ -46,11 +47,12 @@ def write(path: Path, header: Any, arrays: Iterable[Array]) -> None:
     Raises
     ------
     OSError
-        Where it cannot be written.
+        If it cannot be written.
     ValueError
-        If the header is longer than `Reader` takes.
+        If the header is longer than `Reader` takes, or holds what it does not take.
     """
     text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode("ascii")
+    _parsed(text)  # what is not read is not written
     directory = 0
     with files.replacing(path) as temporary, zipfile.ZipFile(str(temporary), "w", zipfile.ZIP_STORED) as archive:
         directory += _write(archive, HEADER, np.array(text, dtype=f"S{len(text)}"))
@@ -96,6 +98,7 @@ class Reader:
         self._buffer = np.empty(0, np.uint8)
         try:
             self._members = self._directory()
+            self._sorted = sorted(self._members)
             self.header = self._header()
         except BaseException:
             self.close()
@@ -121,8 +124,11 @@ class Reader:
 
     def skip(self, stem: str) -> None:
         """Leave the arrays of `stem` in the file."""
-        for key in [key for key in self._members if key == stem or key.startswith(stem + "/")]:
-            del self._members[key]
+        self._members.pop(stem, None)
+        i = bisect.bisect_left(self._sorted, f"{stem}/")
+        while i < len(self._sorted) and self._sorted[i].startswith(f"{stem}/"):
+            self._members.pop(self._sorted[i], None)
+            i += 1
 
     def finish(self) -> None:
         """Raise a ValueError if the file holds an array that nobody asked for."""
@@ -183,13 +189,7 @@ class Reader:
         if not _same(begin, _array_header(np.dtype(f"S{len(text)}"), ())):
             raise self.damaged("its header is no text")
         try:
-            return json.loads(
-                text.decode("ascii"),
-                object_pairs_hook=_without_duplicates,
-                parse_constant=_finite,
-                parse_int=_integer,
-                parse_float=_finite,
-            )
+            return _parsed(text)
         except (ValueError, RecursionError) as error:
             raise self.damaged(f"its header is no JSON ({error})") from error
 
@@ -255,6 +255,16 @@ def _array_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 def _same(one: bytes, other: bytes) -> bool:
     """Whether two .npy files begin alike; how they pad that differs between versions of NumPy."""
     return one[: _BEGIN - 2] == other[: _BEGIN - 2] and one[_BEGIN:].rstrip() == other[_BEGIN:].rstrip()
+
+
+def _parsed(text: bytes) -> Any:
+    return json.loads(
+        text.decode("ascii"),
+        object_pairs_hook=_without_duplicates,
+        parse_constant=_finite,
+        parse_int=_integer,
+        parse_float=_finite,
+    )
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,12 +13,14 @@ import json
 import math
 import numbers
 import types
-from typing import Any, Callable, Collection, Dict, Tuple
+import warnings
+from typing import Any, Callable, Collection, Mapping, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 from mxnet import nd
 from mxnet.context import Context
+from mxnet.lr_scheduler import FactorScheduler
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import RowSparseNDArray
 
@@ -28,13 +30,32 @@ ANYTHING = object()  # what any value fits
 _PLAIN = (type(None), bool, str)
 _STATELESS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, type)
 _LARGEST = 10**300  # a longer integer takes longer to read than it is worth
+_DEEPEST = 64  # of values in each other: what is read calls more functions for each than what is written
+_MOST_AXES = 32  # NumPy has no array of more
+OURS = "_multitrainer_asked"  # an attribute of schedules that are multipliers; see `rewinding`
+_MOST_TURNS = 4_000_000
+_RATES = ("lr", "wd")
+_MUTABLE = (NDArray, np.ndarray, list, dict)
 Node = Any
-Update = Tuple[Any, Dict[str, Any]]  # an object, and what its attributes are to be
+
+
+class Update(NamedTuple):
+    """What becomes of an object that is there already."""
+
+    thing: Any
+    attributes: dict[str, Any]  # what these are to be
+    gone: Collection[str] = ()  # what it is not to have any more
+
+    def make(self) -> None:
+        """Change the object."""
+        for name in self.gone:
+            del vars(self.thing)[name]
+        vars(self.thing).update(self.attributes)
 
 
 def key(name: str) -> str:
     """Return the key of an array under `name`: the name itself, but for what would look like a path."""
-    return quote(name, safe="").replace(".npy", "%2Enpy")
+    return quote(name, safe="", errors="surrogatepass").replace(".npy", "%2Enpy")
 
 
 def class_name(value: Any) -> str:
@@ -42,43 +63,144 @@ def class_name(value: Any) -> str:
     return type(value).__name__
 
 
-def pack(value: Any, stem: str, arrays: list[Array], objects: bool = False) -> Node:
-    """Return `value` as a node; its arrays are added to `arrays`, with keys that begin with `stem`.
+class Packer:
+    """Turns values into nodes, and sets their arrays aside.
 
-    With `objects`, what can be called is stored as the name of its class and its attributes.
+    Attributes
+    ----------
+    arrays : list of (str, array)
+        The arrays of all values so far, by the path to them.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: list[Array] = []
+        self._found: dict[int, tuple[Any, list[str]]] = {}  # by id, which holds as long as the object is kept here
+
+    def value(self, value: Any, stem: str, objects: bool = False) -> Node:
+        """Return `value` as a node; the keys of its arrays begin with `stem`.
+
+        With `objects`, what can be called is stored as the name of its class and its attributes.
+
+        Raises
+        ------
+        TypeError
+            If there is something in it that has no place in such a file.
+        """
+        if stem.count("/") > _DEEPEST:
+            raise TypeError(f"{stem[:60]}... is nested more than {_DEEPEST} deep")
+        if type(value) in _PLAIN or (type(value) is int and abs(value) < _LARGEST):
+            return value
+        if type(value) is float:
+            return value if math.isfinite(value) else {"float": repr(value)}
+        if isinstance(value, np.generic) and value.dtype.name in DTYPES:
+            return {"scalar": [value.dtype.name, self.value(value.item(), stem)]}
+        if type(value) in (NDArray, RowSparseNDArray, np.ndarray) and np.dtype(value.dtype).name in DTYPES:
+            return self._array(value, stem)
+        if isinstance(value, (tuple, list)):
+            parts = [self.value(part, f"{stem}/{i}", objects) for i, part in enumerate(value)]
+            if isinstance(value, tuple):
+                return {"tuple": parts}
+            self.noted(stem, value)
+            return parts
+        if isinstance(value, dict) and all(map(_can_be_key, value)):
+            pairs = [[name, self.value(part, f"{stem}/{_token(name)}", objects)] for name, part in value.items()]
+            self.noted(stem, value)
+            return {"dict": pairs}
+        if objects and callable(value):
+            return self._object(value, stem)
+        raise TypeError(f"{stem} is {_text(value)} of type {type(value).__name__}")
+
+    def shared(self) -> list[list[str]]:
+        """Return the paths that lead to one array, list or dict, for each that more than one path leads to."""
+        seen: set[str] = set()
+        groups = []
+        for _, stems in self._found.values():
+            stems = [stem for stem in dict.fromkeys(stems) if stem not in seen]
+            if len(stems) > 1:
+                groups.append(stems)
+                seen.update(stems)
+        return groups
+
+    def noted(self, stem: str, value: Any) -> None:
+        """Let `shared` know that `value` is what is stored under `stem`."""
+        self._found.setdefault(id(value), (value, []))[1].append(stem)
+
+    def also(self, value: Any, stem: str) -> None:
+        """Let `shared` know that `value` and its parts are other copies of what is stored under `stem`."""
+        count = len(self.arrays)
+        self.value(value, stem)
+        del self.arrays[count:]
+
+    def _array(self, value: Any, stem: str) -> Node:
+        self.noted(stem, value)
+        name, shape = np.dtype(value.dtype).name, list(value.shape)
+        if isinstance(value, RowSparseNDArray):
+            self.arrays += [(f"{stem}/data", value.data), (f"{stem}/indices", value.indices)]
+            return {"row_sparse": [name, shape, value.indices.shape[0]]}
+        if isinstance(value, np.ndarray):
+            self.arrays.append((stem, np.asarray(value, name)))  # in the byte order of this machine
+            return {"numpy": [name, shape]}
+        self.arrays.append((stem, value))
+        return {"array": [name, shape]}
+
+    def _object(self, value: Any, stem: str) -> Node:
+        if isinstance(value, types.MethodType) and not isinstance(value.__self__, type):
+            # What it is a method of may be no function itself.
+            parts = {"__self__": self._object(value.__self__, f"{stem}/__self__")}
+        elif isinstance(value, functools.partial):
+            parts = {"func": self._object(value.func, f"{stem}/func")}
+        elif isinstance(value, _STATELESS):
+            parts = {}
+        else:
+            attributes = attributes_of(value)
+            check_settings(type(value), attributes)
+            parts = {name: self.value(part, f"{stem}/{key(name)}", True) for name, part in attributes.items()}
+        return {"object": [class_name(value), parts]}
+
+
+def attributes_of(thing: Any) -> dict[str, Any]:
+    """Return the attributes of an object, all of which are in its ``__dict__``.
 
     Raises
     ------
     TypeError
-        If there is something in it that has no place in such a file.
+        If it has no ``__dict__``, or keeps others elsewhere.
     """
-    go = functools.partial(pack, arrays=arrays, objects=objects)
-    if type(value) in _PLAIN or (type(value) is int and abs(value) < _LARGEST):
-        return value
-    if type(value) is float:
-        return value if math.isfinite(value) else {"float": repr(value)}
-    if isinstance(value, np.generic) and value.dtype.name in DTYPES:
-        return {"scalar": [value.dtype.name, go(value.item(), stem)]}
-    if type(value) in (NDArray, RowSparseNDArray, np.ndarray) and np.dtype(value.dtype).name in DTYPES:
-        return _pack_array(value, stem, arrays)
-    if isinstance(value, (tuple, list)):
-        parts = [go(part, f"{stem}/{i}") for i, part in enumerate(value)]
-        return parts if isinstance(value, list) else {"tuple": parts}
-    if isinstance(value, dict) and all(type(name) in (int, *_PLAIN) for name in value):
-        return {"dict": [[name, go(part, f"{stem}/{_token(name)}")] for name, part in value.items()]}
-    if objects and callable(value):
-        kept = {} if isinstance(value, _STATELESS) else vars(value)
-        return {"object": [class_name(value), {name: go(part, f"{stem}/{key(name)}") for name, part in kept.items()}]}
-    raise TypeError(f"{stem} is {value!r} of type {type(value).__name__}")
+    names = (slot for kind in type(thing).__mro__ for slot in _slots(kind))
+    elsewhere = [name for name in names if hasattr(thing, name)]
+    if elsewhere:
+        raise TypeError(f"{class_name(thing)} keeps {elsewhere[0]!r} in __slots__")
+    return {name: value for name, value in vars(thing).items() if name != OURS}
 
 
-def _pack_array(value: Any, stem: str, arrays: list[Array]) -> Node:
-    name, shape = np.dtype(value.dtype).name, list(value.shape)
-    if isinstance(value, RowSparseNDArray):
-        arrays += [(f"{stem}/data", value.data), (f"{stem}/indices", value.indices)]
-        return {"row_sparse": [name, shape, value.indices.shape[0]]}
-    arrays.append((stem, value))
-    return {"numpy" if isinstance(value, np.ndarray) else "array": [name, shape]}
+def _slots(kind: type) -> list[str]:
+    slots = vars(kind).get("__slots__", ())
+    return [slot for slot in ([slots] if isinstance(slots, str) else slots) if slot not in ("__dict__", "__weakref__")]
+
+
+@functools.lru_cache(maxsize=None)
+def settings_of(kind: type) -> frozenset[str]:
+    """Return the attributes of an object that its class is given when it is made, by their names."""
+    names = {*_RATES}
+    for each in kind.__mro__:
+        made = vars(each).get("__init__")
+        if isinstance(made, types.FunctionType):
+            names.update(inspect.signature(made).parameters)
+    return frozenset(names)
+
+
+def check_settings(kind: type, attributes: Mapping[str, Any]) -> None:
+    """Raise a ValueError if what an object of class `kind` is to go by is not a number."""
+    for name in settings_of(kind).intersection(attributes):
+        value = attributes[name]
+        if isinstance(value, (float, np.floating)) and (
+            math.isnan(value) or (name in _RATES and not math.isfinite(value))
+        ):
+            raise ValueError(f"{name} of {kind.__name__} is {value}, which no training can go on with")
+
+
+def _can_be_key(name: Any) -> bool:
+    return type(name) in _PLAIN or (type(name) is int and abs(name) < _LARGEST)
 
 
 def _token(name: Any) -> str:
@@ -100,21 +222,30 @@ class Unpacker:
     ----------
     fills : bool
         Whether what a value is to be like was made for it alone, and is the place for its arrays.
-    updates : list of (object, dict)
-        What the attributes of objects are to be, which are there already and of which only these are in the file.
+    shared : dict of str to list of str
+        For each path that leads to the same array, list or dict as others do: all of them, if what is there is equal.
+    updates : list of Update
+        What is to become of objects that are there already, and of which only the attributes are in the file.
+    num_update : int
+        The update that schedules were last asked for.
     """
 
     def __init__(self, reader: Reader, context: Context) -> None:
         self._reader = reader
         self._context = context
         self.fills = False
+        self.shared: dict[str, list[str]] = {}
+        self._found: dict[str, Any] = {}
         self.updates: list[Update] = []
+        self.num_update = 0
         self._kinds: dict[str, Callable[[Any, str, Any], Any]] = {
+            "plain": self._plain,
             "float": self._float,
             "scalar": self._scalar,
             "array": self._array,
             "numpy": self._numpy,
             "row_sparse": self._row_sparse,
+            "list": self._list,
             "tuple": self._tuple,
             "dict": self._dict,
             "object": self._object,
@@ -128,22 +259,24 @@ class Unpacker:
         ValueError
             If it does not fit, or the file is damaged.
         """
-        if isinstance(node, (bool, int, float, str)) or node is None:
-            if like is None or node is None:
-                self._expect(like is ANYTHING or like is node, node, stem, like)
-            else:
-                self._expect(like is ANYTHING or isinstance(like, (numbers.Number, np.generic, str)), node, stem, like)
-            return node
-        if isinstance(node, list):
-            self._expect(like is ANYTHING or isinstance(like, list), node, stem, like)
-            # A list may have grown since it was made, and None in it become something.
-            made = [ANYTHING if part is None else part for part in like] if isinstance(like, list) else []
-            made += [ANYTHING] * (len(node) - len(made))
-            return [self.value(part, f"{stem}/{i}", made[i]) for i, part in enumerate(node)]
-        kind, content = next(iter(node.items())) if isinstance(node, dict) and len(node) == 1 else ("", None)
+        return self.noted(stem, self._value(node, stem, like))
+
+    def _value(self, node: Node, stem: str, like: Any) -> Any:
+        kind, content = _kind(node)
         if kind not in self._kinds:
             raise self._reader.damaged(f"{stem!r} is of no kind that is known")
+        self._expect(like is ANYTHING or _fits(node, like), node, stem, like)
         return self._kinds[kind](content, stem, like)
+
+    def noted(self, stem: str, value: Any) -> Any:
+        """Return `value`, read under `stem`, or what was read under another path to the same thing."""
+        for other in self.shared.get(stem, ()):
+            if other in self._found and same(self._found[other], value):
+                value = self._found[other]
+                break
+        if isinstance(value, _MUTABLE):
+            self._found[stem] = value
+        return value
 
     def _expect(self, fits: bool, node: Node, stem: str, like: Any) -> None:
         if not fits:
@@ -152,14 +285,18 @@ class Unpacker:
                 f"{_describe(like)}"
             )
 
+    def _plain(self, content: Any, stem: str, like: Any) -> Any:
+        return content
+
     def _float(self, content: Any, stem: str, like: Any) -> float:
         if content not in ("nan", "inf", "-inf"):
             raise self._reader.damaged(f"{stem!r} is no number")
-        return self.value(float(content), stem, like)
+        return float(content)
 
     def _scalar(self, content: Any, stem: str, like: Any) -> Any:
         dtype, node = self._parts(content, stem, 2)
-        number = self.value(node, stem, like)
+        kind = _kind(node)[0]
+        number = self.value(node, stem) if kind in ("plain", "float") else None
         if not isinstance(number, (bool, int, float)):
             raise self._reader.damaged(f"{stem!r} is no number")
         try:
@@ -169,8 +306,6 @@ class Unpacker:
 
     def _array(self, content: Any, stem: str, like: Any) -> NDArray:
         dtype, shape = self._array_parts(content, stem, 2)
-        if like is not ANYTHING:
-            self._expect(type(like) is NDArray and _is(like, dtype, shape), {"array": content}, stem, like)
         data = self._reader.array(stem, dtype, shape)
         if self.fills and like is not ANYTHING:
             like[:] = data
@@ -179,16 +314,11 @@ class Unpacker:
 
     def _numpy(self, content: Any, stem: str, like: Any) -> np.ndarray:
         dtype, shape = self._array_parts(content, stem, 2)
-        if like is not ANYTHING:
-            self._expect(isinstance(like, np.ndarray) and _is(like, dtype, shape), {"numpy": content}, stem, like)
         return self._reader.array(stem, dtype, shape).copy()
 
     def _row_sparse(self, content: Any, stem: str, like: Any) -> RowSparseNDArray:
         dtype, shape = self._array_parts(content[:2] if isinstance(content, list) else content, stem, 2)
         rows = self._parts(content, stem, 3)[2]
-        if like is not ANYTHING:
-            fits = isinstance(like, RowSparseNDArray) and _is(like, dtype, shape)
-            self._expect(fits, {"row_sparse": content}, stem, like)
         if not (shape and type(rows) is int and 0 <= rows <= shape[0]):
             raise self._reader.damaged(f"{stem!r} has no {rows!r} rows")
         indices = self._reader.array(f"{stem}/indices", "int64", (rows,)).copy()
@@ -198,56 +328,107 @@ class Unpacker:
         context = self._context if like is ANYTHING else like.context
         return nd.sparse.row_sparse_array((data, indices), shape=shape, ctx=context, dtype=dtype)
 
+    def _list(self, content: Any, stem: str, like: Any) -> list[Any]:
+        made = like if isinstance(like, list) else []
+        return [
+            self._part(part, f"{stem}/{i}", made[i] if i < len(made) else ANYTHING) for i, part in enumerate(content)
+        ]
+
+    def _part(self, node: Node, stem: str, like: Any) -> Any:
+        """Return a part of a list or a dict, which may have become anything since these were made."""
+        return self.value(node, stem, like if like is ANYTHING or _fits(node, like, throughout=True) else ANYTHING)
+
     def _tuple(self, content: Any, stem: str, like: Any) -> tuple[Any, ...]:
         parts = self._parts(content, stem)
-        if like is ANYTHING:
-            like = (ANYTHING,) * len(parts)
-        self._expect(isinstance(like, tuple) and len(like) == len(parts), {"tuple": parts}, stem, like)
-        values = tuple(self.value(part, f"{stem}/{i}", like[i]) for i, part in enumerate(parts))
-        return of_type(like, values)
+        made = (ANYTHING,) * len(parts) if like is ANYTHING else like
+        return of_type(like, tuple(self.value(part, f"{stem}/{i}", made[i]) for i, part in enumerate(parts)))
 
     def _dict(self, content: Any, stem: str, like: Any) -> dict[Any, Any]:
-        self._expect(like is ANYTHING or isinstance(like, dict), {"dict": content}, stem, like)
         found: dict[Any, Any] = {}
         for pair in self._parts(content, stem):
             name, node = self._parts(pair, stem, 2)
             if not isinstance(name, (int, *_PLAIN)) or name in found:
                 raise self._reader.damaged(f"{stem!r} has {name!r} twice, or as a key")
-            made = like.get(name) if isinstance(like, dict) else None
-            found[name] = self.value(node, f"{stem}/{_token(name)}", ANYTHING if made is None else made)
+            made = like.get(name, ANYTHING) if isinstance(like, dict) else ANYTHING
+            found[name] = self._part(node, f"{stem}/{_token(name)}", made)
         return of_type(like, found)
 
-    def _object(self, content: Any, stem: str, like: Any) -> Any:
+    def _object(self, content: Any, stem: str, like: Any, call: Callable[..., Any] | None = None) -> Any:
         name, nodes = self._parts(content, stem, 2)
-        if like is ANYTHING or not callable(like) or class_name(like) != name or not isinstance(nodes, dict):
+        call = call or like
+        if like is ANYTHING or not callable(call) or class_name(like) != name or not isinstance(nodes, dict):
             raise ValueError(
                 f"{stem!r} is an object of class {name!r} in the file, and {_describe(like)} in this trainer"
             )
-        if not isinstance(like, _STATELESS):
-            self.updates.append((like, self.attributes(nodes, vars(like), (), type(like), stem)))
+        if isinstance(like, types.MethodType) and "__self__" in nodes:
+            self._object(self._object_parts(nodes, "__self__", stem), f"{stem}/__self__", like.__self__, like.__func__)
+        elif isinstance(like, functools.partial) and "func" in nodes:
+            self._object(self._object_parts(nodes, "func", stem), f"{stem}/func", like.func)
+        elif isinstance(like, types.MethodType) and not isinstance(like.__self__, type):
+            warnings.warn(
+                f"{self._reader.path} was saved by an earlier version, and does not say what the {_describe(like)} "
+                "keeps: it goes on as it is",
+                stacklevel=2,
+            )
+        elif not isinstance(like, _STATELESS):
+            self._update(like, nodes, stem, call)
         return like
+
+    def _object_parts(self, nodes: dict[str, Node], name: str, stem: str) -> Any:
+        kind, content = _kind(nodes[name])
+        if kind != "object":
+            raise self._reader.damaged(f"{name!r} of {stem!r} is no object")
+        return content
+
+    def _update(self, thing: Any, nodes: dict[str, Node], stem: str, call: Callable[..., Any]) -> None:
+        """Note what is to become of an object; what it did not have yet when it was saved goes, if a call makes it."""
+        now = attributes_of(thing)
+        gone = set(now).difference(nodes)
+        here = {name: value for name, value in now.items() if name not in gone}
+        attributes = self.attributes(nodes, here, (), type(thing), stem)
+        if gone and not self._makes(thing, attributes, call, gone):
+            raise _lacking(gone, type(thing))
+        self.updates.append(Update(thing, attributes, gone))
+
+    def _makes(self, thing: Any, attributes: dict[str, Any], call: Callable[..., Any], names: set[str]) -> bool:
+        """Whether a schedule with those attributes has `names`, too, when it has been asked."""
+        check_turns(thing, attributes, self.num_update)
+        try:
+            asked = copy.copy(thing)
+            vars(asked).clear()
+            vars(asked).update(attributes)
+            asked = copy.deepcopy(asked)  # with the objects that it keeps: these are the trainer's own
+            asked(self.num_update + 1) if call is thing else call(asked, self.num_update + 1)
+        except Exception:
+            return False
+        return names <= vars(asked).keys()
 
     def attributes(
         self, nodes: dict[str, Node], now: dict[str, Any], barred: Collection[str], kind: type, stem: str
     ) -> dict[str, Any]:
         """Return the attributes of an object of class `kind`, which has those of `now` and may get others in time."""
-        lacking = sorted(set(now).difference(nodes))
+        lacking = set(now).difference(nodes)
         if lacking:
-            raise ValueError(
-                f"the file has no {lacking[0]!r} of {kind.__name__}: it was saved by another version of that class, or "
-                "before that attribute came to be"
-            )
-        more = [name for name in nodes if name in barred or (name not in now and not _can_be_added(name, kind))]
+            raise _lacking(lacking, kind)
+        more = [name for name in nodes if name in barred or (name not in now and not can_be_added(name, kind))]
         if more:
             raise self._reader.damaged(f"{more[0]!r} is no attribute to set of {kind.__name__}")
-        return {name: self.attribute(node, f"{stem}/{key(name)}", now.get(name)) for name, node in nodes.items()}
+        found = {
+            name: self._attribute(node, f"{stem}/{key(name)}", now.get(name), name in settings_of(kind))
+            for name, node in nodes.items()
+        }
+        try:
+            check_settings(kind, found)
+        except ValueError as error:
+            raise self._reader.damaged(str(error)) from error
+        return found
 
-    def attribute(self, node: Node, stem: str, now: Any) -> Any:
-        """Return the value of an attribute, of much the same kind as it is now; a number may be None or an array."""
-        value = self.value(node, stem, now if _has_objects(node) else ANYTHING)
-        if now is not None and value is not None:
+    def _attribute(self, node: Node, stem: str, now: Any, is_setting: bool) -> Any:
+        """Return the value of an attribute; a setting stays a number, if it is one, an array, or None."""
+        value = of_type(now, self._value(node, stem, now if _has_objects(node) else ANYTHING))
+        if now is not None and value is not None and (is_setting or _rough_kind(now) is object):
             self._expect(_rough_kind(now) == _rough_kind(value), node, stem, now)
-        return of_type(now, value)
+        return self.noted(stem, value)
 
     def _parts(self, content: Any, stem: str, count: int | None = None) -> list[Any]:
         if not isinstance(content, list) or (count is not None and len(content) != count):
@@ -256,7 +437,7 @@ class Unpacker:
 
     def _array_parts(self, content: Any, stem: str, count: int) -> tuple[str, tuple[int, ...]]:
         dtype, shape = self._parts(content, stem, count)
-        if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        if not is_shape(shape):
             raise self._reader.damaged(f"{stem!r} has no shape")
         return self._dtype(dtype, stem).name, tuple(shape)
 
@@ -266,15 +447,55 @@ class Unpacker:
         return np.dtype(name)
 
 
-def moved(value: Any, context: Context) -> Any:
-    """Return a state with its arrays on `context`."""
+def is_shape(value: Any) -> bool:
+    """Whether a JSON value is the shape of an array."""
+    return (
+        isinstance(value, list)
+        and len(value) <= _MOST_AXES
+        and all(type(size) is int and 0 <= size < 2**63 for size in value)
+    )
+
+
+def copied(value: Any, context: Context | None = None, memo: dict[int, Any] | None = None) -> Any:
+    """Return a copy, with its arrays on `context`, of arrays, lists, dicts and tuples; all else in it stays itself.
+
+    What is one object in two places is one in the copy, as it is in all copies with the same `memo`.
+    """
+    memo = {} if memo is None else memo
+    if id(value) in memo:
+        return memo[id(value)][1]
     if isinstance(value, NDArray):
-        return value.as_in_context(context)
-    if isinstance(value, dict):
-        return of_type(value, {name: moved(part, context) for name, part in value.items()})
-    if isinstance(value, tuple):
-        return of_type(value, tuple(moved(part, context) for part in value))
-    return [moved(part, context) for part in value] if isinstance(value, list) else value
+        made = value.copyto(value.context if context is None else context)
+    elif isinstance(value, np.ndarray):
+        made = value.copy()
+    elif isinstance(value, dict):
+        made = of_type(value, {name: copied(part, context, memo) for name, part in value.items()})
+    elif isinstance(value, tuple):
+        made = of_type(value, tuple(copied(part, context, memo) for part in value))
+    elif isinstance(value, list):
+        made = [copied(part, context, memo) for part in value]
+    else:
+        return value
+    memo[id(value)] = value, made  # the value too, for an id is of use as long as its object is there
+    return made
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal in every bit and every type."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, (NDArray, np.ndarray)):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        one, other = (each.asnumpy() if isinstance(each, NDArray) else each for each in (one, other))
+        return bool(one.tobytes() == other.tobytes())
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other) or (one != one and other != other)
 
 
 def of_type(like: Any, value: Any) -> Any:
@@ -289,14 +510,71 @@ def of_type(like: Any, value: Any) -> Any:
     return value
 
 
-def _is(like: Any, dtype: str, shape: tuple[int, ...]) -> bool:
-    return like.shape == shape and np.dtype(like.dtype).name == dtype
+def check_turns(thing: Any, attributes: Mapping[str, Any], num_update: int) -> None:
+    """Raise a ValueError if MXNet's FactorScheduler, with those attributes, would not come to `num_update` in time.
+
+    It goes there from update to update that changes its rate, and for ever if these do not lead there.
+    """
+    if isinstance(thing, FactorScheduler):
+        step: Any = attributes.get("step")
+        count: Any = attributes.get("count")
+        turns = all(isinstance(number, (int, float, np.number)) for number in (step, count))
+        if not (turns and step >= 1 and num_update - count <= _MOST_TURNS * step):
+            raise ValueError(
+                f"{class_name(thing)} with step={step!r} takes more than {_MOST_TURNS:,} turns of its loop from update "
+                f"{count!r} to update {num_update}. If it has come so far indeed, use a function of the update instead"
+            )
+
+
+def _lacking(names: Collection[str], kind: type) -> ValueError:
+    return ValueError(
+        f"the file has no {min(names)!r} of {kind.__name__}: it was saved by another version of that class, or before "
+        "that attribute came to be"
+    )
+
+
+def _kind(node: Node) -> tuple[str, Any]:
+    """Return what kind of value a node is of, and what it has to say of it."""
+    if isinstance(node, (bool, int, float, str)) or node is None:
+        return "plain", node
+    if isinstance(node, list):
+        return "list", node
+    kind, content = next(iter(node.items())) if isinstance(node, dict) and len(node) == 1 else ("", None)
+    return ("", None) if kind in ("plain", "list") else (kind, content)
+
+
+def _fits(node: Node, like: Any, throughout: bool = False) -> bool:
+    """Whether a value of the kind of `node` can take the place of `like`; `throughout`, the parts of tuples, too."""
+    kind, content = _kind(node)
+    if kind == "plain" and (node is None or like is None):
+        return node is like
+    if kind in ("plain", "float", "scalar"):
+        return isinstance(like, (numbers.Number, np.generic, str))
+    if kind in ("array", "numpy", "row_sparse"):
+        expected = {"array": NDArray, "numpy": np.ndarray, "row_sparse": RowSparseNDArray}[kind]
+        fits = isinstance(like, np.ndarray) if kind == "numpy" else type(like) is expected
+        return fits and isinstance(content, list) and content[:2] == [np.dtype(like.dtype).name, list(like.shape)]
+    if kind == "tuple":
+        if not (isinstance(like, tuple) and isinstance(content, list) and len(like) == len(content)):
+            return False
+        return not throughout or all(_fits(part, made, throughout) for part, made in zip(content, like))
+    if kind in ("list", "dict"):
+        return isinstance(like, list if kind == "list" else dict)
+    return True  # an object, of which more than this is looked at
 
 
 def _describe(value: Any) -> str:
     if isinstance(value, (NDArray, np.ndarray)):
         return f"{class_name(value)} {np.dtype(value.dtype).name} {value.shape}"
     return f"{class_name(value)} {value!r}"[:60]
+
+
+def _text(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        text = "too long a number"
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _rough_kind(value: Any) -> Any:
@@ -311,7 +589,7 @@ def _has_objects(node: Node) -> bool:
     return isinstance(node, list) and any(map(_has_objects, node))
 
 
-def _can_be_added(name: str, kind: type) -> bool:
+def can_be_added(name: str, kind: type) -> bool:
     """Whether `name` hides no method or property of a class."""
     here = inspect.getattr_static(kind, name, None)
     return name.isidentifier() and not (callable(here) or hasattr(here, "__get__"))
