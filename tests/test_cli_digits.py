@@ -61,7 +61,7 @@ def test_the_embedded_default_compares_four_regimes(embedded_default):
 def test_the_source_is_trained_once(tmp_path, capsys):
     assert main(["finetune", "--out", str(tmp_path), "--epochs", "1"]) == 0
     made = (tmp_path / "digits-source.params").stat().st_mtime_ns
-    assert main(["finetune", "--out", str(tmp_path), "--epochs", "1"]) == 0
+    assert main(["finetune", "--out", str(tmp_path), "--epochs", "1", "--overwrite"]) == 0
     assert (tmp_path / "digits-source.params").stat().st_mtime_ns == made
     assert "weights of an earlier run" in capsys.readouterr().out
 
