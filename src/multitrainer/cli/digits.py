@@ -139,6 +139,7 @@ def run(
         settings = {"learning_rate": LEARNING_RATE, **settings}
     epochs, metrics = args.epochs or EPOCHS, checkpoints.metrics
     before = checkpoints.find(None, lambda rows: _files_after(rows, epochs)).rows
+    checkpoints.announce()
     interrupted = False
     with Interrupts() as interrupts:
         job = Job(args, contexts, optimizer, settings, ranks, checkpoints, interrupts)

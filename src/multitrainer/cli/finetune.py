@@ -51,6 +51,12 @@ Left in --out: best.params and last.params, classes.txt (one a line, in the orde
 line an epoch), finetune.png and a checkpoint. Ctrl-C keeps what there is; after it, or after a crash, the same command
 with --resume goes on after the last whole epoch, to the same metrics as if it had never stopped.
 
+A run is not replaced unless you say so. Without --out, a second run goes to {runfolder.DEFAULT}-2, a third to
+{runfolder.DEFAULT}-3, and --resume takes the last one. A folder that --out names is refused if it holds a run: add
+--resume, or --overwrite, which removes the old run when the first epoch of the new one has ended. --resume refuses
+other options, other class folders and a run of which a file is missing. Images that were added since the run began are
+left out, so that none that it measures on is trained on; for one that was removed, another of its class is trained on.
+
 On several machines, --kvstore dist_sync under the DMLC_ variables of MXNet's parameter servers, or --kvstore horovod
 under horovodrun: each rank trains on its share of the images, and rank 0 prints and writes. The README shows both.
 
@@ -169,6 +175,7 @@ def _prepare(
     earlier = checkpoints.find(args.data, lambda rows: [runfolder.BEST, runfolder.LAST])
     images = data.open_folder(args.data, args.seed, earlier.images)
     ranks.agree("images", images.listing())
+    checkpoints.announce()
     for note in images.notes:
         print(note)
     net, head = network.build(model, len(images.classes))
@@ -225,6 +232,7 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
     if before:
         checkpoints.restore(net, trainer, run.contexts, len(before))
         batches[0].skip(len(before))
+    images = run.images.record()
     best: dict[str, Any] = max(before, key=lambda row: row["val_accuracy"], default={"val_accuracy": -1.0})
     interrupted = False
     with Interrupts() as interrupts:
@@ -237,7 +245,7 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
             for row in fit(trained.block, trainer, *on, **going_on):
                 if not ranks.first:
                     continue
-                checkpoints.begin(run.images.record())
+                checkpoints.begin(images)
                 artifacts.save_parameters(net, out / runfolder.LAST)
                 if row["val_accuracy"] > best["val_accuracy"]:
                     best = row

@@ -66,8 +66,6 @@ class Checkpoints:
             If the run is incomplete or damaged, or was asked for something else. Nothing has been changed.
         """
         rows, images = self._ranks.decide(lambda: self._find(data is not None, needed))
-        if rows:
-            print(f"going on after {len(rows)} epochs of the run in {self.out}", flush=True)
         self.metrics.rows = list(rows)
         self._begun = bool(rows)
         return Earlier(rows, images)
@@ -146,6 +144,11 @@ class Checkpoints:
         for path in self._folder.iterdir():
             if path.stem.isdecimal() and int(path.stem) < number:
                 path.unlink()
+
+    def announce(self) -> None:
+        """Say that an earlier run is resumed, if one is."""
+        if self._begun:
+            print(f"going on after {len(self.metrics.rows)} epochs of the run in {self.out}", flush=True)
 
     def restore(self, net: mx.gluon.Block, trainer: MultiLRTrainer, contexts: list[mx.Context], number: int) -> None:
         """Give all ranks the weights and states that rank 0 kept."""

@@ -78,13 +78,14 @@ def _claim(wanted: Path | None, resume: bool, overwrite: bool, elsewhere: bool, 
         out = _lock_next_default(stack)
     elif not _lock(out, stack):
         raise UserError(f"--out {out}: another process is training there; wait for it, or choose another --out")
+    if os.path.lexists(out / CHECKPOINT):
+        artifacts.make_folder(out / CHECKPOINT)  # it can be written to, too
     if holds_run(out):
         if not (resume or overwrite):
             raise UserError(
                 f"--out {out} holds a run already; go on with it (--resume), replace it (--overwrite), or choose "
                 "another --out"
             )
-        artifacts.make_folder(out / CHECKPOINT)
     elif resume and elsewhere:
         raise UserError(
             f"--resume: there is no run in {out} on the machine of rank 0, but there is one in --out of another rank; "
