@@ -205,16 +205,20 @@ def _divide_as_recorded(
 
 def _changes(there: set[str], record: dict[str, list[str]]) -> tuple[str, ...]:
     """Say which images came or went since the run began, and what becomes of that."""
-    before = set(record["train"] + record["val"])
-    added, removed = sorted(there - before), sorted(before - there)
-    if not (added or removed):
+    train, val = set(record["train"]) - there, set(record["val"]) - there
+    added = there.difference(record["train"], record["val"])
+    if not (added or train or val):
         return ()
-    notes = [f"the images are not those that the run began with: {len(added)} were added, {len(removed)} removed"]
-    if added:
-        notes.append(f"added, and left out of this run: {_listed(added, 3)}")
-    if removed:
-        notes.append(f"removed, and replaced by others of their class to train on: {_listed(removed, 3)}")
-    return tuple(notes)
+    count = f"{len(added)} were added, {len(train | val)} removed"
+    details = {
+        "added, and left out of this run": added,
+        "removed, and replaced by others of their class to train on": train,
+        "removed, and no longer measured on": val,
+    }
+    return (
+        f"the images are not those that the run began with: {count}",
+        *(f"{what}: {_listed(sorted(names), 3)}" for what, names in details.items() if names),
+    )
 
 
 def _name(path: str, root: Path) -> str:
