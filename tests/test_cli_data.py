@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import pathlib
+import shutil
 import warnings
 
 import numpy as np
@@ -171,3 +174,72 @@ def test_an_image_that_breaks_later_is_named_too(tmp_path, workers):
     # 9 images to train on by two: one is left over for the second epoch.
     with pytest.raises(UserError, match=r"001\.png"):
         list(itertools.chain(train, train, val))
+
+
+class TestOnResume:
+    """What a run set aside stays set aside, and what it trained on keeps its place."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        return write_images(tmp_path / "d", 6)
+
+    def test_nothing_changed(self, root):
+        before = data.open_folder(root, seed=1)
+        again = data.open_folder(root, seed=2, record=before.record())
+        assert (again.train.items, again.val.items, again.notes) == (before.train.items, before.val.items, ())
+
+    def test_images_came_and_went(self, root):
+        before = data.open_folder(root, seed=1)
+        gone = [before.train.items[0][0], before.train.items[-1][0], before.val.items[0][0]]
+        for path in gone:
+            pathlib.Path(path).unlink()
+        write_images(root.parent / "more", 9)
+        for name in ("007.png", "008.jpg"):
+            shutil.copy(str(root.parent / "more/red" / name), str(root / "red" / name))
+        after = data.open_folder(root, seed=1, record=before.record())
+        assert "2 were added, 3 removed" in after.notes[0]
+        assert len(after.train) == len(before.train)
+        for (path, label), (old, old_label) in zip(after.train.items, before.train.items):
+            assert label == old_label
+            assert path == old or old in gone
+        assert _paths(after.train) == _paths(before.train) - {*gone}
+        assert _paths(after.val) == _paths(before.val) - {*gone}
+
+    def test_a_renamed_image_is_neither_trained_nor_measured_on(self, root):
+        before = data.open_folder(root, seed=1)
+        path = pathlib.Path(before.val.items[0][0])
+        path.rename(path.with_name("other.jpg"))
+        after = data.open_folder(root, seed=1, record=before.record())
+        assert not any("other.jpg" in path for path in _paths(after.train) | _paths(after.val))
+
+    def test_an_image_moved_from_val_to_train_is_not_trained_on(self, tmp_path):
+        write_images(tmp_path / "train", 3)
+        write_images(tmp_path / "val", 2)
+        before = data.open_folder(tmp_path, seed=0)
+        (tmp_path / "val/red/000.jpg").rename(tmp_path / "train/red/moved.jpg")
+        after = data.open_folder(tmp_path, seed=0, record=before.record())
+        assert _paths(after.train) == _paths(before.train)
+        assert _paths(after.val) == _paths(before.val) - {str(tmp_path / "val/red/000.jpg")}
+
+    def test_a_val_that_was_made_since_is_not_taken_for_the_one_set_aside(self, tmp_path):
+        write_images(tmp_path / "train", 4)
+        before = data.open_folder(tmp_path, seed=0)
+        write_images(tmp_path / "val", 2)
+        after = data.open_folder(tmp_path, seed=0, record=before.record())
+        assert (_paths(after.train), _paths(after.val)) == (_paths(before.train), _paths(before.val))
+
+    @pytest.mark.parametrize(("part", "what"), [("train", "train on of class"), ("val", "measure on")])
+    def test_none_is_left(self, root, part, what):
+        before = data.open_folder(root, seed=1)
+        for path, _ in getattr(before, part).items:
+            pathlib.Path(path).unlink()
+        with pytest.raises(UserError, match=f"holds none of the images that the run had to {what}"):
+            data.open_folder(root, seed=1, record=before.record())
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "red\x85", os.fsdecode(b"r\xffd")])
+def test_a_class_that_classes_txt_cannot_name_is_refused(tmp_path, name):
+    root = write_images(tmp_path / "d", 3)
+    (root / "red").rename(root / name)
+    with pytest.raises(UserError, match=r"does not fit on a line of classes\.txt"):
+        data.open_folder(root, seed=0)

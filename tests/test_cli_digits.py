@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import signal
 import statistics
 
@@ -61,9 +62,41 @@ def test_the_embedded_default_compares_four_regimes(embedded_default):
 def test_the_source_is_trained_once(tmp_path, capsys):
     assert main(["finetune", "--out", str(tmp_path), "--epochs", "1"]) == 0
     made = (tmp_path / "digits-source.params").stat().st_mtime_ns
-    assert main(["finetune", "--out", str(tmp_path), "--epochs", "1"]) == 0
+    assert main(["finetune", "--out", str(tmp_path), "--epochs", "1", "--overwrite"]) == 0
     assert (tmp_path / "digits-source.params").stat().st_mtime_ns == made
     assert "weights of an earlier run" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_by_default_a_second_run_takes_the_next_free_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["finetune", "--epochs", "1"]) == 0
+    before = contents(tmp_path)
+    assert main(["finetune", "--epochs", "1"]) == 0
+    assert "this run goes to runs/finetune-2\n" in capsys.readouterr().out
+    assert main(["finetune", "--epochs", "1", "--out", "runs/finetune"]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    after = contents(tmp_path)
+    assert {path: after[path] for path in before} == before
+    assert len(after) == 2 * len(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "digits-source.params", "best.params", "checkpoint/000240.npz", "checkpoint/run.json"]
+)
+def test_an_incomplete_run_is_not_resumed(embedded_default, tmp_path, capsys, name):
+    out = tmp_path / "out"
+    shutil.copytree(str(embedded_default.out), str(out))
+    (out / name).unlink()
+    before = contents(out)
+    assert main(["finetune", "--out", str(out), "--resume"]) == 2
+    assert f"is incomplete: there is no {name}" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow

@@ -267,4 +267,4 @@ def test_a_full_disk_leaves_no_half_a_file(images, tmp_path):
     assert error.count("\n") == 1, error
     assert "cannot write" in error
     assert "last.params" in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "classes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "classes.txt", "metrics.jsonl"]

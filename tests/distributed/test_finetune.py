@@ -149,6 +149,53 @@ def test_two_ranks_go_on_where_they_were_killed(images, tmp_path):
         np.testing.assert_array_equal(array, arrays(out.parent / "all/last.params")[name], err_msg=name)
 
 
+class TestEarlierRuns:
+    """What is in --out is decided by the rank that writes, and all do what it decides."""
+
+    OPTIONS = ("--model", MODEL, "--batch-size", "8", "--epochs", "1")
+
+    def run(self, images, out):
+        assert main(["finetune", "--data", str(images), *self.OPTIONS, "--out", str(out)]) == 0
+        return contents(out)
+
+    def finetune(self, images, out, *options):
+        """Return the status and the output of both ranks."""
+        command = ["finetune", "--kvstore", "dist_sync", "--data", images, *self.OPTIONS, "--out", out, *options]
+        with cluster.start(COMMAND, *command) as started:
+            ended = [(worker.communicate(timeout=120)[0], worker.returncode) for _, worker in started[-2:]]
+        return [code for _, code in ended], [output for output, _ in ended]
+
+    def test_are_not_replaced(self, images, tmp_path):
+        before = self.run(images, tmp_path)
+        codes, outputs = self.finetune(images, tmp_path)
+        assert codes == [2, 2]
+        assert all("holds a run already" in output for output in outputs), outputs
+        assert contents(tmp_path) == before
+
+    def test_that_are_incomplete_are_not_resumed(self, images, tmp_path):
+        self.run(images, tmp_path)
+        (tmp_path / "metrics.jsonl").unlink()
+        before = contents(tmp_path)
+        codes, outputs = self.finetune(images, tmp_path, "--resume")
+        assert codes == [2, 2]
+        assert all("there is no metrics.jsonl" in output for output in outputs), outputs
+        assert contents(tmp_path) == before
+
+    def test_on_the_machine_of_another_rank_are_not_begun_again(self, images, tmp_path):
+        """Which worker becomes rank 0 is the servers' choice: the one that has the run, or the other one."""
+        before = self.run(images, tmp_path / "0")
+        codes, outputs = self.finetune(images, tmp_path / "{index}", "--resume")
+        resumed = any("going on after 1 epochs" in output for output in outputs)
+        missed = all("copy that folder to this machine" in output for output in outputs)
+        assert (codes == [0, 0] and resumed) or (codes == [2, 2] and missed), outputs
+        assert not contents(tmp_path / "1")
+        assert contents(tmp_path / "0").keys() == before.keys()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 class TestAllRanksEnd:
     """Parameter servers do not tell the others that a worker is gone; horovodrun ends them all."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Iterator, NamedTuple, Sequence
 
 import mxnet as mx
@@ -45,6 +46,7 @@ class ImageFolder(gluon.data.vision.ImageFolderDataset):
                 raise UserError(
                     f"{folder} holds no images ({', '.join(EXTENSIONS)}); put some there or remove the folder"
                 )
+            _check_one_line(folder)
             self.items += [(str(image), len(self.synsets)) for image in images]
             self.synsets.append(folder.name)
 
@@ -61,19 +63,26 @@ class ImageFolder(gluon.data.vision.ImageFolderDataset):
         mx.random.seed(seed, ctx=mx.cpu())
         return self.augment(image), label
 
-    def only(self, positions: Sequence[int]) -> ImageFolder:
-        """Return the same dataset with these of its images."""
+    def only(self, items: list[tuple[str, int]]) -> ImageFolder:
+        """Return the same dataset with these images."""
         part = copy.copy(self)
-        part.items = [self.items[position] for position in positions]
+        part.items = items
         return part
 
 
 class Images(NamedTuple):
-    """The images to train on and those to measure on, with the same classes."""
+    """The images to train on and those to measure on, with the same classes; `notes` say how they came to differ."""
 
+    root: Path
     classes: list[str]
     train: ImageFolder
     val: ImageFolder
+    notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, list[str]]:
+        """Return what `open_folder` needs to divide the folder in the same way later, when images came or went."""
+        train, val = ([_name(path, self.root) for path, _ in part.items] for part in (self.train, self.val))
+        return {"classes": self.classes, "train": train, "val": val}
 
     def listing(self) -> list[tuple[str, str]]:
         """Return class and name of every image, in order: the same wherever the folder lies."""
@@ -81,7 +90,7 @@ class Images(NamedTuple):
         return [(self.classes[label], Path(path).name) for path, label in items]
 
 
-def open_folder(root: Path, seed: int) -> Images:
+def open_folder(root: Path, seed: int, record: dict[str, list[str]] | None = None) -> Images:
     """Open a folder of class folders, or of ``train`` and ``val`` with class folders.
 
     Parameters
@@ -89,34 +98,53 @@ def open_folder(root: Path, seed: int) -> Images:
     root : Path
         The folder.
     seed : int
-        Decides which images are set aside where there is no ``val``.
+        Decides which images are set aside if there is no ``val``.
+    record : dict, optional
+        That of the run to resume: what it trained on and what it set aside stays so.
 
     Raises
     ------
     UserError
-        Where there is nothing to train on, or an image cannot be read.
+        If there is nothing to train on, an image cannot be read, or the run to resume had other classes.
     """
     if not root.is_dir():
         raise UserError(f"--data {root}: no such folder")
-    # A class may be called "train", too; it then holds images and no folders.
-    divided = (root / "train").is_dir() and bool(_class_folders(root / "train"))
-    train = ImageFolder(root / "train" if divided else root)
+    train, *rest = [ImageFolder(folder) for folder in class_roots(root)]
+    if record is not None:
+        _check_classes_of_run(train.synsets, record["classes"], root)
     if len(train.synsets) < 2:
         raise UserError(
             f"--data {root}: expected at least two class folders, found {', '.join(train.synsets) or 'none'}; "
             "make one folder of images for each class"
         )
-    if divided and (root / "val").is_dir():
-        val = ImageFolder(root / "val")
+    for val in rest:
         _check_same_classes(train, val, root)
-    else:
+    notes: tuple[str, ...] = ()
+    if record is not None:
+        train, val, notes = _divide_as_recorded([train, *rest], record, root)
+    elif not rest:
         train, val = _divide(train, seed)
     _check_readable([path for path, _ in train.items + val.items])
-    return Images(list(train.synsets), train, val)
+    return Images(root, list(train.synsets), train, val, notes)
+
+
+def class_roots(root: Path) -> list[Path]:
+    """Return the folders that hold class folders: `root`, or its ``train`` and, if it is there, its ``val``."""
+    # A class may be called "train", too; it then holds images and no folders.
+    if not ((root / "train").is_dir() and _class_folders(root / "train")):
+        return [root]
+    return [root / "train", *[root / "val"] * (root / "val").is_dir()]
 
 
 def _class_folders(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _check_one_line(folder: Path) -> None:
+    """Refuse a name that cannot be a line of classes.txt: the lines after it would name other outputs."""
+    name = folder.name
+    if name.encode("utf-8", "replace").decode().splitlines() != [name]:
+        raise UserError(f"the name of class folder {str(folder)!r} does not fit on a line of classes.txt; rename it")
 
 
 def _check_same_classes(train: ImageFolder, val: ImageFolder, root: Path) -> None:
@@ -130,10 +158,78 @@ def _check_same_classes(train: ImageFolder, val: ImageFolder, root: Path) -> Non
     raise UserError(f"--data {root}: train and val must hold the same class folders, but {' and '.join(parts)}")
 
 
+def _check_classes_of_run(here: list[str], before: list[str], root: Path) -> None:
+    """Refuse other classes than those of the run to resume: its outputs would be taken for other labels."""
+    if here == before:
+        return
+    gone, new = sorted(set(before) - set(here)), sorted(set(here) - set(before))
+    raise UserError(
+        f"--resume: the run was trained on the classes {_listed(before)}, and --data {root} holds {_listed(here)}; "
+        f"only in the run: {_listed(gone)}; only in --data: {_listed(new)}. Give the class folders the names that they "
+        "had, or begin a new run in another --out"
+    )
+
+
+def _listed(names: list[str], most: int = 10) -> str:
+    shown = [repr(name) for name in names[:most]] + [f"{len(names) - most} more"] * (len(names) > most)
+    return ", ".join(shown) or "none"
+
+
+def _divide_as_recorded(
+    parts: list[ImageFolder], record: dict[str, list[str]], root: Path
+) -> tuple[ImageFolder, ImageFolder, tuple[str, ...]]:
+    """Divide the images as the run to resume did, and say what has changed since.
+
+    An image that was added belongs to neither side. One to train on that is gone has another of its class in its place,
+    so that an epoch stays as long, and every other image has its turn, as if nothing had changed.
+    """
+    there = {_name(path, root): (path, label) for part in parts for path, label in part.items}
+    labels = {name: label for label, name in enumerate(record["classes"])}
+    spare: dict[int, list[tuple[str, int]]] = {label: [] for label in labels.values()}
+    for name in record["train"]:
+        if name in there:
+            spare[there[name][1]].append(there[name])
+    lacking = [name for name, label in labels.items() if not spare[label]]
+    if lacking or not any(name in there for name in record["val"]):
+        what = f"train on of class {lacking[0]}" if lacking else "measure on"
+        raise UserError(
+            f"--resume: --data {root} holds none of the images that the run had to {what}; give the folder that the "
+            "run was started with, or begin a new run in another --out"
+        )
+    turns = {label: itertools.cycle(items) for label, items in spare.items()}
+    train = [there.get(name) or next(turns[labels[PurePath(name).parent.name]]) for name in record["train"]]
+    val = [there[name] for name in record["val"] if name in there]
+    notes = _changes(set(there), record)
+    return parts[0].only(train), parts[0].only(val), notes
+
+
+def _changes(there: set[str], record: dict[str, list[str]]) -> tuple[str, ...]:
+    """Say which images came or went since the run began, and what becomes of that."""
+    train, val = set(record["train"]) - there, set(record["val"]) - there
+    added = there.difference(record["train"], record["val"])
+    if not (added or train or val):
+        return ()
+    count = f"{len(added)} were added, {len(train | val)} removed"
+    details = {
+        "added, and left out of this run": added,
+        "removed, and replaced by others of their class to train on": train,
+        "removed, and no longer measured on": val,
+    }
+    return (
+        f"the images are not those that the run began with: {count}",
+        *(f"{what}: {_listed(sorted(names), 3)}" for what, names in details.items() if names),
+    )
+
+
+def _name(path: str, root: Path) -> str:
+    return Path(path).relative_to(root).as_posix()
+
+
 def _divide(images: ImageFolder, seed: int) -> tuple[ImageFolder, ImageFolder]:
     """Set a share of every class aside."""
     generator = random.Random(seed)
-    train, val = [], []
+    train: list[int] = []
+    val: list[int] = []
     for label, name in enumerate(images.synsets):
         mine = [position for position, item in enumerate(images.items) if item[1] == label]
         if len(mine) < 2:
@@ -145,7 +241,8 @@ def _divide(images: ImageFolder, seed: int) -> tuple[ImageFolder, ImageFolder]:
         count = max(1, round(len(mine) * VAL_SHARE))
         val += mine[:count]
         train += mine[count:]
-    return images.only(sorted(train)), images.only(sorted(val))
+    first, second = ([images.items[position] for position in sorted(part)] for part in (train, val))
+    return images.only(first), images.only(second)
 
 
 def _check_readable(paths: list[str]) -> None:

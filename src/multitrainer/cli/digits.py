@@ -18,7 +18,7 @@ import numpy as np
 from mxnet import gluon
 
 from .. import MultiLRTrainer, ParamGroup
-from . import artifacts, features, figures, network
+from . import artifacts, features, figures, network, runfolder
 from .errors import INTERRUPTED, UserError, require
 from .ranks import Ranks
 from .resume import Checkpoints
@@ -31,6 +31,7 @@ SHOTS = 10
 SEEDS = 3
 UNSEEN = 80  # a class, to measure on
 EPOCHS = 20
+SOURCE = "digits-source.params"
 MEASURE_EVERY = 5
 BATCH_SIZE = 10
 LEARNING_RATE = 0.05  # of the source, and of what is fine-tuned from it unless --lr says otherwise
@@ -102,6 +103,7 @@ class Job(NamedTuple):
     optimizer: str
     settings: dict[str, float]
     ranks: Ranks
+    checkpoints: Checkpoints
     interrupts: Interrupts
 
     def batch_size(self, wanted: int) -> int:
@@ -129,23 +131,21 @@ def run(
     optimizer: str,
     settings: dict[str, float],
     ranks: Ranks,
-    options: dict[str, str],
+    checkpoints: Checkpoints,
 ) -> int:
     """Compare the regimes and return the exit status."""
     began = time.perf_counter()
     if optimizer == "sgd":
         settings = {"learning_rate": LEARNING_RATE, **settings}
-    if ranks.first:
-        artifacts.make_folder(args.out)
-    metrics = artifacts.Metrics(args.out / "metrics.jsonl")
+    epochs, metrics = args.epochs or EPOCHS, checkpoints.metrics
+    before = checkpoints.find(None, lambda rows: _files_after(rows, epochs)).rows
+    checkpoints.announce()
     interrupted = False
     with Interrupts() as interrupts:
-        job = Job(args, contexts, optimizer, settings, ranks, interrupts)
+        job = Job(args, contexts, optimizer, settings, ranks, checkpoints, interrupts)
         try:
-            checkpoints = Checkpoints(args.out, options, ranks)
-            before = checkpoints.begin(metrics, args.resume)
             source = _source(job)
-            for row, net, trainer in _compare(job, source, checkpoints, before):
+            for row, net, trainer in _compare(job, source, before):
                 if not ranks.first:
                     continue
                 number = len(metrics.rows) + 1
@@ -158,11 +158,17 @@ def run(
             interrupted = True
     if not ranks.first:
         return INTERRUPTED if interrupted else 0
-    return _report(args.out, metrics.rows, args.epochs or EPOCHS, time.perf_counter() - began, interrupted)
+    return _report(checkpoints.out, metrics.rows, epochs, time.perf_counter() - began, interrupted)
+
+
+def _files_after(rows: list[dict[str, Any]], epochs: int) -> list[str]:
+    """Return the files that a run has written with these rows of metrics, beside its checkpoint."""
+    ended = any(row["epoch"] == epochs for row in rows)
+    return [SOURCE, *[runfolder.BEST, runfolder.LAST] * ended]
 
 
 def _compare(
-    job: Job, source: Path, checkpoints: Checkpoints, before: list[dict[str, Any]]
+    job: Job, source: Path, before: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], gluon.Block, MultiLRTrainer]]:
     """Train under every regime, draw after draw; give the metrics epoch by epoch, with what they are of."""
     args = job.args
@@ -180,7 +186,7 @@ def _compare(
         net, head, trainer = _prepare(job, regime, source)
         batches = train.loader(batch_size, job.ranks, shuffle=True), unseen.loader(100, job.ranks)
         if done:
-            checkpoints.restore(net, trainer, job.contexts, len(before))
+            job.checkpoints.restore(net, trainer, job.contexts, len(before))
             batches[0].skip(done)
         trained = features.Trained(net, *batches)
         if features.is_frozen(net, head, trainer):
@@ -192,17 +198,18 @@ def _compare(
         options = {"measure_every": MEASURE_EVERY, "ranks": job.ranks, "seed": seed, "done": done}
         on = (trained.train, trained.val, job.contexts, epochs, job.interrupts)
         for row in fit(trained.block, trainer, *on, title, **options):
+            job.checkpoints.begin()
             if job.ranks.first and row["epoch"] == epochs:
-                artifacts.save_parameters(net, args.out / "last.params")
+                artifacts.save_parameters(net, job.checkpoints.out / runfolder.LAST)
                 if row["val_accuracy"] > best:
                     best = row["val_accuracy"]
-                    artifacts.save_parameters(net, args.out / "best.params")
+                    artifacts.save_parameters(net, job.checkpoints.out / runfolder.BEST)
             yield {"regime": regime.name, "seed": seed, **row}, net, trainer
 
 
 def _source(job: Job) -> Path:
     """Train on 0 to 4, once: the weights are kept and used again."""
-    path: Path = job.args.out / "digits-source.params"
+    path: Path = job.checkpoints.out / SOURCE
     ranks = job.ranks
     if ranks.sum(np.array([float(ranks.first and path.exists())]))[0]:
         print(f"0 to 4: weights of an earlier run, {path}")

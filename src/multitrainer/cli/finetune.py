@@ -12,7 +12,7 @@ import mxnet as mx
 from mxnet import gluon
 
 from .. import MultiLRTrainer
-from . import artifacts, data, digits, features, figures, network, parts, schedule
+from . import artifacts, data, digits, features, figures, network, parts, runfolder, schedule
 from .errors import INTERRUPTED, UserError
 from .options import BATCH_SIZE, add_training_arguments, parse_contexts, parse_optimizer, whole
 from .ranks import KVSTORES, Ranks, together
@@ -30,7 +30,7 @@ OF_EACH_RANK = (
     "feature_memory",
     "run",
 )  # what need not be the same on all ranks
-OF_EACH_START = (*OF_EACH_RANK, "kvstore", "resume")
+OF_EACH_START = (*OF_EACH_RANK, "kvstore", "resume", "overwrite")
 
 DESCRIPTION = """\
 Fine-tune an image classifier of GluonCV's on your images, with a learning rate for each part of it.
@@ -50,6 +50,12 @@ leaves --layer-decay and --discriminative. `multitrainer groups` shows what come
 Left in --out: best.params and last.params, classes.txt (one a line, in the order of the outputs), metrics.jsonl (one
 line an epoch), finetune.png and a checkpoint. Ctrl-C keeps what there is; after it, or after a crash, the same command
 with --resume goes on after the last whole epoch, to the same metrics as if it had never stopped.
+
+A run is not replaced unless you say so. Without --out, a second run goes to {runfolder.DEFAULT}-2, a third to
+{runfolder.DEFAULT}-3, and --resume takes the last one. A folder that --out names is refused if it holds a run: add
+--resume, or --overwrite, which removes the old run when the first epoch of the new one has ended. --resume refuses
+other options, other class folders and a run of which a file is missing. Images that were added since the run began are
+left out, so that none that it measures on is trained on; for one that was removed, another of its class is trained on.
 
 On several machines, --kvstore dist_sync under the DMLC_ variables of MXNet's parameter servers, or --kvstore horovod
 under horovodrun: each rank trains on its share of the images, and rank 0 prints and writes. The README shows both.
@@ -98,8 +104,21 @@ def add_parser(commands: Any) -> None:
     add("--ctx", metavar="CTX", help="cpu, gpu(0) or gpu(0),gpu(1) (default: gpu(0) where MXNet sees one)")
     add("--workers", type=whole, help="processes that read images (default 0: none; try 4 beside a GPU)")
     add("--seed", type=whole, default=0, help="the same seed gives the same run (default 0)")
-    add("--out", metavar="DIR", type=Path, default=Path("runs/finetune"), help="default runs/finetune")
-    add("--resume", action="store_true", help="go on after the last whole epoch of the run in --out")
+    add(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help=f"where the files go (default {runfolder.DEFAULT}, or the next free one of {runfolder.DEFAULT}-2, ...)",
+    )
+    what_of_earlier = parser.add_mutually_exclusive_group()
+    what_of_earlier.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on after the last whole epoch of the run in --out (default: the last one of the default folders)",
+    )
+    what_of_earlier.add_argument(
+        "--overwrite", action="store_true", help="replace the run in --out as soon as an epoch of the new one has ended"
+    )
     parser.set_defaults(run=run)
 
 
@@ -120,19 +139,49 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
             raise UserError(
                 f"{', '.join(given)} can only be used with --data DIR; without it the digits are trained on"
             )
-        return digits.run(args, contexts, optimizer, settings, ranks, options)
-    if not schedule.depends_on_epochs(args):
+    elif not schedule.depends_on_epochs(args):
         del options["epochs"]  # a run may go on for longer
+    with runfolder.claimed(args.out, args.resume, args.overwrite, ranks) as out:
+        checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks)
+        if args.data is None:
+            return digits.run(args, contexts, optimizer, settings, ranks, checkpoints)
+        ranks.decide(lambda: _check_apart(args, out))
+        run, batches = _prepare(args, contexts, optimizer, settings, ranks, checkpoints)
+        return _train(run, batches)
+
+
+def _check_apart(args: argparse.Namespace, out: Path) -> None:
+    """Refuse to write where the run reads from."""
+    places = [out.resolve(), *out.resolve().parents]
+    if any(root.resolve() in places for root in data.class_roots(args.data)):
+        raise UserError(
+            f"--out {out} is inside --data, where its files would be taken for a class; choose another --out"
+        )
+    if args.overwrite and args.params and args.params.resolve() in map(Path.resolve, runfolder.files_of_run(out)):
+        raise UserError(f"--params {args.params} is of the run that --overwrite would remove; choose another --out")
+
+
+def _prepare(
+    args: argparse.Namespace,
+    contexts: list[mx.Context],
+    optimizer: str,
+    settings: dict[str, Any],
+    ranks: Ranks,
+    checkpoints: Checkpoints,
+) -> tuple[_Run, tuple[Loader, Loader]]:
+    """Make everything that training needs, and say what will be done; nothing is written."""
     seed_everything(args.seed)
     model = args.model or network.MODEL
-    images = data.open_folder(args.data, args.seed)
+    earlier = checkpoints.find(args.data, lambda rows: [runfolder.BEST, runfolder.LAST])
+    images = data.open_folder(args.data, args.seed, earlier.images)
     ranks.agree("images", images.listing())
+    checkpoints.announce()
+    for note in images.notes:
+        print(note)
     net, head = network.build(model, len(images.classes))
     batch_size = _batch_size(args.batch_size or BATCH_SIZE, len(images.train), contexts, ranks)
     clock = schedule.Clock(len(images.train) // ranks.size, batch_size, args.epochs or EPOCHS)
     settings = {**settings, **schedule.settings_of(args, optimizer, clock)}
-    if ranks.first:
-        artifacts.make_folder(args.out)
     network.initialize(net, contexts, model, len(images.classes))
     has_weights = bool(args.pretrained or args.params)
     if ranks.first and has_weights:
@@ -146,8 +195,8 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     print(f"{len(images.train)} images to train on, {len(images.val)} to measure on, {len(images.classes)} classes")
     print(f"{trainer.summary()}\n{parts.calendar(trainer, clock)}", end="", flush=True)
     title = f"{model} on {args.data.resolve().name}, {'fine-tuned' if has_weights else 'from scratch'}"
-    run = _Run(args, title, images, net, head, trainer, contexts, clock, ranks, Checkpoints(args.out, options, ranks))
-    return _train(run, batches)
+    run = _Run(args, title, images, net, head, trainer, contexts, clock, ranks, checkpoints, earlier.rows)
+    return run, batches
 
 
 class _Run(NamedTuple):
@@ -163,12 +212,13 @@ class _Run(NamedTuple):
     clock: schedule.Clock
     ranks: Ranks
     checkpoints: Checkpoints
+    before: list[dict[str, Any]]
 
     def what_to_train(self, batches: tuple[Loader, Loader], interrupts: Interrupts) -> features.Trained:
         """Return the network and its batches; or its last layer alone, and batches of what that is given."""
         if self.args.no_augment and features.is_frozen(self.net, self.head, self.trainer):
             every = data.in_order(self.images.train, self.clock.batch_size, self.args.workers or 0)
-            folder = self.args.out if self.ranks.first else None
+            folder = self.checkpoints.out if self.ranks.first else None
             job = features.Job(every, *batches, self.contexts, interrupts, folder, self.args.feature_memory)
             return features.keep(self.net, self.head, job)
         self.net.hybridize(static_alloc=True)
@@ -176,32 +226,30 @@ class _Run(NamedTuple):
 
 
 def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
-    """Train, and keep the files in --out up to date after every epoch."""
-    args, net, trainer, ranks, checkpoints = run.args, run.net, run.trainer, run.ranks, run.checkpoints
-    out: Path = args.out
-    metrics = artifacts.Metrics(out / "metrics.jsonl")
-    before = checkpoints.begin(metrics, args.resume)
+    """Train, and keep the files of the run up to date after every epoch."""
+    net, trainer, ranks, checkpoints, before = run.net, run.trainer, run.ranks, run.checkpoints, run.before
+    out, metrics = checkpoints.out, checkpoints.metrics
     if before:
         checkpoints.restore(net, trainer, run.contexts, len(before))
         batches[0].skip(len(before))
+    images = run.images.record()
     best: dict[str, Any] = max(before, key=lambda row: row["val_accuracy"], default={"val_accuracy": -1.0})
     interrupted = False
-    if ranks.first:
-        artifacts.save_text(out / "classes.txt", "".join(f"{name}\n" for name in run.images.classes))
     with Interrupts() as interrupts:
         try:
             trained = run.what_to_train(batches, interrupts)
             if trained.note:
                 print(trained.note, flush=True)
             on = (trained.train, trained.val, run.contexts, run.clock.epochs, interrupts)
-            going_on = {"ranks": ranks, "seed": args.seed, "done": len(before)}
+            going_on = {"ranks": ranks, "seed": run.args.seed, "done": len(before)}
             for row in fit(trained.block, trainer, *on, **going_on):
                 if not ranks.first:
                     continue
-                artifacts.save_parameters(net, out / "last.params")
+                checkpoints.begin(images)
+                artifacts.save_parameters(net, out / runfolder.LAST)
                 if row["val_accuracy"] > best["val_accuracy"]:
                     best = row
-                    artifacts.save_parameters(net, out / "best.params")
+                    artifacts.save_parameters(net, out / runfolder.BEST)
                 checkpoints.save(net, trainer, row["epoch"])
                 metrics.add(row)
                 checkpoints.remove_before(row["epoch"])
@@ -212,15 +260,26 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
             ) from error
         except KeyboardInterrupt:
             interrupted = True
-            if ranks.first:
-                artifacts.save_parameters(net, out / "last.params")
+    said = _keep_interrupted(run) if interrupted else ""
     if metrics.rows:
         artifacts.save_figure(figures.accuracy_and_rates(metrics.rows, run.title), out / "finetune.png")
         print(f"best validation accuracy {best['val_accuracy']:.1%} (epoch {best['epoch']}); files in {out}")
     if interrupted:
-        print(f"multitrainer: interrupted; {out / 'last.params'} holds the weights as they are now", file=sys.stderr)
+        print(f"multitrainer: interrupted{said}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _keep_interrupted(run: _Run) -> str:
+    """Keep the weights as they are now, unless they would replace a whole run, and return what to say of it."""
+    checkpoints = run.checkpoints
+    if not run.ranks.first:
+        return ""
+    if checkpoints.spares_earlier:
+        return f" in the first epoch; the run in {checkpoints.out} is as it was"
+    checkpoints.begin(run.images.record())
+    artifacts.save_parameters(run.net, checkpoints.out / runfolder.LAST)
+    return f"; {checkpoints.out / runfolder.LAST} holds the weights as they are now"
 
 
 def _line(row: dict[str, Any], epochs: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -98,6 +99,21 @@ class Ranks:
             chunk[: mine.size] = mine
             parts.append(self.sum(chunk).astype(np.uint8).tobytes())
         return b"".join(parts)[: int(high) * 2**16 + int(low)]
+
+    def decide(self, question: Callable[[], Any]) -> Any:
+        """Return on every rank what rank 0 answers, something that JSON can hold; its UserError is raised on all."""
+        if self.size == 1:
+            return question()
+        answer: dict[str, Any] = {}
+        if self.first:
+            try:
+                answer = {"answer": question()}
+            except UserError as error:
+                answer = {"error": str(error)}
+        answer = json.loads(self.give(json.dumps(answer).encode()))
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return answer["answer"]
 
     @contextlib.contextmanager
     def local_copy(self, path: Path) -> Iterator[Path]:
