@@ -4,8 +4,10 @@
 `--oracle-first M` on, in as many processes as `-n` says, and the last line says how many differed.
 """
 
+import networks
 import programs
 import pytest
+from found import FOUND
 from programs import Programme
 
 CHUNK = 50
@@ -42,6 +44,22 @@ def test_trainer_does_what_the_reference_does(seeds, record_property):
     for seed, different in list(found.items())[:SHOWN]:
         report += ["", *listing(seed, different)]
     assert not found, "\n".join(report)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_before(name):
+    different = programs.difference(FOUND[name])
+    assert different is None, f"{different}\n{FOUND[name]}"
+
+
+def test_what_was_found_names_layers_that_are_there():
+    for programme in FOUND.values():
+        names = set(networks.names(programme.stages, programme.heads))
+        for op in programme.ops:
+            targets = (
+                op[3] if op[0] == "set" else op[1:2] if op[0] in ("freeze", "unfreeze", "attach", "grad_req") else ()
+            )
+            assert set(targets) <= set(names), op
 
 
 def listing(seed, different):
