@@ -23,6 +23,9 @@ _BEFORE = "_multitrainer_before"
 _switched_in: weakref.WeakKeyDictionary[Parameter, weakref.WeakSet[Block]] = weakref.WeakKeyDictionary()
 
 
+_changes = 0
+
+
 class Before(NamedTuple):
     """What a frozen Parameter is to have again when it is unfrozen."""
 
@@ -41,13 +44,25 @@ def before(param: Parameter) -> Before | None:
 
 def remember(param: Parameter, grad_req: str, lr_mult: float) -> None:
     """Note that ``param`` is frozen, and what it is to have again."""
+    _note_change()
     setattr(param, _BEFORE, (grad_req, lr_mult))
 
 
 def forget(param: Parameter) -> None:
     """Note that ``param`` is not frozen."""
     if is_frozen(param):
+        _note_change()
         delattr(param, _BEFORE)
+
+
+def last_change() -> int:
+    """Return a number that grows whenever a Parameter is frozen or unfrozen, by whichever trainer or function."""
+    return _changes
+
+
+def _note_change() -> None:
+    global _changes
+    _changes += 1
 
 
 def is_frozen(param: Parameter) -> bool:

@@ -18,7 +18,7 @@ from .batchnorm import warn_of_statistics
 from .blocks import KnownBlocks
 from .clock import UpdateClock
 from .freezing import freeze_parameter, gradient_pending, hold_blocks, unfreeze_parameters
-from .gradients import before, is_frozen, remember, request_gradients, switch_off_gradients
+from .gradients import before, is_frozen, last_change, remember, request_gradients, switch_off_gradients
 from .groups import FIELDS
 from .optimizers import NameTable, ServerSnapshot, check_honoured
 from .schedules import Schedules, evaluate
@@ -110,7 +110,7 @@ class Multipliers:
         is_due = bool(self._schedules) and self._schedules.evaluated_for != self._clock.next_update
         if is_due:
             self._follow_schedules()
-        if is_due or any(news.values()) or any(param.grad_req != "null" for param in self._switched_off):
+        if is_due or any(news.values()) or self._is_unsettled():
             self._settle(at_step=at_step)
 
     @property
@@ -199,7 +199,12 @@ class Multipliers:
             return {}
         return {param: new for param, old, new in zip(self.movable, self._seen[field], now) if old != new}
 
+    def _is_unsettled(self) -> bool:
+        """Whether somebody else froze or unfroze Parameters since, or requested a gradient that was switched off."""
+        return self._settled_at != last_change() or any(param.grad_req != "null" for param in self._switched_off)
+
     def _remember(self) -> None:
+        self._settled_at = last_change()
         self._seen = {field: list(map(attrgetter(field), self.movable)) for field in FIELDS}
         self._frozen = [param for param, lr_mult in zip(self.movable, self._seen["lr_mult"]) if lr_mult == 0]
         self._switched_off = [param for param in self._frozen if param.grad_req == "null"]
@@ -296,10 +301,10 @@ class Multipliers:
         Blocks even if nothing is to be frozen or unfrozen.
         """
         seen = dict(zip(self.movable, self._seen["lr_mult"]))
-        turned = [param for param, lr_mult in seen.items() if (lr_mult == 0) != (param.lr_mult == 0)]
+        turned = [p for p, lr_mult in seen.items() if not (lr_mult == 0) == (p.lr_mult == 0) == is_frozen(p)]
         named = {*named, *self._schedules.acting["lr_mult"]}
         asked = [param for param in named if param.lr_mult != 0 and param.grad_req == "null" and not is_frozen(param)]
-        if turned or asked or look_again or any(param.grad_req != "null" for param in self._switched_off):
+        if turned or asked or look_again or self._is_unsettled():
             pending = at_step or (bool(turned or asked) and gradient_pending(self.movable))
             self._freeze_and_unfreeze(seen, named)
             if pending:

@@ -10,7 +10,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from .. import MultiLRTrainer
+from .. import MultiLRTrainer, _mxnet
 from . import artifacts, network
 from .training import Interrupts, Loader, split
 
@@ -89,7 +89,7 @@ def is_frozen(net: gluon.Block, head: str, trainer: MultiLRTrainer) -> bool:
     """Whether nothing but the head is trained, now and later."""
     outside = set(net.collect_params().values()) - set(network.find(net, head).collect_params().values())
     scheduled = [param for group in trainer.groups if callable(group.lr_mult) for param in group.params.values()]
-    return all(param.grad_req == "null" for param in outside) and outside.isdisjoint(scheduled)
+    return all(param.lr_mult == 0 or _mxnet.is_auxiliary(param) for param in outside) and outside.isdisjoint(scheduled)
 
 
 class Trained(NamedTuple):
