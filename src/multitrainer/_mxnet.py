@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import itertools
 import operator
 import sys
+import weakref
 from collections import OrderedDict
 from typing import Any, Callable, Collection, Iterable, Iterator, Sequence
 
@@ -286,28 +288,30 @@ def forget_trace(block: Block) -> None:
         block._clear_cached_op()
 
 
-def forget_operator(block: Block) -> None:
-    """Make the next call of a hybridized ``block`` build its operator again; the trace stays, for `export`."""
-    if not isinstance(block, HybridBlock):
-        return
-    if block._backend is None:
-        block._cached_op = None
-    else:
-        block._clear_cached_op()  # the backend divides the graph as it was traced
+# Whose operators keep hold of the arrays of gradients that they were first run with.
+_static_blocks: weakref.WeakSet[HybridBlock] = weakref.WeakSet()
 
 
-def has_static_shape(block: Block) -> bool:
-    """Whether ``block`` is hybridized with ``static_shape=True``."""
-    return isinstance(block, HybridBlock) and block._active and dict(block._flags).get("static_shape", False)
+def _is_static(block: HybridBlock) -> bool:
+    return bool(dict(block._flags).get("static_shape"))
 
 
-def was_traced(block: Block) -> bool:
-    """Whether a call of ``block`` itself made a trace, as far as that is known."""
-    return isinstance(block, HybridBlock) and (block._cached_op is not None or _TRACED in vars(block))
+def drop_static_operators(params: Collection[Parameter]) -> None:
+    """Let networks with ``static_shape=True`` build the operators again that take some of ``params``.
+
+    An operator goes on as it was when the gradients that are requested change, and writes wrong ones or none. The
+    trace stays, for `export`.
+    """
+    for block in list(_static_blocks):
+        if any(source in params for is_data, source in block._cached_op_args if not is_data):
+            if block._backend is None:
+                block._cached_op = None
+            else:
+                block._clear_cached_op()  # the backend divides the graph as it was traced
 
 
-# On a Block, where copies and pickles take them along: that its traces are replaced, and that it made one since.
-_REPLACED, _TRACED = "_multitrainer_replaced", "_multitrainer_traced"
+# On a Block, where copies and pickles take it along: that its operators are replaced.
+_REPLACED = "_multitrainer_replaced"
 
 
 def replace_traces(block: Block) -> None:
@@ -319,7 +323,6 @@ def replace_traces(block: Block) -> None:
 
 
 def _replace_operator(block: HybridBlock) -> None:
-    setattr(block, _TRACED, True)
     if block._backend is None and isinstance(block._cached_op, CachedOp):  # a backend's graph is not to be divided
         sources = [None if is_data else source for is_data, source in block._cached_op_args]
         block._cached_op = _make(block._cached_op, block._cached_graph[1], sources, block._flags)
@@ -327,23 +330,24 @@ def _replace_operator(block: HybridBlock) -> None:
 
 def _build_cache(block: HybridBlock, *args: Any) -> None:
     _stock_build_cache(block, *args)
+    if _is_static(block):
+        _static_blocks.add(block)
     if _REPLACED in vars(block):
         _replace_operator(block)
 
 
+# A method of the class, and not of each Block: one on a Block would stay bound to it in its copies, and its pickles
+# would need this package. It does what MXNet's does for every Block that is not marked.
 _stock_build_cache = HybridBlock._build_cache
+HybridBlock._build_cache = _build_cache
+_static_blocks.update(found for found in gc.get_objects() if issubclass(type(found), HybridBlock) and _is_static(found))
 _make: Callable[..., Any]
 
 
 def replace_operators(make: Callable[..., Any]) -> None:
-    """Give the operators of marked Blocks to ``make``; see `prefix.Trace`.
-
-    This replaces a method of the class, which does what MXNet's does for every Block that is not marked. A method on
-    the Block itself would stay bound to that Block in its copies, and its pickles would need this package.
-    """
+    """Give the operators of marked Blocks to ``make``; see `prefix.Trace`."""
     global _make
     _make = make
-    HybridBlock._build_cache = _build_cache
 
 
 def cached_op(symbol: Symbol, is_parameter: Sequence[bool], flags: Sequence[tuple[str, Any]]) -> CachedOp:

@@ -9,6 +9,7 @@ from mxnet.gluon import Block, Parameter
 from . import _mxnet, prefix, symbolic
 from .batchnorm import hold_statistics, warn, warn_of_statistics
 from .gradients import (
+    await_backward,
     before,
     forget,
     is_frozen,
@@ -103,8 +104,9 @@ def unfreeze(block: Any, within: Block | None = None) -> None:
     frozen = {param: before(param) for param in params.values()}
     for param, was in frozen.items():
         param.lr_mult = param.lr_mult or (was.lr_mult if was else 0) or 1.0
-    unfreeze_parameters([param for param, was in frozen.items() if was is not None], roots)
-    request_gradients({p: "write" for p, was in frozen.items() if was is None and p.grad_req == "null"}, roots)
+    unfreeze_parameters([param for param, was in frozen.items() if was is not None])
+    await_backward(param for param, was in frozen.items() if was is not None)
+    request_gradients({p: "write" for p, was in frozen.items() if was is None and p.grad_req == "null"})
     switch_on_gradients(params.values())
     symbolic.record(params.values(), roots)
     hold_blocks(roots, params.values(), lambda: pending)
@@ -120,9 +122,9 @@ def freeze_parameter(param: Parameter, lr_mult: float | None = None) -> None:
     param.lr_mult = 0.0
 
 
-def unfreeze_parameters(params: Collection[Parameter], roots: Iterable[Block]) -> None:
+def unfreeze_parameters(params: Collection[Parameter]) -> None:
     """Give Parameters the gradient request back that they had; what is in their gradients counts as used."""
-    restore_gradients(params, roots)
+    restore_gradients(params)
     for param in params:
         forget(param)
 
@@ -143,7 +145,7 @@ def _switch_off(params: Collection[Parameter], roots: Sequence[Block]) -> None:
     """Request no gradient of frozen Parameters; warn of those without which another gradient would be wrong."""
     switch_off_gradients(roots, params)
     held = {param for root in roots for param in root.collect_params().values()}
-    request_gradients({param: "null" for param in params if param not in held}, roots)
+    request_gradients({param: "null" for param in params if param not in held})
     kept = [param.name for param in params if param in held and param.grad_req != "null"]
     if kept:
         warn(

@@ -19,10 +19,11 @@ from . import _mxnet
 # What a frozen Parameter had before is kept on the object itself, where copies and pickles take it along.
 _BEFORE = "_multitrainer_before"
 
-# The networks whose traces were made while the gradient of a Parameter was off.
+# The networks that were known when the gradient of a Parameter was switched off.
 _switched_in: weakref.WeakKeyDictionary[Parameter, weakref.WeakSet[Block]] = weakref.WeakKeyDictionary()
 
 
+_awaiting: weakref.WeakSet[Parameter] = weakref.WeakSet()
 _changes = 0
 
 
@@ -55,6 +56,23 @@ def forget(param: Parameter) -> None:
         delattr(param, _BEFORE)
 
 
+def await_backward(params: Iterable[Parameter]) -> None:
+    """Let updates pass over Parameters that were unfrozen until a backward pass has reached them, or one is made."""
+    _awaiting.update(params)
+
+
+def awaiting_backward(params: Iterable[Parameter]) -> list[Parameter]:
+    """Return those of ``params`` that were unfrozen and that no backward pass has reached since."""
+    if not _awaiting:
+        return []
+    return [param for param in params if param in _awaiting and not _mxnet.has_fresh_gradient(param)]
+
+
+def stop_awaiting(params: Iterable[Parameter]) -> None:
+    """Note that an update was made after ``params`` were unfrozen."""
+    _awaiting.difference_update(params)
+
+
 def last_change() -> int:
     """Return a number that grows whenever a Parameter is frozen or unfrozen, by whichever trainer or function."""
     return _changes
@@ -70,24 +88,24 @@ def is_frozen(param: Parameter) -> bool:
     return hasattr(param, _BEFORE)
 
 
-def restore_gradients(params: Iterable[Parameter], roots: Iterable[Block]) -> None:
+def restore_gradients(params: Iterable[Parameter]) -> None:
     """Request the gradients of frozen Parameters again; what is in them already counts as used."""
     params = list(params)
     found = {param: before(param) for param in params}
-    request_gradients({param: was.grad_req for param, was in found.items() if was is not None}, roots)
+    request_gradients({param: was.grad_req for param, was in found.items() if was is not None})
     for param in params:
         _mxnet.discard_gradient(param)
 
 
-def request_gradients(requests: Mapping[Parameter, str], roots: Iterable[Block]) -> None:
-    """Set ``grad_req`` of Parameters, and drop the operators that were built with another."""
+def request_gradients(requests: Mapping[Parameter, str]) -> None:
+    """Set ``grad_req`` of Parameters, and drop the operators that would go on with another."""
     changed = {param: grad_req for param, grad_req in requests.items() if param.grad_req != grad_req}
     for param, grad_req in changed.items():
         was = before(param)
         if was is not None:
             remember(param, *was)
         param.grad_req = grad_req
-    _drop_operators(set(changed), {*roots, *(block for param in changed for block in _switched_in.get(param, ()))})
+    _mxnet.drop_static_operators(set(changed))
 
 
 def switch_off_gradients(roots: Sequence[Block], params: Collection[Parameter]) -> None:
@@ -110,7 +128,7 @@ def switch_off_gradients(roots: Sequence[Block], params: Collection[Parameter]) 
     requests = {p: "null" if p in dispensable else was.grad_req for p, was in frozen.items() if was is not None}
     for param in dispensable.intersection(requests):
         _switched_in.setdefault(param, weakref.WeakSet()).update(roots)
-    request_gradients(requests, roots)
+    request_gradients(requests)
 
 
 def switch_on_gradients(params: Iterable[Parameter]) -> None:
@@ -119,23 +137,7 @@ def switch_on_gradients(params: Iterable[Parameter]) -> None:
     layers = list(_layers(roots))
     dispensable = _dispensable(layers)
     frozen = {param: before(param) for layer in layers for param in layer.params if param not in dispensable}
-    request_gradients({param: was.grad_req for param, was in frozen.items() if was is not None}, roots)
-
-
-def _drop_operators(params: Collection[Parameter], roots: Iterable[Block]) -> None:
-    """Drop the operators that take some of ``params``: with static_shape=True, MXNet computes wrong gradients else."""
-    holds: dict[Block, bool] = {}
-
-    def visit(block: Block) -> bool:
-        if block not in holds:
-            below = [visit(child) for _, child in _mxnet.children(block)]
-            holds[block] = any(below) or any(param in params for param in _mxnet.held_parameters(block))
-            if holds[block]:
-                _mxnet.forget_operator(block)
-        return holds[block]
-
-    for root in roots if params else ():
-        visit(root)
+    request_gradients({param: was.grad_req for param, was in frozen.items() if was is not None})
 
 
 class _Layer(NamedTuple):
@@ -144,7 +146,6 @@ class _Layer(NamedTuple):
     params: tuple[Parameter, ...]
     is_mxnets: bool  # MXNet's own layers take no other Parameters than their own, a user's may take any
     is_complete: bool = True  # or takes an input that may be computed from anything
-    may_be_switched: bool = True
 
 
 def _layers(roots: Iterable[Block]) -> Iterator[_Layer]:
@@ -152,17 +153,16 @@ def _layers(roots: Iterable[Block]) -> Iterator[_Layer]:
     blocks: dict[Block, None] = {}
     for root in roots:
         root.apply(blocks.setdefault)
-    traced = _traced_outside(roots)
     for block in blocks:
         params = _mxnet.held_parameters(block)
         if isinstance(block, SymbolBlock):
-            yield from _symbol_layers(block, params, traced)
+            yield from _symbol_layers(block, params)
         elif params:
             is_mxnets = type(block).__module__.startswith("mxnet.gluon.")
-            yield _Layer(tuple(params), is_mxnets, may_be_switched=traced.isdisjoint(params))
+            yield _Layer(tuple(params), is_mxnets)
 
 
-def _symbol_layers(block: SymbolBlock, params: Sequence[Parameter], traced: Collection[Parameter]) -> Iterator[_Layer]:
+def _symbol_layers(block: SymbolBlock, params: Sequence[Parameter]) -> Iterator[_Layer]:
     """Yield the layers of an imported network: what each FullyConnected takes, and every Parameter by itself."""
     by_name = {param.name: param for param in params}
     nodes = json.loads(_mxnet.own_symbol(block).tojson())["nodes"]
@@ -175,7 +175,7 @@ def _symbol_layers(block: SymbolBlock, params: Sequence[Parameter], traced: Coll
             held = tuple(by_name[name] for name in sorted(names) if name in by_name)
             yield _Layer(held, True, is_complete=len(held) == len(names))
     for param in params:
-        yield _Layer((param,), True, may_be_switched=param not in traced)
+        yield _Layer((param,), True)
 
 
 def _dispensable(layers: Sequence[_Layer]) -> set[Parameter]:
@@ -184,7 +184,7 @@ def _dispensable(layers: Sequence[_Layer]) -> set[Parameter]:
     kept = {
         param
         for layer in layers
-        if not (layer.is_complete and layer.may_be_switched and trains.isdisjoint(layer.params))
+        if not (layer.is_complete and trains.isdisjoint(layer.params))
         for param in layer.params
     }
     # A user's layer can give FullyConnected a weight and a bias that are Parameters of two Blocks.
@@ -207,18 +207,3 @@ def _trains(param: Parameter) -> bool:
 def _size(param: Parameter) -> int | None:
     shape = _mxnet.shape(param)
     return None if shape is None else math.prod(shape)
-
-
-def _traced_outside(roots: Iterable[Block]) -> set[Parameter]:
-    """Return Parameters that were switched off before and that a network which is not known seems to have traced.
-
-    Its operator cannot be dropped, and with ``static_shape=True`` it computes wrong gradients from the second time on.
-    """
-    found: set[Parameter] = set()
-    for root in roots:
-        blocks: dict[Block, None] = {}
-        root.apply(blocks.setdefault)
-        if any(map(_mxnet.has_static_shape, blocks)) and not any(map(_mxnet.was_traced, blocks)):
-            params = (param for block in blocks for param in _mxnet.held_parameters(block))
-            found.update(p for p in params if p in _switched_in and _mxnet.variable(p) is not None)
-    return found

@@ -18,7 +18,17 @@ from .batchnorm import warn_of_statistics
 from .blocks import KnownBlocks
 from .clock import UpdateClock
 from .freezing import freeze_parameter, gradient_pending, hold_blocks, unfreeze_parameters
-from .gradients import before, is_frozen, last_change, remember, request_gradients, switch_off_gradients
+from .gradients import (
+    await_backward,
+    awaiting_backward,
+    before,
+    is_frozen,
+    last_change,
+    remember,
+    request_gradients,
+    stop_awaiting,
+    switch_off_gradients,
+)
 from .groups import FIELDS
 from .optimizers import NameTable, ServerSnapshot, check_honoured
 from .schedules import Schedules, evaluate
@@ -56,7 +66,6 @@ class Multipliers:
         self._blocks = KnownBlocks()
         self._schedules = Schedules()
         self._clock = UpdateClock(optimizer)
-        self._awaiting_gradient: set[Parameter] = set()  # unfrozen, and no backward pass has reached them since
         self._servers: ServerSnapshot | None = None
         self.adopt(optimizer)
 
@@ -131,8 +140,7 @@ class Multipliers:
 
     def left_out(self) -> set[Parameter]:
         """Return the Parameters that the next update passes over: frozen, or unfrozen after the backward pass."""
-        waiting = (param for param in self._awaiting_gradient if not _mxnet.has_fresh_gradient(param))
-        return {*self._frozen, *waiting}
+        return {*self._frozen, *awaiting_backward(self.movable)}
 
     @contextlib.contextmanager
     def updating(self, trainer: Trainer) -> Iterator[None]:
@@ -143,7 +151,7 @@ class Multipliers:
         trains = any(True for _ in self._trained(left_out))
         with self._clock.update(trains), _mxnet.leaving_out(trainer, left_out):
             yield
-        self._awaiting_gradient.clear()
+        stop_awaiting(self.movable)
         if self._schedules:
             try:
                 self._follow_schedules()
@@ -272,7 +280,7 @@ class Multipliers:
                 freeze_parameter(param)
         frozen = {param: was for param, was in saved.items() if is_frozen(param)}
         requests = {param: was.grad_req for param, was in frozen.items() if param.grad_req != "null"}
-        request_gradients(requests, self._blocks.roots)
+        request_gradients(requests)
         for param, was in frozen.items():
             remember(param, was.grad_req, was.before)
 
@@ -308,7 +316,7 @@ class Multipliers:
             pending = at_step or (bool(turned or asked) and gradient_pending(self.movable))
             self._freeze_and_unfreeze(seen, named)
             if pending:
-                self._awaiting_gradient.update(param for param in (*turned, *asked) if param.lr_mult != 0)
+                await_backward(param for param in (*turned, *asked) if param.lr_mult != 0)
             self._update_blocks(pending, look_again or any(param.lr_mult == 0 for param in turned))
         symbolic.record([param for field in FIELDS for param in self._changed(field)], self._blocks.roots)
         self._remember()
@@ -319,9 +327,9 @@ class Multipliers:
             if param.lr_mult == 0:
                 freeze_parameter(param, lr_mult)
         unfrozen = [param for param in self.movable if param.lr_mult != 0 and is_frozen(param)]
-        unfreeze_parameters(unfrozen, self._blocks.roots)
+        unfreeze_parameters(unfrozen)
         wanted = {param: "write" for param in named if param.lr_mult != 0 and param.grad_req == "null"}
-        request_gradients(wanted, self._blocks.roots)
+        request_gradients(wanted)
 
     def _update_blocks(self, pending: bool, warns: bool) -> None:
         """Bring gradients, traces and BatchNorms in line with what is frozen."""
