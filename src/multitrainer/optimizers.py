@@ -60,6 +60,8 @@ class NameTable:
         RuntimeError
             If the optimizer serves another Trainer now.
         """
+        if not self._optimizer.param_dict:  # `Optimizer.__getstate__` leaves it out of a trainer's copy
+            self._optimizer.param_dict = self._param_dict
         if self._optimizer.param_dict is not self._param_dict:
             raise RuntimeError(
                 "the Optimizer object of this trainer was given to another Trainer since, which looks up its own "
