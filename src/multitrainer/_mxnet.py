@@ -155,8 +155,9 @@ def address(function: str) -> int:
     return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0
 
 
-# NDArray::Chunk::Reorder2Default of src/ndarray/ndarray.cc, which no function of the C interface calls and waits for.
-_USE_PLAIN_LAYOUT = "_ZN5mxnet7NDArray5Chunk15Reorder2DefaultEv"
+# NDArray::Chunk::IsMKLDNN and Reorder2Default of src/ndarray/ndarray.cc. The functions of the C interface that call the
+# second have the engine run it, and wait; an operation that holds the block must not.
+_LAYOUT = "_ZNK5mxnet7NDArray5Chunk8IsMKLDNNEv", "_ZN5mxnet7NDArray5Chunk15Reorder2DefaultEv"
 
 
 def memory_block(array: NDArray) -> int:
@@ -167,15 +168,18 @@ def memory_block(array: NDArray) -> int:
     return ctypes.c_void_p.from_address(array.handle.value).value or 0
 
 
-def plain_layout_function() -> int | None:
-    """Return the address of the function that puts a block into the plain layout: 0 if none is needed, None if hidden.
+def layout_functions() -> tuple[int, int] | None:
+    """Return the addresses of two functions of a block: whether MKL-DNN alone can read it, and to make it plain.
 
-    Unlike `use_plain_layout` it neither waits nor asks the engine, and is for an operation that holds the block.
+    Both are 0 if MXNet was built without MKL-DNN. None means that this build hides them.
     """
     whole, other = nd.zeros(2), nd.zeros(2)
     if not memory_block(whole) == memory_block(whole[1:]) == memory_block(whole.detach()) != memory_block(other):
         return None
-    return address(_USE_PLAIN_LAYOUT) or (None if Features().is_enabled("MKLDNN") else 0)
+    if not Features().is_enabled("MKLDNN"):
+        return 0, 0
+    is_foreign, make_plain = map(address, _LAYOUT)
+    return (is_foreign, make_plain) if is_foreign and make_plain else None
 
 
 def memory(array: NDArray) -> tuple[int, int]:

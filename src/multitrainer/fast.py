@@ -148,7 +148,7 @@ class _Operation:
 
     def _written_down(self) -> Any:
         kernels, tensors, arrays = self._kernels, len(self._rows), len(self._rows[0])
-        sizes = {"HANDLES": tensors * arrays, "POINTERS": tensors * arrays, "ENDS": tensors}
+        sizes = {"HANDLES": tensors * arrays, "POINTERS": tensors * arrays, "FOREIGN": tensors, "ENDS": tensors}
         sizes.update({"RATES": tensors, "DECAYS": tensors, "SCALARS": 4, "CONTEXT": 1, "NAME": 2})
         orders = np.zeros(kernels.HEADER + sum(sizes.values()), np.int64)
         begins = kernels.HEADER + np.cumsum([0, *sizes.values()])
@@ -161,7 +161,7 @@ class _Operation:
         self._part(orders, "NAME", len(NAME), np.int8)[:] = list(NAME)
         for name, function in FUNCTIONS.items():
             orders[getattr(kernels, name)] = _mxnet.address(function)
-        orders[kernels.USE_PLAIN_LAYOUT] = _mxnet.plain_layout_function()
+        orders[[kernels.IS_FOREIGN, kernels.MAKE_PLAIN]] = _mxnet.layout_functions()
         for name in ("worker", "update", "release"):
             orders[getattr(kernels, name.upper())] = getattr(kernels, name).address
         team = [_mxnet.address(f) for f in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]
@@ -230,7 +230,7 @@ def load_kernels() -> ModuleType | None:
     except Exception as error:  # numba finds no place for its cache, or fails in a way of its own
         _log.warning("the fast update is off, for its kernels could not be compiled: %r", error)
         return None
-    if _mxnet.plain_layout_function() is None:
+    if _mxnet.layout_functions() is None:
         _log.info("the fast update is off, for this build of MXNet hides what it needs")
         return None
     if not kernels.update.cache_hits:

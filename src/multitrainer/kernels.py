@@ -25,9 +25,9 @@ if config.DISABLE_JIT:
 
 # What is to be done, as an array of 64-bit numbers. First what kind of update of how many tensors, of how many arrays
 # each (weight, gradient, states); then at which place of this array each of its parts begins; then C functions.
-KIND, TENSORS, ARRAYS, HANDLES, POINTERS, ENDS, RATES, DECAYS, SCALARS, CONTEXT, NAME = range(11)
-ALLOCATE, FREE, DETACH, FREE_ARRAY, USE_PLAIN_LAYOUT, GET_DATA, PUSH, GET_STATE, SET_STATE = range(11, 20)
-PARALLEL, THREAD, THREADS, WORKER, UPDATE, RELEASE, HEADER = range(20, 27)
+KIND, TENSORS, ARRAYS, HANDLES, POINTERS, FOREIGN, ENDS, RATES, DECAYS, SCALARS, CONTEXT, NAME = range(12)
+ALLOCATE, FREE, DETACH, FREE_ARRAY, IS_FOREIGN, MAKE_PLAIN, GET_DATA, PUSH, GET_STATE, SET_STATE = range(12, 22)
+PARALLEL, THREAD, THREADS, WORKER, UPDATE, RELEASE, HEADER = range(22, 29)
 
 SGD, SGD_MOMENTUM, NAG_MOMENTUM, PLAIN, ADAM = range(5)
 
@@ -122,14 +122,17 @@ def _sgd_momentum(w, g, m, lr, wd, rescale, momentum):  # type: ignore[no-untype
 
 
 @njit(**_OPTIONS)
-def _nag_momentum(w, g, m, lr, wd, rescale, momentum):  # type: ignore[no-untyped-def]
-    """NAGMomKernel, where the momentum gets the weight decay of the weight that was just updated."""
+def _nag_momentum(w, g, m, lr, wd, rescale, momentum, foreign):  # type: ignore[no-untyped-def]
+    """NAGMomKernel, where the momentum gets the weight decay of the weight that was just updated.
+
+    Of a weight in a layout of MKL-DNN's the operator gets a copy to read, and so the weight from before.
+    """
     ahead = momentum + np.float32(1)
     for i in range(w.size):
         m[i] = momentum * m[i]
-        gradient = rescale * g[i]
-        w[i] = w[i] - m[i] + ahead * (m[i] - lr * (gradient + wd * w[i]))
-        m[i] = m[i] - lr * (gradient + wd * w[i])
+        gradient, before = rescale * g[i], w[i]
+        w[i] = before - m[i] + ahead * (m[i] - lr * (gradient + wd * before))
+        m[i] = m[i] - lr * (gradient + wd * (before if foreign else w[i]))
 
 
 @njit(**_OPTIONS)
@@ -157,7 +160,7 @@ def _share(job, thread, threads):  # type: ignore[no-untyped-def]
     kind, tensors, arrays, here = job[KIND], job[TENSORS], job[ARRAYS], job.ctypes.data
     pointers, ends = _numbers(here + job[POINTERS], tensors * arrays), _numbers(here + job[ENDS], tensors)
     rates, decays = _floats(here + job[RATES], tensors), _floats(here + job[DECAYS], tensors)
-    scalars = _floats(here + job[SCALARS], 4)
+    scalars, foreign = _floats(here + job[SCALARS], 4), _numbers(here + job[FOREIGN], tensors)
     total = ends[tensors - 1]
     # In steps of 16 values, a cache line, so that two threads do not write to one.
     first = total * thread // threads // 16 * 16
@@ -177,7 +180,7 @@ def _share(job, thread, threads):  # type: ignore[no-untyped-def]
                 if kind == SGD_MOMENTUM:
                     _sgd_momentum(w, g, m, rates[i], decays[i], scalars[0], scalars[1])
                 elif kind == NAG_MOMENTUM:
-                    _nag_momentum(w, g, m, rates[i], decays[i], scalars[0], scalars[1])
+                    _nag_momentum(w, g, m, rates[i], decays[i], scalars[0], scalars[1], foreign[i] != 0)
                 else:
                     v = _floats(pointers[at + 3] + offset, count)
                     _adam(w, g, m, v, rates[i], decays[i], scalars[0], scalars[1], scalars[2], scalars[3])
@@ -188,12 +191,15 @@ def _share(job, thread, threads):  # type: ignore[no-untyped-def]
 def _locate(job):  # type: ignore[no-untyped-def]
     """Note where the memory of every array is, each in the plain layout."""
     count, here = job[TENSORS] * job[ARRAYS], job.ctypes.data
-    handles = _numbers(here + job[HANDLES], count)
+    handles, foreign = _numbers(here + job[HANDLES], count), _numbers(here + job[FOREIGN], job[TENSORS])
     for i in range(count):
         # A prediction leaves weights in a layout of MKL-DNN's. MXNDArrayGetData would have the engine put them back,
         # and wait for what waits for this operation.
-        if job[USE_PLAIN_LAYOUT] != 0:
-            _call(job[USE_PLAIN_LAYOUT], (_numbers(handles[i], 1)[0],))
+        block = _numbers(handles[i], 1)[0]
+        if job[IS_FOREIGN] != 0 and _call(job[IS_FOREIGN], (block,)) & 1:  # a bool of C++, which is one byte
+            _call(job[MAKE_PLAIN], (block,))
+            if i % job[ARRAYS] == 0:
+                foreign[i // job[ARRAYS]] = 1
         _call(job[GET_DATA], (handles[i], here + job[POINTERS] + 8 * i))
 
 
