@@ -44,7 +44,6 @@ def _import_mxnet() -> None:
 
 _import_mxnet()
 
-import numpy as np  # noqa: E402
 from mxnet import autograd, nd  # noqa: E402
 from mxnet.base import _LIB, check_call  # noqa: E402
 from mxnet.context import Context  # noqa: E402
@@ -180,14 +179,6 @@ def layout_functions() -> tuple[int, int] | None:
         return 0, 0
     is_foreign, make_plain = map(address, _LAYOUT)
     return (is_foreign, make_plain) if is_foreign and make_plain else None
-
-
-def memory(array: NDArray) -> tuple[int, int]:
-    """Return where the values of ``array`` begin and end in memory, in the plain layout."""
-    array.wait_to_read()  # what is still to be computed may have no memory yet
-    begin = ctypes.c_void_p()
-    check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(begin)))
-    return begin.value or 0, (begin.value or 0) + array.size * np.dtype(array.dtype).itemsize
 
 
 class Counting:
