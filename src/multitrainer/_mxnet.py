@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import sys
 from collections import OrderedDict
@@ -167,6 +168,7 @@ def memory_block(array: NDArray) -> int:
     return ctypes.c_void_p.from_address(array.handle.value).value or 0
 
 
+@functools.lru_cache(maxsize=None)
 def layout_functions() -> tuple[int, int] | None:
     """Return the addresses of two functions of a block: whether MKL-DNN alone can read it, and to make it plain.
 
