@@ -1,8 +1,13 @@
 """The update in one operation gives the bits of stock's operators, and leaves to them what it does not cover."""
 
 import contextlib
+import copy
+import gc
 import logging
 import os
+import pickle
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -152,6 +157,77 @@ def test_lr_scheduler(name, scheduler):
     assert found[0] == found[1]
 
 
+class Asked(mx.lr_scheduler.LRScheduler):
+    """Remembers each question, and answers it with what it is told to."""
+
+    def __init__(self, answer):
+        super().__init__(0.1)
+        self.answer, self.questions = answer, []
+
+    def __call__(self, num_update):
+        self.questions.append(num_update)
+        return self.answer(len(self.questions))
+
+
+def after_an_error(kind, name, answer, steps=5):
+    """Return how training with such a scheduler went, errors and all."""
+    params = parameters(SHAPES)
+    trainer = kind(params, name, {"lr_scheduler": Asked(answer), "wd": 1e-3})
+    values, history = np.random.RandomState(7), []
+    for number in range(steps):
+        backward_pass(params, values)
+        raised = None
+        try:
+            trainer.step(3 + number)
+        except BaseException as error:
+            raised = type(error), str(error).partition("\n")[0]
+        fresh = [param.data()._fresh_grad for param in params]
+        state = bits([param.data() for param in params]), bits(trainer._updaters[0].states)
+        history.append((raised, fresh, state, copy.deepcopy(counts(trainer))))
+    return history, trainer.optimizer.lr_scheduler.questions
+
+
+def raises(error):
+    raise error
+
+
+def interrupts():
+    signal.raise_signal(signal.SIGINT)
+
+
+ANSWERS = {
+    "half-way between two float32": lambda call: 1 + 2.0**-24 if call % 5 == 0 else 0.1 / call,
+    "not what MXNet reads": lambda call: float("nan") if call % 5 == 0 else 0.1 / call,
+    "no number": lambda call: None if call % 5 == 0 else 0.1 / call,
+    "an error": lambda call: raises(ValueError(str(call))) if call % 5 == 0 else 0.1 / call,
+    "an interrupt": lambda call: interrupts() if call % 5 == 0 else 0.1 / call,
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
+def test_an_lr_scheduler_that_answers(answer, name):
+    """Whatever comes of it, it is asked what stock asks it, and errors leave behind what they leave under stock."""
+    expected, asked = after_an_error(gluon.Trainer, name, ANSWERS[answer])
+    assert any(raised for raised, *_ in expected) or not answer.startswith("an")
+    assert after_an_error(MultiLRTrainer, name, ANSWERS[answer]) == (expected, asked)
+
+
+def test_an_lr_scheduler_is_asked_once_after_a_prediction():
+    found = []
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        net = convolution()
+        scheduler = Asked(lambda call: 0.05 / call)
+        trainer = kind(net.collect_params(), "sgd", {"lr_scheduler": scheduler})
+        for x, y in batches(4):
+            backward(net, x, y)
+            net(x)
+            mx.nd.waitall()
+            trainer.step(len(x))
+        found.append((scheduler.questions, bits([param.data() for param in net.collect_params().values()])))
+    assert found[0] == found[1]
+
+
 def test_what_is_set_between_steps():
     """Learning rate, multipliers, momentum and weight decay take effect at the next step, as under stock."""
 
@@ -202,6 +278,112 @@ def test_freezing_and_unfreezing(name, monkeypatch):
         return fingerprint(trainer, net)
 
     assert trained("1") == trained("0")
+
+
+class Interrupt(logging.Handler):
+    """Sends this process the signal of Ctrl-C once, while the update is prepared."""
+
+    def emit(self, record):
+        logging.getLogger("multitrainer").removeHandler(self)
+        signal.raise_signal(signal.SIGINT)
+
+
+def fail_in_the_engine(params):
+    """Have an operator fail after it was asked for, as one in a backward pass may."""
+    params[0].grad()[:] = mx.nd.random.normal(0, -1, SHAPES[0])
+
+
+@pytest.mark.parametrize("what", ["an interrupt", "an operator that fails"])
+def test_an_error_at_the_first_update_after_an_unfreeze(what, monkeypatch, caplog):
+    """What was unfrozen trains from then on, as it does without the fast update."""
+    log = logging.getLogger("multitrainer")
+    monkeypatch.setattr(log, "handlers", [])
+
+    def trained(switch):
+        monkeypatch.setenv(fast.SWITCH, switch)
+        params = parameters(SHAPES)
+        trainer, values = MultiLRTrainer(params, "sgd", {"learning_rate": 0.1}), np.random.RandomState(7)
+        for number in range(6):
+            frozen = number in (2, 3)
+            trainer.set_lr_mult({"p002": int(not frozen)})
+            params[2].grad_req = "null" if frozen else "write"
+            backward_pass([param for param in params if param.grad_req != "null"], values)
+            if number == 4 and what == "an interrupt":
+                log.addHandler(Interrupt())
+            elif number == 4:
+                fail_in_the_engine(params)
+            with contextlib.suppress(KeyboardInterrupt, mx.base.MXNetError):
+                trainer.step(2)
+            with contextlib.suppress(mx.base.MXNetError):
+                mx.nd.waitall()
+        for param in params:
+            param.set_data(mx.nd.ones(param.shape))
+        backward_pass(params, np.random.RandomState(1))
+        trainer.step(2)
+        return bits([param.data() for param in params])
+
+    with caplog.at_level(logging.INFO, "multitrainer"):
+        assert trained("1") == trained("0")
+
+
+def test_an_operator_that_fails_is_heard_of_where_stock_says_it():
+    """A step neither raises its error nor hides it."""
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        params, trainer = build(kind, "sgd", {"momentum": 0.9})
+        run(params, trainer)
+        backward_pass(params, np.random.RandomState(7))
+        before = params[0].data().asnumpy()
+        fail_in_the_engine(params)
+        trainer.step(2)
+        with pytest.raises(mx.base.MXNetError, match="scale"):
+            params[0].data().asnumpy()
+        with contextlib.suppress(mx.base.MXNetError):
+            mx.nd.waitall()
+        assert params[0].data().asnumpy().tobytes() == before.tobytes()
+        run(params, trainer)
+
+
+@pytest.mark.parametrize("what", ["network", "Parameter", "trainer"])
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_copies_and_pickles(what, how):
+    """Each can be made that stock allows, and both go on as without it."""
+
+    def trained(kind, copies):
+        net = mlp(batchnorm=False)
+        trainer = kind(net.collect_params(), "sgd", {"momentum": 0.9})
+        history = train(net, trainer, batches(3))
+        if copies:
+            copied = how({"network": net, "Parameter": net[0].weight, "trainer": trainer}[what])
+            if what == "trainer" and how is not copy.copy:
+                for param in copied._params:  # a copy of an array is no variable, under stock either
+                    param.grad_req = "null"
+                    param.grad_req = "write"
+                for number in range(2):
+                    backward_pass(copied._params, np.random.RandomState(number))
+                    copied.step(2)
+                history.append([bits(param.data()) for param in copied._params])
+        return history, bits([param.data() for param in net.collect_params().values()]), train(net, trainer, batches(3))
+
+    expected, copied, plain = (
+        trained(gluon.Trainer, True),
+        trained(MultiLRTrainer, True),
+        trained(MultiLRTrainer, False),
+    )
+    assert bits(copied) == bits(expected)
+    assert bits(copied[-1]) == bits(plain[-1])
+
+
+def test_a_step_inside_record_is_stocks():
+    found = []
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        params, trainer = build(kind, "sgd", {"momentum": 0.9})
+        run(params, trainer)
+        backward_pass(params, np.random.RandomState(7))
+        with pytest.raises(mx.base.MXNetError) as caught, autograd.record():
+            trainer.step(2)
+        said = str(caught.value).splitlines()[-1]
+        found.append((said, bits([param.data() for param in params]), counts(trainer)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
@@ -324,17 +506,35 @@ def test_sparse_gradients_are_left_to_stock(stock_updates):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_parts_of_one_array_are_left_to_stock(together, stock_updates):
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "second", [slice(20, 40), slice(30, 50), slice(0, 20)], ids=["end to end", "a gap", "the same"]
+)
+@pytest.mark.parametrize("what", ["weights", "gradients"])
+def test_parts_of_one_array_are_left_to_stock(what, second, stock_updates):
     """The engine keeps one lock for all parts of an array: an operation that asks for it twice waits for ever."""
+    found = []
+    for kind in (gluon.Trainer, MultiLRTrainer):
+        params = parameters([(20,), (20,)])
+        whole = mx.nd.ones(60)
+        for param, part in zip(params, (whole[:20], whole[second])):
+            weight, gradient = (part, param.grad()) if what == "weights" else (param.data(), part)
+            autograd.mark_variables(weight, gradient)
+            param._data, param._grad = [weight], [gradient]
+        del stock_updates[:]
+        found.append(run(params, kind(params, "sgd", {"momentum": 0.9})))
+    assert found[0] == found[1]
+    assert len(stock_updates) == 4
+
+
+@pytest.mark.timeout(60)
+def test_a_part_of_an_array_beside_arrays_of_their_own(stock_updates):
     params = parameters([(20,), (20,)])
-    if together:
-        whole = mx.nd.ones(40)
-        for param, part in zip(params, (whole[:20], whole[20:])):
-            autograd.mark_variables(part, param.grad())
-            param._data = [part]
+    part = mx.nd.ones(60)[30:50]
+    autograd.mark_variables(part, params[0].grad())
+    params[0]._data = [part]
     run(params, MultiLRTrainer(params, "sgd", {"momentum": 0.9}))
-    assert len(stock_updates) == (4 if together else 1)
+    assert len(stock_updates) == 1
 
 
 def test_small_networks_are_left_to_stock(monkeypatch, stock_updates):
@@ -360,13 +560,16 @@ def test_a_log_says_that_it_is_taken(caplog):
     assert [record.message for record in caplog.records] == ["ADAM: one operation updates all 7 Parameters"]
 
 
+@pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
 @pytest.mark.parametrize("waiting", [False, True])
-def test_weights_in_the_layout_of_a_prediction(waiting, stock_updates):
+def test_weights_in_the_layout_of_a_prediction(waiting, name):
     """A prediction between backward and step, run or still under way, has put weights into another layout."""
+    given = {"learning_rate": 0.005} if name == "adam" else {"learning_rate": 0.05, "momentum": 0.9}
+    given["wd"] = 0 if name == "nag" else 1e-2  # what NAG makes of it depends on the layout, which varies under stock
     found = []
     for kind in (gluon.Trainer, MultiLRTrainer):
         net = convolution()
-        trainer = kind(net.collect_params(), "sgd", {"learning_rate": 0.05, "momentum": 0.9})
+        trainer = kind(net.collect_params(), name, dict(given))
         history = []
         for number, (x, y) in enumerate(batches(6)):
             backward(net, x, y)
@@ -378,9 +581,39 @@ def test_weights_in_the_layout_of_a_prediction(waiting, stock_updates):
             trainer.step(len(x))
         found.append((bits(history), [bits(param.list_data()) for param in net.collect_params().values()]))
     assert found[0] == found[1]
-    by_stock = len(stock_updates) - 6 - 1
-    # Not always all three: what the last training pass asked for may have put weights back by then.
-    assert int(waiting) <= by_stock <= 3, "the operation does not take such weights"
+
+
+def resident():
+    """Return the bytes of memory that this process occupies."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
+def test_trainers_after_predictions_leave_no_memory_behind():
+    def trained():
+        net = gluon.nn.HybridSequential(prefix="net_")
+        net.add(*(gluon.nn.Conv2D(256, 3, padding=1, in_channels=256) for _ in range(4)))  # 9 MiB
+        net.initialize()
+        x = mx.nd.ones((1, 256, 4, 4))
+        net(x).wait_to_read()
+        trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 1e-6, "momentum": 0.9})
+        for _ in range(2):
+            with autograd.record():
+                loss = net(x).sum()
+            loss.backward()
+            net(x).wait_to_read()
+            trainer.step(1)
+        mx.nd.waitall()
+
+    for _ in range(3):
+        trained()
+        gc.collect()
+    before = resident()
+    for _ in range(12):
+        trained()
+        gc.collect()
+    assert resident() - before < 60 << 20, "a copy of the weights of each trainer would be 108 MiB"
 
 
 def test_predictions_in_another_thread():
@@ -488,6 +721,50 @@ def test_in_a_process_of_its_own(before, env, expected):
     assert done.stdout.split() == [expected]
     stock, ours = [line for line in done.stderr.split() if len(line) == 8 * 15]
     assert stock == ours
+
+
+def in_a_process(env):
+    """Return what `SCRIPT` says of the kernels, and its log."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env}
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        SCRIPT.format(before="import logging; logging.basicConfig(level=20)"),
+    ]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(), done.stderr
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_replaced(tmp_path):
+    env = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    in_a_process(env)
+    files = [path for path in tmp_path.rglob("*.nb?") if path.is_file()]
+    assert {path.suffix for path in files} == {".nbi", ".nbc"}
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-7])
+    available, log = in_a_process(env)
+    assert available == ["True"]
+    assert "could not be used" in log
+    available, log = in_a_process(env)
+    assert available == ["True"]
+    assert "compiled" not in log
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_replaced_is_done_without(tmp_path):
+    """A folder in the place of each file stands for files that may not be written, which stops no administrator."""
+    env = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    in_a_process(env)
+    for path in [path for path in tmp_path.rglob("*.nb?") if path.is_file()]:
+        path.unlink()
+        path.mkdir()
+    available, log = in_a_process(env)
+    assert available == ["True"]
+    assert "could not be used" in log
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------

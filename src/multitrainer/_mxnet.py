@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import itertools
@@ -11,6 +12,7 @@ import operator
 import sys
 import weakref
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any, Callable, Collection, Iterable, Iterator, Sequence
 
 
@@ -57,6 +59,7 @@ from mxnet.module import BucketingModule, Module, SequentialModule  # noqa: E402
 from mxnet.name import NameManager  # noqa: E402
 from mxnet.ndarray import CachedOp, NDArray, sparse  # noqa: E402
 from mxnet.optimizer import Optimizer, Updater  # noqa: E402
+from mxnet.runtime import Features  # noqa: E402
 from mxnet.symbol import Symbol  # noqa: E402
 
 BatchNorm = _BatchNorm  # the base of BatchNorm, BatchNormReLU, SyncBatchNorm and GluonCV's own
@@ -220,6 +223,12 @@ def has_fresh_gradient(param: Parameter) -> bool:
     return param._grad is not None and any(array._fresh_grad for array in param._data)
 
 
+def use_gradients(weights: Iterable[NDArray]) -> None:
+    """Note that the gradients of ``weights`` were used, as a step does."""
+    for array in weights:
+        array._fresh_grad = False
+
+
 def array_and_gradient(param: Parameter) -> tuple[NDArray | None, NDArray | None]:
     """Return the only array of ``param`` and its gradient, or None where there is not exactly one."""
     both = param._data, param._grad
@@ -232,44 +241,107 @@ def address(function: str) -> int:
     return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0
 
 
-def push(function: int, parameter: int, read: Any, written: Any, context: Context) -> None:
-    """Have the engine call a C function, ``EngineSyncFunc``, when nothing else uses what it reads and writes.
+# NDArray::Chunk::IsMKLDNN and Reorder2Default of src/ndarray/ndarray.cc. The functions of the C interface that call the
+# second have the engine run it, and wait; an operation that holds the block must not.
+_LAYOUT = "_ZNK5mxnet7NDArray5Chunk8IsMKLDNNEv", "_ZN5mxnet7NDArray5Chunk15Reorder2DefaultEv"
 
-    ``read`` and ``written`` are ctypes arrays of handles of arrays. What is written may share memory with nothing else:
-    the engine would wait for itself (``MXEnginePushSyncND`` in src/c_api/c_api.cc does not look for that).
+
+def memory_block(array: NDArray) -> int:
+    """Return the address of the block (``NDArray::Chunk``) that holds ``array``; all parts of one array share it.
+
+    The engine keeps one lock for a block. An NDArray begins with the pointer to it (include/mxnet/ndarray.h).
     """
-    where = (ctypes.c_int * 2)(context.device_typeid, context.device_id)
-    counts = ctypes.c_int(len(read)), ctypes.c_int(len(written))
-    arrays = read, counts[0], written, counts[1]
-    call = ctypes.c_void_p(function), ctypes.c_void_p(parameter), None
-    check_call(_LIB.MXEnginePushSyncND(*call, where, *arrays, None, ctypes.c_int(0), b"multitrainer"))
+    return ctypes.c_void_p.from_address(array.handle.value).value or 0
 
 
-class Counts:
-    """The counts of updates of an optimizer on one device, to be put back where an update is not made."""
+@functools.lru_cache(maxsize=None)
+def layout_functions() -> tuple[int, int] | None:
+    """Return the addresses of two functions of a block: whether MKL-DNN alone can read it, and to make it plain.
+
+    Both are 0 if MXNet was built without MKL-DNN. None means that this build hides them.
+    """
+    whole, other = nd.zeros(2), nd.zeros(2)
+    if not memory_block(whole) == memory_block(whole[1:]) == memory_block(whole.detach()) != memory_block(other):
+        return None
+    if not Features().is_enabled("MKLDNN"):
+        return 0, 0
+    is_foreign, make_plain = map(address, _LAYOUT)
+    return (is_foreign, make_plain) if is_foreign and make_plain else None
+
+
+class Counting:
+    """One count of updates by an optimizer on one device, which stock can make once more: see `repeated`."""
 
     def __init__(self, optimizer: Optimizer, context: Context) -> None:
         optimizer._set_current_context(context.device_id)
         self._optimizer = optimizer
         self._counts, self._num_update = dict(optimizer._index_update_count), optimizer.num_update
+        self._answers: list[tuple[Any, BaseException | None]] = []
 
-    def put_back(self) -> None:
+    def count(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], list[Any]]]:
+        """Count one update of each index, as stock's Updater does; yield the indices of each operator and their rates.
+
+        Raises
+        ------
+        SchedulerError
+            If the lr_scheduler raised something, be it no ``Exception``.
+        """
+        optimizer = self._optimizer
+        # A scheduler is asked for every operator, with what ``num_update`` is by then.
+        together = len(indices) if optimizer.lr_scheduler is None else max(optimizer.aggregate_num, 1)
+        for start in range(0, len(indices), together):
+            part = indices[start : start + together]
+            optimizer._update_count(part)
+            answered = SimpleNamespace(**{**vars(optimizer), "lr": self._rate(), "lr_scheduler": None})
+            yield part, Optimizer._get_lrs(answered, part)
+
+    def _rate(self) -> Any:
+        if self._optimizer.lr_scheduler is None:
+            return self._optimizer.lr
+        try:
+            self._answers.append((self._optimizer.lr_scheduler(self._optimizer.num_update), None))
+        except BaseException as error:
+            self._answers.append((None, error))
+            raise SchedulerError from error
+        return self._answers[-1][0]
+
+    def take_back(self) -> None:
         """Make the optimizer forget the updates counted since."""
         self._optimizer._index_update_count.clear()
         self._optimizer._index_update_count.update(self._counts)
         self._optimizer.num_update = self._num_update
 
+    @contextlib.contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Take the count back for stock to make: what the lr_scheduler said or raised is repeated, not asked twice."""
+        optimizer, scheduler = self._optimizer, self._optimizer.lr_scheduler
+        answers = list(self._answers)
 
-def count_updates(optimizer: Optimizer, indices: Sequence[int]) -> tuple[list[Any], list[Any]]:
-    """Count one update of each index, as stock's Updater does; return their learning rates and weight decays."""
-    # A scheduler is asked for every operator, with what ``num_update`` is by then.
-    together = len(indices) if optimizer.lr_scheduler is None else max(optimizer.aggregate_num, 1)
-    rates: list[Any] = []
-    for start in range(0, len(indices), together):
-        part = indices[start : start + together]
-        optimizer._update_count(part)
-        rates += optimizer._get_lrs(part)
-    return rates, optimizer._get_wds(indices)
+        def repeat(num_update: int) -> Any:
+            if not answers:
+                return scheduler(num_update)
+            answer, error = answers.pop(0)
+            if error is not None:
+                raise error
+            return answer
+
+        self.take_back()
+        try:
+            if scheduler is not None:
+                optimizer.lr_scheduler = repeat
+            yield
+        finally:
+            if optimizer.lr_scheduler is repeat:
+                optimizer.lr_scheduler = scheduler
+
+
+class SchedulerError(Exception):
+    """An lr_scheduler raised what is its cause."""
+
+
+def weight_decays(optimizer: Optimizer, indices: Sequence[int]) -> list[Any]:
+    """Return the weight decay of each index."""
+    return optimizer._get_wds(indices)
 
 
 def times_updated(optimizer: Optimizer, indices: Sequence[int]) -> list[int]:

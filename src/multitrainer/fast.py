@@ -6,17 +6,15 @@ goes the ordinary way, as everything does without numba (the extra ``fast``) or 
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import itertools
 import logging
 import math
 import os
 from types import ModuleType
-from typing import Any, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
-from mxnet import nd
+from mxnet import autograd
 from mxnet.gluon import Parameter
 from mxnet.ndarray import NDArray
 from mxnet.optimizer import NAG, SGD, Adam, Optimizer, Updater
@@ -28,17 +26,37 @@ SWITCH = "MULTITRAINER_FAST"
 # It wins at any size (benchmarks/loop.py), but numba takes a second to load, which toy networks would never win back.
 MANY_ARRAYS, MANY_VALUES = 16, 1 << 16
 ALONE = 1 << 15  # values, up to which one thread is done before others have begun
+NAME = b"multitrainer"  # of the operation, for MXNet's profiler
+FUNCTIONS = {
+    "ALLOCATE": "malloc",
+    "FREE": "free",
+    "DETACH": "MXNDArrayDetach",
+    "FREE_ARRAY": "MXNDArrayFree",
+    "GET_DATA": "MXNDArrayGetData",
+    "PUSH": "MXEnginePushSyncND",
+    "GET_STATE": "MXNDArrayGetGradState",
+    "SET_STATE": "MXNDArraySetGradState",
+}
 
 _log = logging.getLogger("multitrainer")
+
+
+class _Prepared(NamedTuple):
+    """What is known of one set of arrays."""
+
+    known: tuple[Any, ...]
+    rows: list[tuple[Any, ...]]  # keep the arrays whose ids are known
+    operation: _Operation | None  # None if they are left to stock
 
 
 class FusedUpdate:
     """The updates of one trainer; it remembers which arrays they are of, for these rarely change."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[Any, ...]] = []
-        self._known: Any = None
-        self._operation: _Operation | None = None
+        self._prepared: _Prepared | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_prepared": None}  # a copy has arrays of its own
 
     def update(self, updater: Updater, params: Sequence[Parameter]) -> bool:
         """Make one update of those ``params`` that request a gradient, or change nothing and return False.
@@ -48,115 +66,101 @@ class FusedUpdate:
         False leaves it to stock: a case that is not covered, states that are not there yet, a stale gradient.
         """
         rule = rule_of(updater)
-        if rule is None or os.environ.get(SWITCH) == "0":
+        if rule is None or os.environ.get(SWITCH) == "0" or autograd.is_recording():
             return False
         operation = self._operation_for(rule, updater, params)
-        return operation is not None and operation.run(updater.optimizer)
+        return operation is not None and operation.run(updater)
 
     def _operation_for(self, rule: str, updater: Updater, params: Sequence[Parameter]) -> _Operation | None:
         indices = [i for i, param in enumerate(params) if param.grad_req != "null"]
         rows = [(*_mxnet.array_and_gradient(params[i]), *_states(updater, i)) for i in indices]
         known = rule, indices, [id(array) for row in rows for array in row]
-        if known != self._known:
-            self._rows, self._known = rows, known  # the rows keep what has these ids
-            self._operation = self._new_operation(rule, indices, rows)
-        return self._operation
+        if self._prepared is None or self._prepared.known != known:
+            # Assigned when it is complete: whatever interrupts this leaves what does not fit, and is prepared again.
+            self._prepared = _Prepared(known, rows, _new_operation(rule, indices, rows))
+        return self._prepared.operation
 
-    def _new_operation(self, rule: str, indices: list[int], rows: list[tuple[Any, ...]]) -> _Operation | None:
-        kernels = load_kernels() if covers(rule, rows) else None
-        if kernels is None:
-            return None
-        operation = _Operation(kernels, rule, indices, rows)
-        places = operation.places()
-        if places is None:
-            self._known = None  # look again at the next step
-            return None
-        if not apart(places):
-            return None
-        _log.info("%s: one operation updates all %d Parameters", rule, len(indices))
-        return operation
+
+def _new_operation(rule: str, indices: list[int], rows: list[tuple[Any, ...]]) -> _Operation | None:
+    kernels = load_kernels() if covers(rule, rows) else None
+    if kernels is None or not apart([array for row in rows for array in row]):
+        return None
+    _log.info("%s: one operation updates all %d Parameters", rule, len(indices))
+    return _Operation(kernels, rule, indices, rows)
 
 
 class _Operation:
     """The operation that makes the update of these arrays, and what it is told."""
 
     def __init__(self, kernels: ModuleType, rule: str, indices: list[int], rows: list[tuple[Any, ...]]) -> None:
-        self._kernels, self._rule, self._indices = kernels, rule, indices
-        self._arrays = list(itertools.chain.from_iterable(rows))
-        self._context = self._arrays[0].context
-        self._finished = nd.zeros(1, ctx=self._context)
-        shape = len(rows), len(rows[0])
-        self._handles = np.array([array.handle.value for array in self._arrays], np.int64).reshape(shape)
-        self._weights = self._handles[:, 0].copy()
-        self._read = _pointers(self._handles[:, 1])
-        self._written = _pointers([*np.delete(self._handles, 1, axis=1).ravel(), self._finished.handle.value])
-        self._places = np.zeros(shape, np.int64)
-        self._ends = np.cumsum([row[0].size for row in rows], dtype=np.int64)
-        self._rates, self._decays = np.zeros(shape[0], np.float32), np.zeros(shape[0], np.float32)
-        self._scalars = np.zeros(4, np.float32)
+        self._kernels, self._rule, self._indices, self._rows = kernels, rule, indices, rows
+        self._context = rows[0][0].context
+        self._handles = np.array([array.handle.value for row in rows for array in row], np.int64)
         self._orders = self._written_down()
 
-    def places(self) -> list[tuple[int, int]] | None:
-        """Return where the memory of each array begins and ends, or None if only MKL-DNN can read one of them."""
-        self._orders[self._kernels.KIND] = self._kernels.NOTHING
-        found = self._have_it_run(_pointers(self._handles.ravel()), _pointers([self._finished.handle.value]))
-        self._orders[self._kernels.KIND] = getattr(self._kernels, self._rule)
-        begins = self._places.ravel().tolist()
-        return [(begin, begin + 4 * array.size) for begin, array in zip(begins, self._arrays)] if found else None
-
-    def run(self, optimizer: Optimizer) -> bool:
+    def run(self, updater: Updater) -> bool:
         """Make one update, or change nothing and return False."""
-        if not self._kernels.all_fresh(_mxnet.address("MXNDArrayGetGradState"), self._weights):
+        if not self._kernels.all_fresh(self._orders, self._handles):
             return False
-        counts = _mxnet.Counts(optimizer, self._context)
-        if not (self._take_numbers(optimizer) and self._have_it_run(self._read, self._written)):
-            counts.put_back()
-            return False
-        self._kernels.use_gradients(_mxnet.address("MXNDArraySetGradState"), self._weights)
-        return True
-
-    def _take_numbers(self, optimizer: Optimizer) -> bool:
-        """Count the update and take over the optimizer's numbers; False if MXNet might read one otherwise."""
-        rates, decays = _mxnet.count_updates(optimizer, self._indices)
-        scalars = [optimizer.rescale_grad]
-        if self._rule == "ADAM":
-            rates = _corrected(optimizer, rates, _mxnet.times_updated(optimizer, self._indices))
-            scalars += [optimizer.beta1, optimizer.beta2, optimizer.epsilon]
+        counting = _mxnet.Counting(updater.optimizer, self._context)
+        try:
+            orders = self._filled_in(updater.optimizer, counting)
+        except Exception:  # also a number that MXNet might read otherwise, or not at all
+            orders = None
+        except BaseException:
+            counting.take_back()
+            raise
+        if orders is None:
+            self._leave_to_stock(updater, counting)
         else:
-            scalars.append(optimizer.momentum)
-        read = from_stream if self._rule in ("SGD", "SGD_MOMENTUM") else from_text  # the others' are no tuples
-        try:
-            self._scalars[: len(scalars)] = [from_text(str(value)) for value in scalars]
-            self._rates[:], self._decays[:] = each(read, rates), each(read, decays)
-        except (TypeError, ValueError):
-            return False
+            _mxnet.check_call(self._kernels.launch(orders, self._handles))
         return True
 
-    def _have_it_run(self, read: Any, written: Any) -> bool:
-        """Wait until it has run; False if it found weights that only MKL-DNN can read."""
-        self._orders[self._kernels.DONE] = 0
-        try:
-            _mxnet.push(self._kernels.update.address, self._orders.ctypes.data, read, written, self._context)
-        finally:
-            # A prediction since the backward pass, perhaps one still to run, leaves weights in a layout of MKL-DNN's.
-            # From inside an operation nothing can put them back, so it does nothing, and until that is known nothing
-            # may follow. Whatever interrupts, what it reads has to stay until it has run.
-            self._finished.wait_to_read()
-        return bool(self._orders[self._kernels.DONE])
+    def _filled_in(self, optimizer: Optimizer, counting: _mxnet.Counting) -> Any:
+        """Count the update; return the orders with the optimizer's numbers."""
+        orders, count, adam = self._orders.copy(), len(self._indices), self._rule == "ADAM"
+        scalars = [optimizer.beta1, optimizer.beta2, optimizer.epsilon] if adam else [optimizer.momentum]
+        scalars = [from_text(str(value)) for value in (optimizer.rescale_grad, *scalars)]
+        read = from_stream if self._rule in ("SGD", "SGD_MOMENTUM") else from_text  # the others' are no tuples
+        self._part(orders, "SCALARS", len(scalars))[:] = scalars
+        self._part(orders, "DECAYS", count)[:] = each(read, _mxnet.weight_decays(optimizer, self._indices))
+        found = []
+        for part, rates in counting.count(self._indices):
+            found += each(read, _corrected(optimizer, rates, part) if adam else rates)
+        self._part(orders, "RATES", count)[:] = found
+        return orders
+
+    def _leave_to_stock(self, updater: Updater, counting: _mxnet.Counting) -> None:
+        """Do what `gluon.Trainer` does from here on, with what the lr_scheduler was asked already."""
+        weights, gradients = zip(*(row[:2] for row in self._rows))
+        with counting.repeated():
+            _mxnet.use_gradients(weights)
+            updater(tuple(self._indices), gradients, weights)
+
+    def _part(self, orders: Any, name: str, count: int, dtype: Any = np.float32) -> Any:
+        begin = orders[getattr(self._kernels, name)] // orders.itemsize
+        return orders[begin:].view(dtype)[:count]
 
     def _written_down(self) -> Any:
-        kernels = self._kernels
-        orders = np.zeros(kernels.LENGTH, np.int64)
+        kernels, tensors, arrays = self._kernels, len(self._rows), len(self._rows[0])
+        sizes = {"HANDLES": tensors * arrays, "POINTERS": tensors * arrays, "FOREIGN": tensors, "ENDS": tensors}
+        sizes.update({"RATES": tensors, "DECAYS": tensors, "SCALARS": 4, "CONTEXT": 1, "NAME": 2})
+        orders = np.zeros(kernels.HEADER + sum(sizes.values()), np.int64)
+        begins = kernels.HEADER + np.cumsum([0, *sizes.values()])
+        for name, begin in zip(sizes, begins):
+            orders[getattr(kernels, name)] = begin * orders.itemsize
         orders[kernels.KIND] = getattr(kernels, self._rule)
-        orders[kernels.TENSORS], orders[kernels.ARRAYS] = self._handles.shape
-        orders[kernels.HANDLES], orders[kernels.PLACES] = self._handles.ctypes.data, self._places.ctypes.data
-        orders[kernels.ENDS], orders[kernels.SCALARS] = self._ends.ctypes.data, self._scalars.ctypes.data
-        orders[kernels.RATES], orders[kernels.DECAYS] = self._rates.ctypes.data, self._decays.ctypes.data
-        orders[kernels.TO_DLPACK] = _mxnet.address("MXNDArrayToDLPack")
-        orders[kernels.DELETE] = _mxnet.address("MXNDArrayCallDLPackDeleter")
-        orders[kernels.WORKER] = kernels.worker.address
+        orders[kernels.TENSORS], orders[kernels.ARRAYS] = tensors, arrays
+        self._part(orders, "ENDS", tensors, np.int64)[:] = np.cumsum([row[0].size for row in self._rows])
+        self._part(orders, "CONTEXT", 2, np.int32)[:] = self._context.device_typeid, self._context.device_id
+        self._part(orders, "NAME", len(NAME), np.int8)[:] = list(NAME)
+        for name, function in FUNCTIONS.items():
+            orders[getattr(kernels, name)] = _mxnet.address(function)
+        orders[[kernels.IS_FOREIGN, kernels.MAKE_PLAIN]] = _mxnet.layout_functions()
+        for name in ("worker", "update", "release"):
+            orders[getattr(kernels, name.upper())] = getattr(kernels, name).address
         team = [_mxnet.address(f) for f in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]
-        if self._ends[-1] > ALONE and all(team):  # else MXNet was built without OpenMP
+        if sum(row[0].size for row in self._rows) > ALONE and all(team):  # else MXNet was built without OpenMP
             orders[kernels.PARALLEL], orders[kernels.THREAD], orders[kernels.THREADS] = team
         return orders
 
@@ -189,11 +193,9 @@ def covers(rule: str, rows: Sequence[tuple[Any, ...]]) -> bool:
     return bool(context.device_type == "cpu")
 
 
-def apart(places: Sequence[tuple[int, int]]) -> bool:
-    """Whether no two arrays are parts of one, which would make the operation wait for itself."""
-    # Parts of one array lie end to end, which arrays of their own do not.
-    ordered = sorted(places)
-    return all(end < following for (_, end), (following, _) in zip(ordered, ordered[1:]))
+def apart(arrays: Sequence[NDArray]) -> bool:
+    """Whether no two arrays are parts of one, whose only lock the operation would ask for twice, and wait for ever."""
+    return len({_mxnet.memory_block(array) for array in arrays}) == len(arrays)
 
 
 def _states(updater: Updater, index: int) -> tuple[Any, ...]:
@@ -203,12 +205,9 @@ def _states(updater: Updater, index: int) -> tuple[Any, ...]:
     return () if state is None else state if isinstance(state, tuple) else (state,)
 
 
-def _pointers(handles: Any) -> Any:
-    return (ctypes.c_void_p * len(handles))(*map(int, handles))
-
-
-def _corrected(optimizer: Adam, rates: Sequence[float], counts: Sequence[int]) -> list[float]:
+def _corrected(optimizer: Adam, rates: Sequence[float], indices: Sequence[int]) -> list[float]:
     """Return the learning rates with Adam's correction of its biases, as its ``update`` computes it."""
+    counts = _mxnet.times_updated(optimizer, indices)
     factors = {t: math.sqrt(1.0 - optimizer.beta2**t) / (1.0 - optimizer.beta1**t) for t in set(counts)}
     return [rate * factors[t] for rate, t in zip(rates, counts)]
 
@@ -223,6 +222,9 @@ def load_kernels() -> ModuleType | None:
     except Exception as error:  # numba finds no place for its cache, or fails in a way of its own
         _log.warning("the fast update is off, for its kernels could not be compiled: %r", error)
         return None
+    if _mxnet.layout_functions() is None:
+        _log.info("the fast update is off, for this build of MXNet hides what it needs")
+        return None
     if not kernels.update.cache_hits:
-        _log.info("the kernels of the fast update were compiled, and are kept in numba's cache")
+        _log.info("the kernels of the fast update were compiled")
     return kernels
