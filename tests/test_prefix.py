@@ -108,9 +108,11 @@ def recorded(net, x):
 
 
 def is_divided(net):
-    """Whether a recorded call ran in two parts since the network was traced."""
-    divisions = getattr(net._cached_op, "_divisions", {})
-    return any(parts.first is not None and parts.rest is not None for parts in divisions.values())
+    """Whether a recorded call, with the gradients requested as they are, ran in two parts."""
+    trace = net._cached_op
+    needed = tuple(param is not None and param.grad_req != "null" for param in getattr(trace, "_sources", ()))
+    parts = getattr(trace, "_divisions", {}).get(needed)
+    return parts is not None and parts.first is not None and parts.rest is not None
 
 
 def trajectory(name, hybridize):
