@@ -24,7 +24,7 @@ class UpdateClock:
     Attributes
     ----------
     counts_updates : bool
-        Whether a Parameter was ever frozen. Until then the count is MXNet's own.
+        Whether a Parameter was ever frozen or left out. Until then the count is MXNet's own.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:

@@ -87,6 +87,7 @@ class Multipliers:
         for field, multipliers in given.items():
             self._schedules.assign(field, multipliers)
         self._schedules.evaluated_for = self._clock.next_update
+        self._freeze_named(numbers.get("lr_mult", {}))
         self._write(numbers)
         self._settle(named=given.get("lr_mult", {}), look_again=True)
 
@@ -146,6 +147,7 @@ class Multipliers:
     def updating(self, trainer: Trainer) -> Iterator[None]:
         """Surround one update of the Parameters; afterwards all is ready for the next forward pass."""
         left_out = self.left_out()
+        self._clock.counts_updates = self._clock.counts_updates or bool(left_out)
         if self._servers is not None:
             self._servers.count_update(self._trained(left_out))
         trains = any(True for _ in self._trained(left_out))
@@ -321,6 +323,12 @@ class Multipliers:
         symbolic.record([param for field in FIELDS for param in self._changed(field)], self._blocks.roots)
         self._remember()
         self._table.fill()
+
+    def _freeze_named(self, numbers: _Numbers) -> None:
+        """Freeze what is given the multiplier 0 while it still has the one from before, which another may have set."""
+        for param, number in numbers.items():
+            if number == 0 and isinstance(param.lr_mult, (int, float)) and param.lr_mult > 0:
+                freeze_parameter(param)
 
     def _freeze_and_unfreeze(self, seen: Mapping[Parameter, float], named: Iterable[Parameter]) -> None:
         for param, lr_mult in seen.items():

@@ -571,7 +571,9 @@ class Run:
                 lambda: trainer.set_lr_mult(dict.fromkeys(keys, number)), lambda: reference.set(k, names, number)
             )
         elif door == "optimizer":
-            if not any(reference.tables) and not reference.assigned.keys() & set(names):
+            # What came last is unknown to a trainer that finds both a table and a Parameter changed: it raises.
+            changed = reference.assigned.keys() | reference.turned[k]
+            if not any(reference.tables) and not changed & set(names):
                 trainer.optimizer.set_lr_mult(dict.fromkeys(names, number))
                 reference.tables[k] = dict.fromkeys(names, number)
         elif not any(table.keys() & set(names) for table in reference.tables):
@@ -595,7 +597,7 @@ class Run:
         if names and self._settled():
             self._both(
                 lambda: multitrainer.freeze(self._target(target), within=self._net),
-                lambda: self._reference.multiply(dict.fromkeys(names, 0)),
+                lambda: self._reference.freeze(names),
             )
 
     def _unfreeze(self, target):

@@ -38,6 +38,7 @@ class Reference:
         self.trainers = [gluon.Trainer(block.collect_params(), *make(), **store) for block in blocks]
         self.schedules, self.ended = {}, set()
         self.tables = [{} for _ in blocks]
+        self.turned = [set() for _ in blocks]  # set by somebody else since the trainer has looked
 
     # -- multipliers --------------------------------------------------------------------------------------------------
 
@@ -45,6 +46,7 @@ class Reference:
         """Set multipliers by Trainer `k`, at once."""
         self.notice(k, but=names)
         self._end(names)
+        self.turn(names, but=k)
         if callable(value):
             self.schedules.update(dict.fromkeys(names, value))
             self.ended.difference_update(names)
@@ -60,10 +62,12 @@ class Reference:
     def notice(self, k, but=()):
         """Take over what was assigned to the Parameters of Trainer `k`."""
         said = {**self.assigned, **self.tables[k]}
-        self.tables[k] = {}
         self.assigned = {name: value for name, value in self.assigned.items() if name not in self.members[k]}
+        in_table = self.tables[k].keys() & self.members[k]
+        self.tables[k] = {}
+        self.turned[k] = set()
         news = {n: x for n, x in said.items() if n in self.members[k] and n not in but and x != self.multiplier[n]}
-        self._end(news)
+        self._end((in_table - set(but)) | news.keys())
         self.multiply(news)
 
     def multiply(self, multipliers):
@@ -83,8 +87,19 @@ class Reference:
             self.params[name].lr_mult = value
         self.switch_statistics()
 
+    def turn(self, names, but=None):
+        """Note that others than trainer `but` have not looked at the multipliers of some Parameters."""
+        for k, turned in enumerate(self.turned):
+            turned.update(names if k != but else ())
+
+    def freeze(self, names):
+        """Freeze Parameters by a function."""
+        self.turn(names)
+        self.multiply(dict.fromkeys(names, 0))
+
     def unfreeze(self, names):
         """Give the frozen ones among `names` the multipliers from before."""
+        self.turn(names)
         self.multiply({name: self.before[name] or 1.0 for name in names if name in self.frozen})
 
     def switch_statistics(self):
