@@ -6,6 +6,7 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 CONTEXTS = [mx.cpu(0), mx.cpu(1)]
+PATIENCE = 300  # seconds; ends what waits for ever, and is far more than anything takes on a busy machine
 
 
 def mlp(ctx=None, prefix="net_", batchnorm=True):
