@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import multitrainer
+from support import PATIENCE
 
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 README = BENCHMARKS.parent / "README.md"
@@ -64,7 +65,7 @@ def run(script, *arguments, folder):
     command = [sys.executable, "-W", "ignore", BENCHMARKS / script, *arguments, "--json", "rows.json"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
+        list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "rows.json").read_text())["rows"]
@@ -119,7 +120,7 @@ def test_what_a_step_costs(name, tmp_path):
     script = BENCHMARKS / f"{name}.py"
     command = [sys.executable, "-W", "ignore", script, "--quick", "--json", tmp_path / "rows.json"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     about = json.loads((tmp_path / "rows.json").read_text())
     assert about["versions"]["mxnet"]
@@ -148,7 +149,7 @@ def test_transfer(transfer, tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

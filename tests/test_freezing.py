@@ -10,7 +10,7 @@ from mxnet import autograd
 from mxnet.gluon import SymbolBlock, contrib, loss, nn
 
 from multitrainer import MultiLRTrainer, batchnorm, freeze, unfreeze
-from support import CONTEXTS, moved, snapshot, weights
+from support import CONTEXTS, close, moved, snapshot, weights
 
 HYBRIDIZE = {
     "imperative": None,
@@ -30,8 +30,8 @@ FAST = ["mobilenetv2_0.25", pytest.param("resnet18_v1b", marks=slow), pytest.par
 
 def build(name):
     mx.random.seed(4)
-    if name == "densenet":  # GluonCV's class, with fewer and thinner layers than any it has a name for
-        net = model_zoo.densenet.DenseNet(16, 8, [2, 2, 2, 2], classes=3)
+    if name == "densenet":  # thinner than any with a name; with a growth of 8, stock's backward fails on AVX-512
+        net = model_zoo.densenet.DenseNet(32, 16, [2, 2, 2, 2], classes=3)
     else:
         net = model_zoo.get_model(name, classes=3)
     net.initialize(mx.init.Xavier())
@@ -98,11 +98,11 @@ class TestGluonCV:
         trainer.set_lr_mult({net: 0})
         block = net.features if hasattr(net, "features") else net
         trained, predicted = both_modes(block, x)
-        assert trained == pytest.approx(predicted, abs=1e-5)
-        assert different != pytest.approx(predicted, abs=1e-5)
+        assert close(trained, predicted)
+        assert not close(different, predicted, 1e-3)
         trainer.set_lr_mult({net: 1})
         trained, predicted = both_modes(block, x)
-        assert trained != pytest.approx(predicted, abs=1e-5)
+        assert not close(trained, predicted, 1e-3)
 
     def test_gradients_reach_layers_below(self, name, mode):
         net, trainer, x, y = self.prepare(name, mode)
@@ -188,7 +188,7 @@ class TestBatchNorm:
             warnings.simplefilter("error")
             MultiLRTrainer([net, (net.features, 0)] if first == "trainer" else net, "sgd")
         x, _ = data()
-        assert both_modes(net.features, x)[0] == pytest.approx(both_modes(net.features, x)[1], abs=1e-5)
+        assert close(*both_modes(net.features, x))
 
     def test_statistics_of_a_symbolblock_are_no_weights(self):
         data_, names = mx.sym.var("data"), ("gamma", "beta", "bn_mean", "bn_variance")

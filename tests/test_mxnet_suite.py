@@ -12,6 +12,8 @@ import textwrap
 
 import pytest
 
+from support import PATIENCE
+
 SOURCE = os.environ.get("MXNET_SOURCE")
 
 # Their test file needs nose, which Python 3.10 and later cannot import; these are the two names it takes from there.
@@ -57,7 +59,7 @@ def test_mxnet_tests_of_trainer_pass_with_the_class_swapped(tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,7 +10,19 @@ from mxnet.gluon import Trainer, nn
 from mxnet.optimizer import Optimizer
 
 from multitrainer import MultiLRTrainer
-from support import CONTEXTS, backward, batches, mlp, moved, same, snapshot, train, weights
+from support import (
+    CONTEXTS,
+    backward,
+    batches,
+    convolution,
+    mlp,
+    moved,
+    same,
+    same_as_stock,
+    snapshot,
+    train,
+    weights,
+)
 
 # What stock MXNet itself cannot run, and why. Anything else that fails under stock fails the tests.
 STOCK_FAILS = {
@@ -110,6 +122,21 @@ class TestDropIn:
                 go(MultiLRTrainer)
         else:
             assert same(go(Trainer), go(MultiLRTrainer))
+
+    @pytest.mark.parametrize("name", ["sgd", "nag", "rmsprop", "adam"])
+    def test_predictions_between_the_steps(self, name):
+        """They put weights into another layout, and NAG with momentum and weight decay is not repeatable then."""
+
+        def go(trainer_class):
+            net, history = convolution(), []
+            params = {"learning_rate": 0.01, "wd": 0.01, **({"momentum": 0.9} if name in ("sgd", "nag") else {})}
+            trainer = trainer_class(net.collect_params(), name, params)
+            for batch in batches(6):
+                history += train(net, trainer, [batch])
+                net(batch[0]).wait_to_read()
+            return history
+
+        assert same_as_stock(go(MultiLRTrainer), lambda: go(Trainer))
 
     @pytest.mark.parametrize("scheduler", ["factor", "cosine"])
     def test_lr_scheduler(self, scheduler):

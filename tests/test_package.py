@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import multitrainer
+from support import PATIENCE
 
 
 def python(code, *options):
@@ -12,7 +13,7 @@ def python(code, *options):
         [sys.executable, "-W", "ignore", *options, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 

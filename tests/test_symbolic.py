@@ -15,7 +15,7 @@ from mxnet.gluon import SymbolBlock, Trainer, nn
 from mxnet.optimizer import Optimizer
 
 from multitrainer import MultiLRTrainer, freeze, symbolic, unfreeze
-from support import CONTEXTS, backward, batches, mlp, moved, same, snapshot, train, weights
+from support import CONTEXTS, PATIENCE, backward, batches, mlp, moved, same, snapshot, train, weights
 
 # -- the convolution of the seed note ---------------------------------------------------------------------------------
 
@@ -448,7 +448,7 @@ def test_parameter_servers():
                 stderr=subprocess.PIPE,
                 text=True,
             )
-        out, errors = processes["worker"].communicate(timeout=120)
+        out, errors = processes["worker"].communicate(timeout=PATIENCE)
     finally:
         for process in processes.values():
             process.kill()

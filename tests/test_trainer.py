@@ -13,7 +13,7 @@ from mxnet import gluon
 from mxnet.gluon import Trainer, contrib, nn
 
 from multitrainer import MultiLRTrainer
-from support import CONTEXTS, backward, batches, mlp, moved, same, snapshot, train, weights
+from support import CONTEXTS, PATIENCE, backward, batches, mlp, moved, same, snapshot, train, weights
 
 
 def both(go):
@@ -128,7 +128,7 @@ print('amp holds')
 
 def test_amp_with_all_layers_frozen_too(request):
     code = textwrap.dedent(AMP.format(tests=str(request.path.parent)))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.stdout.endswith("amp holds\n"), done.stdout + done.stderr
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from support import PATIENCE
+
 SERVE = "import multitrainer"  # it imports mxnet, which serves where DMLC_ROLE says so, until the workers are done
 
 
@@ -15,7 +17,7 @@ class ClusterError(AssertionError):
     """A worker failed, or the cluster took too long; the message holds what every process printed."""
 
 
-def run(script, *arguments, workers=2, servers=1, timeout=120, env=None):
+def run(script, *arguments, workers=2, servers=1, timeout=PATIENCE, env=None):
     """Run ``script`` on every worker; return what each printed."""
     with start(script, *arguments, workers=workers, servers=servers, env=env) as processes:
         return _outputs(processes, time.monotonic() + timeout, pathlib.Path(script).name)
@@ -69,17 +71,21 @@ def _outputs(processes, deadline, name):
         if any(role == "worker" and code for role, code in codes) or time.monotonic() > deadline:
             break
         time.sleep(0.05)
-    reason = None
     if any(code is None for _, code in codes):
-        reason = "a worker failed" if any(code for _, code in codes) else "out of time"
-        time.sleep(0.5)  # for what the others still have to say
-        for _, process in processes:
-            process.kill()
-    outputs = [(role, process.communicate()[0]) for role, process in processes]
-    if reason or any(code for role, code in codes if role == "worker"):
-        logs = "\n".join(f"--- {role}\n{output.strip()}" for role, output in outputs)
-        raise ClusterError(f"{name}: {reason or 'a worker failed'}, exit codes {codes}\n{logs}")
-    return [output for role, output in outputs if role == "worker"]
+        fail(processes, f"{name}: {'a worker failed' if any(code for _, code in codes) else 'out of time'}")
+    if any(code for role, code in codes if role == "worker"):
+        fail(processes, f"{name}: a worker failed")
+    return [process.communicate()[0] for role, process in processes if role == "worker"]
+
+
+def fail(processes, reason):
+    """End all processes and raise with what each printed."""
+    codes = [(role, process.poll()) for role, process in processes]
+    time.sleep(0.5)  # for what the others still have to say
+    for _, process in processes:
+        process.kill()
+    logs = "\n".join(f"--- {role}\n{process.communicate()[0].strip()}" for role, process in processes)
+    raise ClusterError(f"{reason}, exit codes {codes}\n{logs}")
 
 
 def _free_port():

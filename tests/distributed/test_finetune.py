@@ -5,7 +5,6 @@ import os
 import pathlib
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -15,18 +14,18 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_helpers import MODEL, rows_of, without_times
+from cli_helpers import MODEL, Process, rows_of, without_times
+from support import PATIENCE, close
 
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer.cli import digits, main
+from multitrainer.cli import main
 
 pytestmark = pytest.mark.slow
 HERE = pathlib.Path(__file__).parent
 COMMAND = HERE / "command.py"
 FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
-PATIENCE = 20  # seconds that a rank may take to notice that another is gone
 
 needs_horovod = pytest.mark.skipif(
     importlib.util.find_spec("horovod") is None, reason="Horovod is not installed: `tox -e horovod` builds it"
@@ -38,7 +37,7 @@ launched_by = pytest.mark.parametrize(
 
 def horovodrun(script, *options):
     launcher = shutil.which("horovodrun", path=os.path.dirname(sys.executable))
-    return subprocess.Popen(
+    return Process(
         [launcher, "-np", "2", "-H", "localhost:2", "--gloo", sys.executable, "-W", "ignore", str(script)]
         + list(map(str, options)),
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -48,16 +47,16 @@ def horovodrun(script, *options):
     )
 
 
-def finetune(kvstore, *options, timeout=120):
+def finetune(kvstore, *options):
     """Run the command on two ranks and return all that they printed."""
-    return launch(kvstore, COMMAND, "finetune", "--kvstore", kvstore, *options, timeout=timeout)
+    return launch(kvstore, COMMAND, "finetune", "--kvstore", kvstore, *options)
 
 
-def launch(kvstore, script, *options, timeout=120):
+def launch(kvstore, script, *options):
     if kvstore != "horovod":
-        return "\n".join(cluster.run(script, *options, timeout=timeout))
+        return "\n".join(cluster.run(script, *options))
     with horovodrun(script, *options) as process:
-        output, _ = process.communicate(timeout=timeout)
+        output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     return output
 
@@ -102,31 +101,37 @@ def check_that_ranks_train_as_one(kvstore, images, weights, tmp_path, *options):
     assert printed.count("epoch 3/3") == 1  # one of the ranks alone says so
     two, one = rows_of(out), rows_of(tmp_path / "one")
     for field in ("train_loss", "train_accuracy", "val_accuracy"):
-        assert [row[field] for row in two] == pytest.approx([row[field] for row in one], abs=1e-5), field
+        assert [row[field] for row in two] == pytest.approx([row[field] for row in one], rel=1e-4), field
     assert [row["learning_rates"] for row in two] == [row["learning_rates"] for row in one]
     before, alone, together = (arrays(path) for path in (weights, tmp_path / "one/last.params", out / "last.params"))
     for name, array in together.items():
-        np.testing.assert_allclose(array, alone[name], atol=1e-5, err_msg=name)
+        assert close(array, alone[name], 1e-4), name
         if name.startswith("features."):
             np.testing.assert_array_equal(array, before[name], err_msg=name)
     return printed
 
 
-def test_the_digits_come_out_as_on_one_rank(embedded_default, tmp_path):
-    """Half a batch is what BatchNorm sees on each of two ranks; nothing else differs."""
-    finetune("dist_sync", "--out", tmp_path / "{index}", timeout=400)
-    out = written(tmp_path)
-    for regime in digits.REGIMES:
-        two, one = final(out, regime), final(embedded_default.out, regime)
-        spread = max(statistics.stdev(two), statistics.stdev(one))
-        assert abs(statistics.mean(two) - statistics.mean(one)) <= max(spread, 0.03), (regime, two, one)
-
-
-def final(out, regime):
-    """Return the accuracy that each draw of a regime ends with."""
-    rows = [row for row in rows_of(out) if (row["regime"], row["epoch"]) == (regime.name, digits.EPOCHS)]
-    assert len(rows) == digits.SEEDS
-    return [row["val_accuracy"] for row in rows]
+def test_the_digits_come_out_as_on_one_rank(tmp_path):
+    """From one source the frozen backbone's heads are the same; elsewhere BatchNorm sees half a batch on each rank."""
+    finetune("dist_sync", "--epochs", "1", "--out", tmp_path / "two" / "{index}")
+    two, one = written(tmp_path / "two"), tmp_path / "one"
+    one.mkdir()
+    shutil.copy(str(two / "digits-source.params"), str(one))
+    assert main(["finetune", "--epochs", "1", "--out", str(one)]) == 0
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+    for ours, alone in zip(rows_of(two), rows_of(one)):
+        for field in ("regime", "seed", "epoch", "learning_rates"):
+            assert ours[field] == alone[field]
+        if ours["regime"] == "backbone frozen":
+            assert ours["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
+    assert len(rows_of(two)) == len(rows_of(one))
+    source, together, alone = (
+        arrays(path) for path in (two / "digits-source.params", two / "last.params", one / "last.params")
+    )
+    for name, array in together.items():  # of the last draw of the last regime, in which the backbone is frozen
+        assert close(array, alone[name], 1e-4), name
+        if name.startswith("features."):
+            np.testing.assert_array_equal(array, source[name], err_msg=name)
 
 
 def arrays(path):
@@ -224,20 +229,18 @@ class TestAllRanksEnd:
         options = ["--kvstore", "dist_sync", "--data", images, "--model", MODEL, "--out", tmp_path, "--seed", "{index}"]
         with cluster.start(COMMAND, "finetune", *options) as started:
             for _, worker in started[-2:]:
-                output, _ = worker.communicate(timeout=60)
+                output, _ = worker.communicate(timeout=PATIENCE)
                 assert worker.returncode == 2, output
                 assert "different options" in output
         assert not list(tmp_path.iterdir())
 
     @needs_horovod
     def test_under_horovodrun(self, images, tmp_path):
-        began = time.monotonic()
         options = ["--data", images, "--model", MODEL, "--lr-mult", "nothing=3", "--out", tmp_path]
         with horovodrun(COMMAND, "finetune", "--kvstore", "horovod", *options) as process:
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode != 0
         assert "'nothing' is no part of the network" in output
-        assert time.monotonic() - began < 60
 
 
 def endless(images, folder):
@@ -245,14 +248,15 @@ def endless(images, folder):
     return ["finetune", *options, "--out", folder / "{index}"]
 
 
-def once_written(started, folder, seconds=60):
+def once_written(started, folder):
     """Wait for the first line of metrics; return the folder it is in, its worker and the other one."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
+    workers = [process for role, process in started if role == "worker"]
     while not list(folder.glob("*/metrics.jsonl")):
-        assert time.monotonic() < deadline, "out of time"
+        if time.monotonic() > deadline or any(worker.poll() is not None for worker in workers):
+            cluster.fail(started, "no metrics were written")
         time.sleep(0.1)
     out = next(folder.glob("*/metrics.jsonl")).parent
-    workers = [process for role, process in started if role == "worker"]
     return out, workers[int(out.name)], workers[1 - int(out.name)]
 
 

@@ -14,7 +14,7 @@ import horovod_worker
 import numpy as np
 import pytest
 
-from support import moved
+from support import PATIENCE, moved
 
 HERE = pathlib.Path(__file__).parent
 BOUND = 1e-6  # float32: the sum over two ranks is not made in the order of a batch twice as large
@@ -76,7 +76,7 @@ def train(tmp_path_factory):
     return go
 
 
-def horovodrun(folder, case, np=2, timeout=120, **env):
+def horovodrun(folder, case, np=2, timeout=PATIENCE, **env):
     """Return the exit code and the output of one job; no process of it is left, whatever happened."""
     command = [shutil.which("horovodrun", path=os.path.dirname(sys.executable)), "-np", str(np)]
     command += ["-H", f"localhost:{np}", "--gloo", sys.executable, "-W", "ignore"]
@@ -92,7 +92,7 @@ def horovodrun(folder, case, np=2, timeout=120, **env):
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)  # it ends its ranks
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=PATIENCE)
         pytest.fail(f"out of time after {timeout} s: {' '.join(command)}\n{output}")
     finally:
         if process.poll() is None:
@@ -102,7 +102,7 @@ def horovodrun(folder, case, np=2, timeout=120, **env):
     return process.returncode, output
 
 
-def _end(pids, patience=5):
+def _end(pids, patience=60):
     """Wait for processes to end; kill and return those that do not."""
     deadline = time.monotonic() + patience
     while any(map(_runs, pids)) and time.monotonic() < deadline:
@@ -273,7 +273,7 @@ class TestOneProcess:
             path = os.pathsep.join([str(HERE.parent), *filter(None, sys.path)])
             command = [sys.executable, "-W", "ignore", "-c", PREAMBLE + code]
             env = {**os.environ, "PYTHONPATH": path}
-            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
             assert done.returncode == 0, done.stderr
             return done.stdout
 
@@ -327,7 +327,7 @@ make = lambda params, optimizer="sgd": make_trainer(params, optimizer)
 
 def test_without_horovod_it_says_how_to_build_it():
     code = "import sys; sys.modules['horovod'] = None; import multitrainer; import multitrainer.horovod"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert "ImportError: multitrainer.horovod needs Horovod" in done.stderr
     assert "pip install --no-build-isolation 'multitrainer[horovod]'" in done.stderr

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from cluster import run
 
+from support import PATIENCE
+
 pytestmark = pytest.mark.slow
 WORKER = pathlib.Path(__file__).parent / "worker.py"
 RUNS = int(os.environ.get("MULTITRAINER_RUNS", "3"))
@@ -60,7 +62,7 @@ def train(tmp_path_factory):
         else:
             command = [sys.executable, "-W", "ignore", str(WORKER), json.dumps(case), str(folder)]
             env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            subprocess.run(command, check=True, timeout=120, env=env)
+            subprocess.run(command, check=True, timeout=PATIENCE, env=env)
         return Result(folder, workers)
 
     return go
