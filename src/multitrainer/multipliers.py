@@ -265,7 +265,7 @@ class Multipliers:
 
         def go_on() -> None:
             if "lr_mult" in fields:
-                self._freeze_as_saved(saved)
+                self._freeze_as_saved(saved, numbers["lr_mult"])
             for field, params in ended.items():
                 self._schedules.end(field, params)
             self._write(numbers)
@@ -276,9 +276,9 @@ class Multipliers:
 
         return go_on
 
-    def _freeze_as_saved(self, saved: Mapping[Parameter, Saved]) -> None:
-        for param, was in saved.items():
-            if was.lr_mult == 0:
+    def _freeze_as_saved(self, saved: Mapping[Parameter, Saved], numbers: _Numbers) -> None:
+        for param in saved:
+            if numbers[param] == 0:
                 freeze_parameter(param)
         frozen = {param: was for param, was in saved.items() if is_frozen(param)}
         requests = {param: was.grad_req for param, was in frozen.items() if param.grad_req != "null"}
