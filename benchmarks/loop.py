@@ -1,12 +1,12 @@
-"""What the fast update, which waits for the backward pass, does to a whole training loop.
+"""What the fast update does to a whole training loop.
 
     python benchmarks/loop.py [--rounds N] [--quick] [--json FILE]
 
-Stock Trainer hands its update to MXNet's engine and goes on at once, so that Python prepares the next batch while the
-backward pass still runs; the fast update of MultiLRTrainer waits for it. Here whole loops run in turn: a DataLoader
-without and with worker processes, forward, backward, step, and reading the loss or not. They go from small networks
-that are not hybridized, where Python is what takes the time, to ResNet-18 on pictures of 32 pixels. A figure is the
-median over the rounds of the time of one iteration as a part of stock Trainer's in the same round.
+Both Trainers hand their update to MXNet's engine and go on at once, so that Python prepares the next batch while the
+backward pass still runs. Here whole loops run in turn: a DataLoader without and with worker processes, forward,
+backward, step, and reading the loss or not. They go from small networks that are not hybridized, where Python is what
+takes the time, to ResNet-18 on pictures of 32 pixels. A figure is the median over the rounds of the time of one
+iteration as a part of stock Trainer's in the same round.
 """
 
 from __future__ import annotations

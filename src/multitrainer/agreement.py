@@ -23,19 +23,17 @@ class StoreComparison:
 
     def __init__(self, kvstore: Any, key: int, size: int) -> None:
         self._kvstore, self._key = kvstore, key
-        # One number more, which all ranks push alike: gradient compression sends others than it is given.
-        start = nd.zeros(size + 1)
+        start = nd.zeros(size)
         kvstore.broadcast(key, start, start)
 
     def check(self, params: Sequence[Parameter]) -> None:
         """Raise a RuntimeError on all ranks if one requests other gradients of ``params`` than the others."""
-        trained = nd.array([*(param.grad_req != "null" for param in params), 1])
+        trained = nd.array([param.grad_req != "null" for param in params])
         self._kvstore.pushpull(self._key, trained, out=trained)
-        *counts, all_ranks = trained.asnumpy().tolist()
-        check_counts(params, counts, all_ranks, self._kvstore.num_workers)
+        check_counts(params, trained.asnumpy().tolist(), self._kvstore.num_workers)
 
 
-def check_counts(params: Sequence[Parameter], counts: Sequence[float], all_ranks: float, ranks: int) -> None:
+def check_counts(params: Sequence[Parameter], counts: Sequence[float], ranks: int) -> None:
     """Raise a RuntimeError if some of ``params`` are trained on some of the ranks only.
 
     Parameters
@@ -44,12 +42,10 @@ def check_counts(params: Sequence[Parameter], counts: Sequence[float], all_ranks
         All of a trainer's.
     counts : sequence of float
         The sum over the ranks of 1 for each Parameter that is trained.
-    all_ranks : float
-        The sum for what all ranks train.
     ranks : int
         The number of ranks.
     """
-    differing = [param.name for param, count in zip(params, counts) if count not in (0, all_ranks)]
+    differing = [param.name for param, count in zip(params, counts) if count not in (0, ranks)]
     if differing:
         raise RuntimeError(
             f"the ranks train different Parameters: {', '.join(differing[:3])}{', ...' if len(differing) > 3 else ''} "

@@ -49,7 +49,7 @@ class _HorovodTrainer(hvd.DistributedTrainer):
         name = f"{self._prefix}trained"
         counts = hvd.allreduce(trained, average=False, name=name, process_set=self._process_set).asnumpy()
         ranks = self._process_set.size()
-        check_counts(self._params, counts.tolist(), ranks, ranks)
+        check_counts(self._params, counts.tolist(), ranks)
 
     def _broadcast_weights(self) -> None:
         use_plain_layout(self._params)

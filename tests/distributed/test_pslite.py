@@ -138,31 +138,28 @@ class TestWorkersUpdate:
         assert [about["update_on_kvstore"] for about in ready.about] == [False, False]
 
     def test_gradient_compression_as_under_stock(self, train):
+        """MXNet 1.9.1 has none for a distributed kvstore, and its error is what comes of asking for it."""
         case = {"kvstore": "dist_sync", "compression_params": {"type": "2bit", "threshold": 0.5}}
-        ours = train(**case)
-        ours.assert_ranks_agree()
-        assert ours.distance(train(**case, update_on_kvstore=True, stock=True)) == 0
+        for stock in (False, True):
+            result = train(**case, update_on_kvstore=True, stock=stock)
+            assert len(result.errors) == 2 * 3
+            assert all("Compression not supported" in text for _, _, text in result.errors)
 
 
 class TestRanksThatPart:
     """A rank that trains other Parameters than the rest gets an error, and so do the rest: nobody waits for ever."""
 
-    @pytest.mark.parametrize("door", ["set_lr_mult", "assign"])
-    def test_one_freezes_alone(self, train, door):
+    @pytest.mark.parametrize(("door", "steps"), [("set_lr_mult", {1}), ("assign", {1, 2})])
+    def test_one_freezes_alone(self, train, door, steps):
+        """What is assigned is noticed at a step, and then left out of it."""
         result = train(kvstore="dist_sync", changes=[[1, door, 0, 0, 1], [2, door, 0, 1, 1]], steps=4)
-        self.assert_all_were_told(result, {1, 2})
+        self.assert_all_were_told(result, steps)
         result.assert_ranks_agree()
 
     def test_one_makes_no_backward_pass_for_what_was_unfrozen(self, train):
         changes = {"changes": [[0, "set_lr_mult", 0, 0]], "changes_after_backward": [[1, "set_lr_mult", 0, 1]]}
         result = train(kvstore="dist_sync", **changes, without_backward=[[1, 0]], steps=3)
         self.assert_all_were_told(result, {1})
-        result.assert_ranks_agree()
-
-    def test_gradient_compression_raises_no_false_alarm(self, train):
-        case = {"kvstore": "dist_sync", "compression_params": {"type": "2bit", "threshold": 0.5}, "steps": 6}
-        result = train(**case, changes=[[1, "set_lr_mult", 0, 0], [3, "set_lr_mult", 0, 1]])
-        assert result.errors == []
         result.assert_ranks_agree()
 
     def assert_all_were_told(self, result, steps):
@@ -281,9 +278,9 @@ class TestServersUpdate:
 
     def test_an_lr_scheduler_that_would_fall_behind_is_refused(self, train):
         """The servers' one counts the updates of single Parameters, and knows of no others."""
-        in_turn = [[0, "set_lr_mult", 0, 0], [2, "set_lr_mult", 0, 1], [2, "set_lr_mult", 1, 0]]
+        in_turn = [[1, "set_lr_mult", 0, 0], [3, "set_lr_mult", 0, 1], [3, "set_lr_mult", 1, 0]]
         result = train(**SERVERS, lr_scheduler=0.1, changes=in_turn, steps=4)
-        assert {(step, kind) for step, kind, _ in result.errors} == {(2, "RuntimeError"), (3, "RuntimeError")}
+        assert {(step, kind) for step, kind, _ in result.errors} == {(3, "RuntimeError")}
         assert all("would fall behind" in text for _, _, text in result.errors)
         one_alone = train(**SERVERS, lr_scheduler=0.1, changes=[[1, "set_lr_mult", 0, 0]], steps=4)
         assert one_alone.errors == []

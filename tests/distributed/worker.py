@@ -77,7 +77,7 @@ def make_trainer(net, kv):
 
 def save(net, trainer, errors):
     """Save on every rank, each under a name of its own; load; and save as users write it, if rank == 0."""
-    rank = trainer._kvstore.rank
+    rank = INDEX if trainer._kvstore is None else trainer._kvstore.rank
     if rank == 0:
         net.save_parameters(str(FOLDER / "net"))
     name = FOLDER / ("states" if rank == 0 else f"states of rank {rank}")
@@ -92,7 +92,8 @@ def save(net, trainer, errors):
 
 
 def load_when_there(trainer):
-    trainer._kvstore._barrier()  # rank 0 has written by now
+    if trainer._kvstore is not None:
+        trainer._kvstore._barrier()  # rank 0 has written by now
     trainer.load_states(FOLDER / "states")
 
 
