@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cli_helpers import MODEL, rows_of, start, without_times, write_images
+from support import PATIENCE
 
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
@@ -87,7 +88,7 @@ def kill_again_and_again(options, out, total):
             if process.poll() is None and count(out) < total:
                 time.sleep(wait)
                 process.send_signal(signal.SIGKILL)
-            _, error = process.communicate(timeout=300)
+            _, error = process.communicate(timeout=PATIENCE)
         if process.returncode == 0:
             return kills
         assert process.returncode == -signal.SIGKILL, error
@@ -102,7 +103,7 @@ def count(out):
 def test_killed_at_any_moment_it_goes_on(images, tmp_path):
     options = ["--data", images, "--model", MODEL, "--batch-size", 8, "--epochs", 12]
     with start(*options, "--out", tmp_path / "whole") as process:
-        _, error = process.communicate(timeout=300)
+        _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     assert kill_again_and_again(options, tmp_path / "parts", total=12) > 1
     assert_same(tmp_path / "whole", tmp_path / "parts")
@@ -112,7 +113,7 @@ def test_killed_at_any_moment_it_goes_on(images, tmp_path):
 def test_the_digits_go_on_too(tmp_path):
     options = ["--epochs", 6]
     with start(*options, "--out", tmp_path / "whole") as process:
-        _, error = process.communicate(timeout=300)
+        _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     (tmp_path / "parts").mkdir()
     source = (tmp_path / "whole/digits-source.params").read_bytes()
@@ -126,7 +127,7 @@ def test_the_digits_go_on_too(tmp_path):
             process.send_signal(signal.SIGKILL)
             process.communicate()
     with start(*options, "--out", tmp_path / "parts", "--resume") as process:
-        printed, error = process.communicate(timeout=300)
+        printed, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     assert "going on after" in printed
     assert len(rows_of(tmp_path / "parts")) == total

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from multitrainer import files, statefile, values
-from support import bits
+from support import PATIENCE, bits
 
 HERE = pathlib.Path(__file__).parent
 
@@ -34,7 +34,7 @@ def python(script, *arguments):
 def test_damaged_files(tmp_path):
     """Each loads equal or raises ValueError, in 2 s of one processor and 200 MB; nothing changes, nothing runs."""
     process = python(HERE / "damage.py", tmp_path)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE)
     verdicts = json.loads((tmp_path / "verdicts.json").read_text())
     assert process.returncode == 0, f"after {list(verdicts)[-1]}: {output[-2000:]}"
     wrong = {kind: verdict for kind, verdict in verdicts.items() if verdict not in ("refused", "loaded")}
@@ -48,7 +48,7 @@ SAVE_UNTIL_KILLED = """
 import os, pathlib, random, signal, sys, time
 import multitrainer, mxnet as mx
 from multitrainer import MultiLRTrainer
-from support import bits
+from support import PATIENCE, bits
 
 def build():
     params = mx.gluon.ParameterDict()
@@ -80,7 +80,7 @@ for _ in range(50):
             save_for_ever(path)
         finally:
             os._exit(1)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while os.stat(str(path)).st_mtime_ns == before and time.monotonic() < deadline:
         time.sleep(0.001)  # until it has saved once, however busy the machine is
     time.sleep(rng.uniform(0, 0.1))
@@ -108,7 +108,7 @@ def test_fifty_kills(tmp_path):
     (tmp_path / "save.py").write_text(SAVE_UNTIL_KILLED)
     (tmp_path / "states").mkdir()
     process = python(tmp_path / "save.py", tmp_path / "states")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     moves, halves = map(int, output.split()[-2:])
     assert moves > 10  # it did save

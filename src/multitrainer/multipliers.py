@@ -82,7 +82,7 @@ class Multipliers:
             numbers[field] = evaluate(multipliers, field, self._clock.next_update)
             self._check(field, numbers[field])
             self._refuse_schedules_on_servers(multipliers)
-        self.sync(except_for=given)
+        self._take_over(except_for=given)
         self._blocks.add(blocks)
         for field, multipliers in given.items():
             self._schedules.assign(field, multipliers)
@@ -91,10 +91,15 @@ class Multipliers:
         self._write(numbers)
         self._settle(named=given.get("lr_mult", {}), look_again=True)
 
-    def sync(
-        self, at_step: bool = False, except_for: Mapping[str, Mapping[Parameter, Multiplier]] | None = None
-    ) -> None:
-        """Take over what was assigned by another door; ``at_step``, what that unfreezes has no gradient yet.
+    def sync(self, at_step: bool = False) -> None:
+        """Take over what was assigned by another door; ``at_step``, what that unfreezes has no gradient yet."""
+        if at_step:
+            self._refuse_strangers()
+        if self._take_over() or self._is_unsettled():
+            self._settle(at_step=at_step)
+
+    def _take_over(self, except_for: Mapping[str, Mapping[Parameter, Multiplier]] | None = None) -> bool:
+        """Take over the multipliers that were assigned by another door; return whether there may be new ones.
 
         What ``except_for`` is about to set is passed over, so that it can correct what an error was raised for.
         """
@@ -112,16 +117,13 @@ class Multipliers:
             news[field] = {param: value for param, value in numbers.items() if param not in except_for.get(field, {})}
             for param, value in news[field].items():
                 self._check(field, {param: check_multiplier(value, f"{field} of Parameter {param.name!r}")})
-        if at_step:
-            self._refuse_strangers()
         for field, params in (*news.items(), *except_for.items()):
             self._schedules.end(field, params)
         self._write(news)
         is_due = bool(self._schedules) and self._schedules.evaluated_for != self._clock.next_update
         if is_due:
             self._follow_schedules()
-        if is_due or any(news.values()) or self._is_unsettled():
-            self._settle(at_step=at_step)
+        return is_due or any(news.values())
 
     @property
     def schedules(self) -> Mapping[str, Mapping[Parameter, Multiplier]]:

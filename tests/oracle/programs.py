@@ -507,6 +507,11 @@ class Run:
             if name not in reference.frozen and param.grad_req != "null":
                 for one, other in zip(param.list_grad(), reference.params[name].list_grad()):
                     self._close("gradient", f"gradient of {name}", one, other)
+        for param, array in ((self._params[name], array) for name, array in self._attached.items()):
+            if param.grad_req != "null" or param.data() is not array:
+                # Its own gradient was requested since, which replaces the one that was attached; and without that of
+                # a weight, MKL-DNN computes none for its bias.
+                self._attached = {}
         for name, array in self._attached.items():
             if name in reference.frozen and reference.request[name] == "write":
                 kind = "attached gradient"
