@@ -22,9 +22,10 @@ _BEFORE = "_multitrainer_before"
 # The networks that were known when the gradient of a Parameter was switched off.
 _switched_in: weakref.WeakKeyDictionary[Parameter, weakref.WeakSet[Block]] = weakref.WeakKeyDictionary()
 
-
+# Those that were unfrozen after the backward pass whose gradients the next update uses.
 _awaiting: weakref.WeakSet[Parameter] = weakref.WeakSet()
-_changes = 0
+
+_changes = 0  # how often a Parameter was frozen or unfrozen
 
 
 class Before(NamedTuple):
@@ -100,12 +101,14 @@ def restore_gradients(params: Iterable[Parameter]) -> None:
 def request_gradients(requests: Mapping[Parameter, str]) -> None:
     """Set ``grad_req`` of Parameters, and drop the operators that would go on with another."""
     changed = {param: grad_req for param, grad_req in requests.items() if param.grad_req != grad_req}
-    for param, grad_req in changed.items():
-        was = before(param)
-        if was is not None:
-            remember(param, *was)
-        param.grad_req = grad_req
-    _mxnet.drop_static_operators(set(changed))
+    try:
+        for param, grad_req in changed.items():
+            was = before(param)
+            if was is not None:
+                remember(param, *was)
+            param.grad_req = grad_req
+    finally:  # whatever interrupts it
+        _mxnet.drop_static_operators(set(changed))
 
 
 def switch_off_gradients(roots: Sequence[Block], params: Collection[Parameter]) -> None:
