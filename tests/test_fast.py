@@ -810,3 +810,39 @@ def test_what_is_no_number_is_refused(text):
 def test_half_way_is_refused():
     with pytest.raises(ValueError, match="half-way"):
         scalars.from_stream(repr(1 + 2.0**-24))
+
+
+@pytest.mark.parametrize("clear", [lambda updater: updater.states.clear(), lambda updater: updater.states.pop(0)])
+@pytest.mark.parametrize("rule", ["sgd", "adam"])  # stock's operator for NAG does not repeat its bits in every run
+def test_states_that_the_user_has_cleared_are_made_again(clear, rule, monkeypatch):
+    """The way to reset momentum; as without the fused update."""
+
+    def run(switch):
+        monkeypatch.setenv(fast.SWITCH, switch)
+        mx.random.seed(1)
+        net = mx.gluon.nn.HybridSequential(prefix="net_")
+        net.add(*(mx.gluon.nn.Dense(16, in_units=16) for _ in range(16)))
+        net.initialize()
+        params = {"learning_rate": 0.1, **({} if rule == "adam" else {"momentum": 0.9})}
+        trainer = MultiLRTrainer(net, rule, params, kvstore=None)
+        for turn in range(4):
+            with mx.autograd.record():
+                value = net(mx.nd.ones((2, 16))).square().sum()
+            value.backward()
+            if turn == 2:
+                clear(trainer._updaters[0])
+            trainer.step(2)
+        return [param.data().asnumpy().tobytes() for param in net.collect_params().values()]
+
+    assert run("1") == run("0")
+
+
+@pytest.mark.parametrize("method", ["update_multi_precision", "_get_lrs"])
+def test_a_method_replaced_on_the_optimizer_is_called(method):
+    net = convolution()
+    trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.1, "momentum": 0.9}, kvstore=None)
+    called = []
+    stock = getattr(trainer.optimizer, method)
+    setattr(trainer.optimizer, method, lambda *args: called.append(method) or stock(*args))
+    train(net, trainer, batches(2))
+    assert called

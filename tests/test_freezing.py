@@ -416,3 +416,26 @@ def test_two_contexts(mode):
     trainer.set_lr_mult({net.features: 1})
     one()
     assert set(moved({n: a[0] for n, a in before.items()}, snapshot(net))) == set(before)
+
+
+@pytest.mark.parametrize("turn", ["freeze", "unfreeze"])
+def test_a_freeze_that_is_interrupted_can_be_said_again(turn, monkeypatch):
+    net = build("mobilenetv2_0.25")
+    net.hybridize()
+    x, y = data()
+    trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.01})
+    if turn == "unfreeze":
+        trainer.set_lr_mult({net.features: 0})
+    step(net, trainer, x, y)
+
+    def interrupted(block):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batchnorm._mxnet, "forget_trace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.set_lr_mult({net.features: float(turn == "unfreeze")})
+    trainer.set_lr_mult({net.features: float(turn == "unfreeze")})
+    before = statistics(net)
+    step(net, trainer, x, y)
+    assert bool(moved(before, statistics(net))) == (turn == "unfreeze")

@@ -520,3 +520,29 @@ def test_every_layer_learns_after_repeated_unfreezing():
         trainer.set_lr_mult({net.features: 1})
         step(net, trainer, x, y)
         assert weights <= moved(before, snapshot(net))
+
+
+class Side(HybridBlock):
+    """Two frozen branches, of which one enters a sum with what trains, and nothing else reads it."""
+
+    def __init__(self):
+        super().__init__(prefix="side_")
+        with self.name_scope():
+            self.one, self.two, self.side = (nn.Dense(16, in_units=16) for _ in range(3))
+
+    def hybrid_forward(self, F, x):  # noqa: N803
+        return self.one(x) + self.side(x), self.two(x)
+
+
+@pytest.mark.parametrize("mode", [*HYBRIDIZE, "static_alloc"])
+def test_a_frozen_branch_beside_a_trained_one(mode):
+    def gradient(frozen):
+        net = build(Side, **HYBRIDIZE.get(mode, {"static_alloc": True}))
+        if frozen:
+            freeze([net.one, net.two], within=net)
+        with autograd.record():
+            value = sum(output.square().sum() for output in net(mx.nd.ones((4, 16))))
+        value.backward()
+        return net.side.weight.grad().asnumpy()
+
+    assert gradient(True) == pytest.approx(gradient(False), rel=1e-5)

@@ -502,7 +502,7 @@ def shape(param: Parameter) -> tuple[int, ...] | None:
 def weight_like(param: Parameter, context: Context) -> NDArray:
     """Return an array for an optimizer to make the state of ``param`` for, as it would for the weight itself."""
     if param._stype == "default":
-        return param.list_data()[0].as_in_context(context)
+        return param.list_data()[0].as_nd_ndarray().as_in_context(context)  # as `Updater` gives it to an optimizer
     return sparse.zeros(param._stype, param.shape, ctx=context, dtype=param.dtype)
 
 

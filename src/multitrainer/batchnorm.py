@@ -42,12 +42,20 @@ def hold_statistics(roots: Sequence[Block], pending: Callable[[], bool]) -> set[
     for root in roots:
         for layer, path in _batchnorms(root, ()):
             found.setdefault(layer, []).append(path)
-    stale: set[Block] = set()
-    for layer, paths in found.items():
-        if _switch(layer, paths):
-            stale.update(block for path in paths for block in path)
+    wanted = {layer: any(map(_is_frozen, paths)) for layer, paths in found.items()}
+    turned = {layer: frozen for layer, frozen in wanted.items() if frozen != hasattr(layer, _BEFORE)}
+    stale = {
+        block
+        for layer, frozen in turned.items()
+        if _mxnet.use_global_stats(layer) != (frozen or getattr(layer, _BEFORE))
+        for path in found[layer]
+        for block in path
+    }
+    # First the traces: if this is interrupted, the next call finds the same layers to switch.
     for block in stale:
         _mxnet.forget_trace(block)
+    for layer, frozen in turned.items():
+        _switch(layer, frozen)
     inner = {block for paths in found.values() for path in paths for block in path[1:]}
     outermost = [path for layer, paths in found.items() if layer in stale for path in paths if path[0] not in inner]
     # A slice of a network is a Block that nobody calls: the first on the way that can be traced is what to watch.
@@ -147,19 +155,14 @@ def _batchnorms(block: Block, path: tuple[Block, ...]) -> Iterator[tuple[Any, tu
         yield from _batchnorms(child, path)
 
 
-def _switch(layer: Any, paths: Sequence[tuple[Block, ...]]) -> bool:
-    """Put one BatchNorm on the statistics it should use; return whether that changed anything."""
-    frozen = any(_is_frozen(path) for path in paths)
-    if frozen == hasattr(layer, _BEFORE):
-        return False
-    before = _mxnet.use_global_stats(layer)
+def _switch(layer: Any, frozen: bool) -> None:
+    """Put one BatchNorm on its running statistics, or on those that it used before."""
     if frozen:
-        setattr(layer, _BEFORE, before)
+        setattr(layer, _BEFORE, _mxnet.use_global_stats(layer))
         _mxnet.set_use_global_stats(layer, True)
     else:
         _mxnet.set_use_global_stats(layer, getattr(layer, _BEFORE))
         delattr(layer, _BEFORE)
-    return before != _mxnet.use_global_stats(layer)
 
 
 def _is_frozen(path: Sequence[Block]) -> bool:

@@ -171,6 +171,8 @@ def rule_of(updater: Updater) -> str | None:
     kind = type(optimizer)  # a subclass may do anything
     if type(updater) is not Updater or kind not in (SGD, NAG, Adam) or optimizer.clip_gradient:
         return None
+    if any(callable(getattr(kind, name, None)) for name in vars(optimizer)):  # a method was replaced on this object
+        return None
     if kind is Adam:
         return "ADAM"
     return {SGD: ("SGD", "SGD_MOMENTUM"), NAG: ("PLAIN", "NAG_MOMENTUM")}[kind][optimizer.momentum > 0]
@@ -199,7 +201,7 @@ def apart(arrays: Sequence[NDArray]) -> bool:
 
 
 def _states(updater: Updater, index: int) -> tuple[Any, ...]:
-    if not updater.states_synced.get(index):
+    if index not in updater.states or not updater.states_synced.get(index):
         return (None,)  # stock has to make it first, or to move it
     state = updater.states[index]
     return () if state is None else state if isinstance(state, tuple) else (state,)

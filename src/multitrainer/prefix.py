@@ -94,20 +94,20 @@ class Trace:
         symbols = divide(self._symbol, trained)
         if symbols is not None and not self._params.isdisjoint(symbols[0].list_inputs()):
             first, between, rest = symbols
-            return _Parts(self._part(first), between, self._part(rest, trained))
-        if trained >= self._trainable or self._saves_inputs(self._symbol, trained):
+            if not self._unread(rest, trained):
+                return _Parts(self._part(first), between, self._part(rest))
+        unread = self._unread(self._symbol, trained)
+        if trained >= self._trainable or not unread:
             return _Parts(None, [], _Part(self._whole, self._names))
-        return _Parts(None, [], self._part(self._symbol, trained))
+        return _Parts(None, [], self._part(shield(self._symbol, unread)))
 
-    def _part(self, symbol: Symbol, trained: Collection[str] | None = None) -> _Part:
+    def _unread(self, symbol: Symbol, trained: Collection[str]) -> set[str]:
+        """Return the inputs that are neither Parameters nor known to be read by the backward pass."""
+        return set(symbol.list_inputs()) - self._params - set(trained) - read_backward(symbol, trained)
+
+    def _part(self, symbol: Symbol) -> _Part:
         inputs = symbol.list_inputs()
-        flags = self._flags
-        if trained is not None and not self._saves_inputs(symbol, trained):
-            flags = [(name, value) for name, value in flags if name not in ("static_alloc", "static_shape")]
-        return _Part(_mxnet.cached_op(symbol, [name in self._params for name in inputs], flags), inputs)
-
-    def _saves_inputs(self, symbol: Symbol, trained: Collection[str]) -> bool:
-        return saves_inputs(symbol, set(symbol.list_inputs()) - self._params, trained)
+        return _Part(_mxnet.cached_op(symbol, [name in self._params for name in inputs], self._flags), inputs)
 
 
 def _needs_gradient(source: Parameter | None, array: NDArray) -> bool:
@@ -193,42 +193,70 @@ def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str],
 
 
 # The backward passes of these operators read their first input.
-_SAVING = ("BatchNorm", "Convolution", "Deconvolution", "Embedding", "FullyConnected")
+_READ_FIRST = (
+    *("BatchNorm", "Convolution", "Deconvolution", "Embedding", "FullyConnected", "GroupNorm", "InstanceNorm"),
+    *("LayerNorm", "RNN"),
+)
 
 
-def saves_inputs(symbol: Symbol, data: Collection[str], trained: Collection[str]) -> bool:
-    """Whether the backward pass is known to read all ``data`` of a graph.
+def read_backward(symbol: Symbol, trained: Collection[str]) -> set[str]:
+    """Return the inputs of a graph that its backward pass is known to read.
 
-    With ``static_alloc=True``, MXNet 1.9.1 computes wrong gradients if there is an input that is no Parameter and that
-    the backward pass does not read: of ``w`` in ``x + w``, for one.
+    MXNet 1.9.1 computes wrong gradients with ``static_alloc=True``, or raises in the backward pass, if an input that is
+    no Parameter and needs no gradient enters sums alone: of ``w`` in ``x + w``, for one.
 
     Parameters
     ----------
     symbol : Symbol
         The graph.
-    data : collection of str
-        Its inputs that are no Parameters.
     trained : collection of str
         Its inputs that need a gradient.
 
     Examples
     --------
     >>> import mxnet as mx
-    >>> from multitrainer.prefix import saves_inputs
+    >>> from multitrainer.prefix import read_backward
     >>> x, w = mx.sym.var('x'), mx.sym.var('w')
-    >>> saves_inputs(x + w, {'x'}, {'w'})
-    False
-    >>> saves_inputs(mx.sym.FullyConnected(x, w, no_bias=True, num_hidden=2), {'x'}, {'w'})
-    True
+    >>> read_backward(x + w, {'w'})
+    set()
+    >>> read_backward(mx.sym.FullyConnected(x, w, no_bias=True, num_hidden=2), {'w'})
+    {'x'}
     """
     nodes = json.loads(symbol.tojson())["nodes"]
     needs: list[bool] = []
-    saved = set()
+    read = set()
     for node in nodes:
         needs.append(node["name"] in trained if node["op"] == "null" else any(needs[i] for i, *_ in node["inputs"]))
-        if needs[-1] and node["op"] in _SAVING:
-            saved.add(nodes[node["inputs"][0][0]]["name"])
-    return saved >= set(data)
+        if needs[-1] and node["op"] in _READ_FIRST:
+            first = nodes[node["inputs"][0][0]]
+            read.update([first["name"]] if first["op"] == "null" else [])
+    return read
+
+
+def shield(symbol: Symbol, inputs: Collection[str]) -> Symbol:
+    """Put a BlockGrad behind some inputs of a graph, whose outputs may enter sums alone; see `read_backward`.
+
+    Parameters
+    ----------
+    symbol : Symbol
+        The graph.
+    inputs : collection of str
+        Names of inputs that need no gradient.
+
+    Examples
+    --------
+    >>> import mxnet as mx
+    >>> from multitrainer.prefix import shield
+    >>> shield(mx.sym.var('x') + mx.sym.var('w'), {'x'}).get_internals().list_outputs()[1:3]
+    ['shield of x_output', 'w']
+    """
+    graph = json.loads(symbol.tojson())
+    nodes = graph["nodes"]
+    named = [i for i, node in enumerate(nodes) if node["op"] == "null" and node["name"] in inputs]
+    shields = {i: len(nodes) + k for k, i in enumerate(named)}
+    behind = [{**node, "inputs": [[shields.get(j, j), *rest] for j, *rest in node["inputs"]]} for node in nodes]
+    behind += [{"op": "BlockGrad", "name": f"shield of {nodes[i]['name']}", "inputs": [[i, 0, 0]]} for i in named]
+    return _graph(symbol, graph, behind, graph["heads"])
 
 
 def _runs_in_order(nodes: Sequence[dict[str, Any]], heads: Sequence[Sequence[int]]) -> bool:

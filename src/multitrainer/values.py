@@ -28,6 +28,7 @@ from .statefile import DTYPES, Array, Reader
 
 ANYTHING = object()  # what any value fits
 _PLAIN = (type(None), bool, str)
+DTYPES_OF_MXNET = frozenset((np.bool_, np.int8, np.int32, np.int64, np.uint8, np.float16, np.float32, np.float64))
 _STATELESS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, type)
 _LARGEST = 10**300  # a longer integer takes longer to read than it is worth
 _DEEPEST = 64  # of values in each other: what is read calls more functions for each than what is written
@@ -270,10 +271,9 @@ class Unpacker:
 
     def noted(self, stem: str, value: Any) -> Any:
         """Return `value`, read under `stem`, or what was read under another path to the same thing."""
-        for other in self.shared.get(stem, ()):
-            if other in self._found and same(self._found[other], value):
-                value = self._found[other]
-                break
+        first = next((self._found[other] for other in self.shared.get(stem, ()) if other in self._found), None)
+        if first is not None and same(first, value):
+            value = first
         if isinstance(value, _MUTABLE):
             self._found[stem] = value
         return value
@@ -306,6 +306,8 @@ class Unpacker:
 
     def _array(self, content: Any, stem: str, like: Any) -> NDArray:
         dtype, shape = self._array_parts(content, stem, 2)
+        if np.dtype(dtype).type not in DTYPES_OF_MXNET:
+            raise self._reader.damaged(f"{stem!r} is of dtype {dtype}, which MXNet has not")
         data = self._reader.array(stem, dtype, shape)
         if self.fills and like is not ANYTHING:
             like[:] = data
@@ -489,6 +491,8 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (NDArray, np.ndarray)):
         if one.shape != other.shape or one.dtype != other.dtype:
             return False
+        if isinstance(one, RowSparseNDArray):  # as a dense array it might not fit into memory
+            return same(one.indices, other.indices) and same(one.data, other.data)
         one, other = (each.asnumpy() if isinstance(each, NDArray) else each for each in (one, other))
         return bool(one.tobytes() == other.tobytes())
     if isinstance(one, dict):
@@ -518,7 +522,8 @@ def check_turns(thing: Any, attributes: Mapping[str, Any], num_update: int) -> N
     if isinstance(thing, FactorScheduler):
         step: Any = attributes.get("step")
         count: Any = attributes.get("count")
-        turns = all(isinstance(number, (int, float, np.number)) for number in (step, count))
+        # Counts that large do not grow any more when the step is added to them.
+        turns = all(isinstance(n, (int, float, np.number)) and abs(float(n)) < 2**53 for n in (step, count))
         if not (turns and step >= 1 and num_update - count <= _MOST_TURNS * step):
             raise ValueError(
                 f"{class_name(thing)} with step={step!r} takes more than {_MOST_TURNS:,} turns of its loop from update "
