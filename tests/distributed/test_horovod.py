@@ -220,7 +220,11 @@ class TestFrozen:
         code, output = horovodrun(tmp_path, {"changes": [[1, "set_lr_mult", 0, 0, 1]]})
         assert code != 0
         for rank in (0, 1):
-            told = [line for line in output.splitlines() if f"[{rank}]<stderr>:RuntimeError: the ranks train different" in line]
+            told = [
+                line
+                for line in output.splitlines()
+                if f"[{rank}]<stderr>:RuntimeError: the ranks train different" in line
+            ]
             assert told, output
             assert "net_dense0_bias, net_dense0_weight (2 of 4)" in told[0]
 

@@ -678,9 +678,11 @@ class Run:
     def _attach(self, target):
         if not self._called or len(self._contexts) > 1 or target.endswith("bias"):
             return  # alone, a bias gets no gradient: MKL-DNN computes it beside that of the weight
-        for name in self._names(target):
-            param = self._params[name]
-            if name in self._reference.frozen and param.grad_req == "null":
+        params = {name: self._params[name] for name in self._names(target)}
+        if any(param.grad_req != "null" for param in params.values()):
+            return
+        for name, param in params.items():
+            if name in self._reference.frozen:
                 self._attached[name] = param.data()
                 self._attached[name].attach_grad()
                 self._trace_again()
