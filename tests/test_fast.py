@@ -813,7 +813,7 @@ def test_half_way_is_refused():
 
 
 @pytest.mark.parametrize("clear", [lambda updater: updater.states.clear(), lambda updater: updater.states.pop(0)])
-@pytest.mark.parametrize("rule", ["sgd", "adam"])  # stock's operator for NAG does not repeat its bits in every run
+@pytest.mark.parametrize("rule", ["sgd", "nag", "adam"])
 def test_states_that_the_user_has_cleared_are_made_again(clear, rule, monkeypatch):
     """The way to reset momentum; as without the fused update."""
 
@@ -832,9 +832,10 @@ def test_states_that_the_user_has_cleared_are_made_again(clear, rule, monkeypatc
             if turn == 2:
                 clear(trainer._updaters[0])
             trainer.step(2)
-        return [param.data().asnumpy().tobytes() for param in net.collect_params().values()]
+        return np.concatenate([param.data().asnumpy().ravel() for param in net.collect_params().values()])
 
-    assert run("1") == run("0")
+    # Not to the bit: the first run of an operator in a process can differ from the others, under stock too.
+    assert run("1") == pytest.approx(run("0"), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["update_multi_precision", "_get_lrs"])
