@@ -149,6 +149,26 @@ class TestAnotherRun:
         assert sorted(os.listdir("runs")) == ["finetune", "finetune-2"]
         assert [len(rows_of(tmp_path / "runs" / name)) for name in ("finetune", "finetune-2")] == [1, 2]
 
+    def test_of_the_default_writes_its_record_before_it_trains(self, first_run, tmp_path, monkeypatch, capsys):
+        class Killed(BaseException):
+            pass
+
+        def kill(*_):
+            raise Killed
+
+        monkeypatch.chdir(tmp_path)
+        images = first_run / "colours"
+        shutil.copytree(str(first_run / "out"), "runs/finetune")
+        before = contents(tmp_path / "runs/finetune")
+        with monkeypatch.context() as patch:
+            patch.setattr(data.ImageFolder, "__getitem__", kill)
+            with pytest.raises(Killed):
+                finetune(images, epochs=1)
+        assert finetune(images, "--resume", epochs=1) == 0
+        assert "the run in runs/finetune-2 has no whole epoch yet" in capsys.readouterr().out
+        assert contents(tmp_path / "runs/finetune") == before
+        assert len(rows_of(tmp_path / "runs/finetune-2")) == 1
+
     def test_overwrites_when_asked_to(self, copied):
         (copied.out / "notes.txt").write_text("mine")
         (copied.out / "checkpoint/notes.txt").write_text("mine")
@@ -254,6 +274,14 @@ class TestIncompleteRuns:
         assert f"the run in {copied.out} is damaged" in capsys.readouterr().err
         assert contents(copied.out) == before
 
+    def test_nor_ones_whose_record_names_an_image_of_no_class(self, copied, capsys):
+        record = copied.out / "checkpoint/run.json"
+        record.write_text(record.read_text().replace("blue/", "blu%/", 1))
+        before = contents(copied.out)
+        assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 2
+        assert f"the run in {copied.out} is damaged (the image 'blu%/00" in capsys.readouterr().err
+        assert contents(copied.out) == before
+
     def test_nor_ones_whose_metrics_are_of_fewer_epochs(self, copied, capsys):
         path = copied.out / "metrics.jsonl"
         path.write_text(path.read_text().splitlines(keepends=True)[0])
@@ -268,6 +296,60 @@ class TestIncompleteRuns:
         assert main(["finetune", "--out", str(copied.out), "--resume"]) == 2
         assert "is of a folder of images; add --data" in capsys.readouterr().err
         assert contents(copied.out) == before
+
+
+class TestWeights:
+    """A run goes on from the weights it had, not from others."""
+
+    @pytest.fixture(scope="class")
+    def started(self, first_run, tmp_path_factory):
+        """Return the folder of a run of one epoch that started from --params, and that file."""
+        folder = tmp_path_factory.mktemp("weights")
+        shutil.copy(str(first_run / "out/best.params"), str(folder / "start.params"))
+        start_from = ["--params", folder / "start.params", "--unfreeze-at", 2]
+        for out, epochs in (("whole", 3), ("out", 2)):
+            assert finetune(first_run / "colours", "--out", folder / out, *start_from, epochs=epochs) == 0
+        return folder
+
+    @pytest.fixture
+    def out(self, started, tmp_path):
+        shutil.copytree(str(started / "out"), str(tmp_path / "out"))
+        return tmp_path / "out"
+
+    def test_others_or_none_are_refused(self, first_run, started, out, capsys):
+        mine, other = started / "start.params", started / "whole/last.params"
+        before = contents(out)
+        for options, error in (
+            (["--params", other], f"had --params {mine}, and is given --params {other}, which holds other weights"),
+            ([], f"had --params {mine}, and is given no --params"),
+        ):
+            options = [*options, "--unfreeze-at", 2, "--resume"]
+            assert finetune(first_run / "colours", "--out", out, *options, epochs=3) == 2
+            assert error in capsys.readouterr().err
+            assert contents(out) == before
+
+    def test_are_refused_if_the_run_had_none(self, copied, started, capsys):
+        before = contents(copied.out)
+        options = ["--params", started / "start.params", "--resume"]
+        assert finetune(copied.images, "--out", copied.out, *options, epochs=3) == 2
+        assert f"had no --params, and is given --params {started / 'start.params'}" in capsys.readouterr().err
+        assert contents(copied.out) == before
+
+    @pytest.mark.parametrize("name", ["gone.params", "copy.params"])
+    def test_are_not_needed_any_more_and_may_have_moved(self, first_run, started, out, tmp_path, name):
+        shutil.copy(str(started / "start.params"), str(tmp_path / "copy.params"))
+        options = ["--params", tmp_path / name, "--unfreeze-at", 2, "--resume"]
+        assert finetune(first_run / "colours", "--out", out, *options, epochs=3) == 0
+        assert without_times(rows_of(out)) == without_times(rows_of(started / "whole"))
+        whole, resumed = (arrays(folder / "last.params") for folder in (started / "whole", out))
+        for key, array in whole.items():
+            np.testing.assert_array_equal(array, resumed[key], err_msg=key)
+
+
+def test_images_that_have_moved_are_said(copied, tmp_path, capsys):
+    copied.images.rename(tmp_path / "moved")
+    assert finetune(tmp_path / "moved", "--out", copied.out, "--resume", epochs=3) == 0
+    assert f"they are now read from {tmp_path / 'moved'}\n" in capsys.readouterr().out
 
 
 def test_what_was_asked_for_and_what_was_set_aside_are_kept(first_run):

@@ -142,7 +142,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     elif not schedule.depends_on_epochs(args):
         del options["epochs"]  # a run may go on for longer
     with runfolder.claimed(args.out, args.resume, args.overwrite, ranks) as out:
-        checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks)
+        checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
         if args.data is None:
             return digits.run(args, contexts, optimizer, settings, ranks, checkpoints)
         ranks.decide(lambda: _check_apart(args, out))
@@ -184,7 +184,7 @@ def _prepare(
     settings = {**settings, **schedule.settings_of(args, optimizer, clock)}
     network.initialize(net, contexts, model, len(images.classes))
     has_weights = bool(args.pretrained or args.params)
-    if ranks.first and has_weights:
+    if ranks.first and has_weights and not earlier.rows:  # the checkpoint holds all weights
         network.load_backbone(net, head, network.download(model) if args.pretrained else args.params)
     ranks.broadcast(net.collect_params().values())
     trainer = parts.make_trainer(parts.groups(net, head, has_weights, args, clock), optimizer, settings, ranks)
@@ -232,7 +232,8 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
     if before:
         checkpoints.restore(net, trainer, run.contexts, len(before))
         batches[0].skip(len(before))
-    images = run.images.record()
+    images = run.images.record() if ranks.first and not before else None
+    checkpoints.record(images)
     best: dict[str, Any] = max(before, key=lambda row: row["val_accuracy"], default={"val_accuracy": -1.0})
     interrupted = False
     with Interrupts() as interrupts:
@@ -260,7 +261,7 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
             ) from error
         except KeyboardInterrupt:
             interrupted = True
-    said = _keep_interrupted(run) if interrupted else ""
+    said = _keep_interrupted(run, images) if interrupted else ""
     if metrics.rows:
         artifacts.save_figure(figures.accuracy_and_rates(metrics.rows, run.title), out / "finetune.png")
         print(f"best validation accuracy {best['val_accuracy']:.1%} (epoch {best['epoch']}); files in {out}")
@@ -270,14 +271,14 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
     return 0
 
 
-def _keep_interrupted(run: _Run) -> str:
+def _keep_interrupted(run: _Run, images: dict[str, Any] | None) -> str:
     """Keep the weights as they are now, unless they would replace a whole run, and return what to say of it."""
     checkpoints = run.checkpoints
     if not run.ranks.first:
         return ""
     if checkpoints.spares_earlier:
         return f" in the first epoch; the run in {checkpoints.out} is as it was"
-    checkpoints.begin(run.images.record())
+    checkpoints.begin(images)
     artifacts.save_parameters(run.net, checkpoints.out / runfolder.LAST)
     return f"; {checkpoints.out / runfolder.LAST} holds the weights as they are now"
 
