@@ -78,10 +78,11 @@ class TestLabels:
         assert {"removed": "only in the run: 'red'", "in another case": "'RED'"}.get(change, "'scarlet'") in error
         assert contents(copied.out) == before
 
-    def test_classes_that_the_user_has_described_stay(self, copied):
+    def test_classes_that_the_user_has_described_stay(self, copied, capsys):
         (copied.out / "classes.txt").write_text("sky\ngrass\nfire\n")
         assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 0
         assert (copied.out / "classes.txt").read_text() == "sky\ngrass\nfire\n"
+        assert "classes.txt is not as this run wrote it; it stays as it is" in capsys.readouterr().out
 
 
 class TestImages:
@@ -175,7 +176,7 @@ class TestAnotherRun:
         assert finetune(copied.images, "--out", copied.out, "--overwrite", "--lr", 0.03, epochs=1) == 0
         assert sorted(path.name for path in copied.out.iterdir()) == sorted([*FILES, "notes.txt"])
         assert [row["learning_rates"] for row in rows_of(copied.out)] == [{"net": 0.03}]
-        kept = ["000001.npz", "000001.params", "notes.txt", "run.json"]
+        kept = ["000001.json", "000001.npz", "000001.params", "notes.txt", "run.json"]
         assert sorted(path.name for path in (copied.out / "checkpoint").iterdir()) == kept
 
     @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ class TestIncompleteRuns:
     @pytest.mark.parametrize(
         "name",
         ["metrics.jsonl", "checkpoint", "checkpoint/run.json", "checkpoint/000002.npz", "checkpoint/000002.params"]
-        + ["best.params", "last.params"],
+        + ["checkpoint/000002.json", "best.params", "last.params"],
     )
     def test_are_not_resumed(self, copied, capsys, name):
         gone = copied.out / name
@@ -265,10 +266,26 @@ class TestIncompleteRuns:
         assert "Nothing was changed" in error
         assert contents(copied.out) == before
 
-    @pytest.mark.parametrize("name", ["000002.npz", "000002.params", "run.json", "../metrics.jsonl"])
-    def test_nor_are_damaged_ones(self, copied, capsys, name):
-        damaged = copied.out / "checkpoint" / name
-        damaged.write_bytes(damaged.read_bytes()[:-20])
+    @pytest.mark.parametrize("how", ["cut", "emptied", "flipped", "a folder"])
+    @pytest.mark.parametrize(
+        "name",
+        ["checkpoint/000002.npz", "checkpoint/000002.params", "checkpoint/000002.json", "checkpoint/run.json"]
+        + ["best.params", "last.params", "metrics.jsonl"],
+    )
+    def test_nor_are_damaged_ones(self, copied, capsys, name, how):
+        damaged = copied.out / name
+        data = damaged.read_bytes()
+        if how == "flipped" and name in ("best.params", "last.params", "metrics.jsonl"):
+            pytest.skip("nothing depends on every bit of these")
+        if how == "a folder":
+            damaged.unlink()
+            damaged.mkdir()
+        elif how == "flipped":
+            damaged.write_bytes(
+                data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0x40]) + data[len(data) // 2 + 1 :]
+            )
+        else:
+            damaged.write_bytes(data[: -len(data) // 2] if how == "cut" else b"")
         before = contents(copied.out)
         assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 2
         assert f"the run in {copied.out} is damaged" in capsys.readouterr().err
@@ -287,6 +304,12 @@ class TestIncompleteRuns:
         path.write_text(path.read_text().splitlines(keepends=True)[0])
         assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 2
         assert "there is no checkpoint/000001.params, no checkpoint/000001.npz" in capsys.readouterr().err
+
+    def test_classes_txt_is_written_again_if_it_is_gone(self, copied, capsys):
+        (copied.out / "classes.txt").unlink()
+        assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 0
+        assert "classes.txt was gone and is written again" in capsys.readouterr().out
+        assert (copied.out / "classes.txt").read_text() == "blue\ngreen\nred\n"
 
     def test_nor_ones_of_other_options(self, copied, capsys):
         before = contents(copied.out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -41,6 +42,21 @@ def save_parameters(net: mx.gluon.Block, path: Path) -> None:
         except mx.MXNetError as error:
             reason = str(error).strip().splitlines()[-1]
             raise cannot_write(path, f"the file came out incomplete ({reason})") from error
+
+
+def check_parameters(path: Path) -> None:
+    """Raise a ValueError if what is there is not a whole file of parameters."""
+    try:
+        if path.is_file() and isinstance(mx.nd.load(str(path)), dict):
+            return
+    except mx.MXNetError:
+        pass  # it says where in MXNet, in many lines
+    raise ValueError(f"{path.name} cannot be read as MXNet parameters")
+
+
+def checksum(path: Path) -> int:
+    """Return the CRC-32 of a file."""
+    return zlib.crc32(path.read_bytes())
 
 
 def save_text(path: Path, text: str) -> None:

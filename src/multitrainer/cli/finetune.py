@@ -16,7 +16,7 @@ from . import artifacts, data, digits, features, figures, network, parts, runfol
 from .errors import INTERRUPTED, UserError
 from .options import BATCH_SIZE, add_training_arguments, parse_contexts, parse_optimizer, whole
 from .ranks import KVSTORES, Ranks, together
-from .resume import Checkpoints
+from .resume import Checkpoints, Earlier
 from .training import Interrupts, Loader, fit, seed_everything
 
 EPOCHS = 10
@@ -195,7 +195,7 @@ def _prepare(
     print(f"{len(images.train)} images to train on, {len(images.val)} to measure on, {len(images.classes)} classes")
     print(f"{trainer.summary()}\n{parts.calendar(trainer, clock)}", end="", flush=True)
     title = f"{model} on {args.data.resolve().name}, {'fine-tuned' if has_weights else 'from scratch'}"
-    run = _Run(args, title, images, net, head, trainer, contexts, clock, ranks, checkpoints, earlier.rows)
+    run = _Run(args, title, images, net, head, trainer, contexts, clock, ranks, checkpoints, earlier)
     return run, batches
 
 
@@ -212,7 +212,7 @@ class _Run(NamedTuple):
     clock: schedule.Clock
     ranks: Ranks
     checkpoints: Checkpoints
-    before: list[dict[str, Any]]
+    earlier: Earlier
 
     def what_to_train(self, batches: tuple[Loader, Loader], interrupts: Interrupts) -> features.Trained:
         """Return the network and its batches; or its last layer alone, and batches of what that is given."""
@@ -227,12 +227,12 @@ class _Run(NamedTuple):
 
 def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
     """Train, and keep the files of the run up to date after every epoch."""
-    net, trainer, ranks, checkpoints, before = run.net, run.trainer, run.ranks, run.checkpoints, run.before
+    net, trainer, ranks, checkpoints, before = run.net, run.trainer, run.ranks, run.checkpoints, run.earlier.rows
     out, metrics = checkpoints.out, checkpoints.metrics
     if before:
         checkpoints.restore(net, trainer, run.contexts, len(before))
         batches[0].skip(len(before))
-    images = run.images.record() if ranks.first and not before else None
+    images = run.earlier.images or (run.images.record() if ranks.first else None)
     checkpoints.record(images)
     best: dict[str, Any] = max(before, key=lambda row: row["val_accuracy"], default={"val_accuracy": -1.0})
     interrupted = False

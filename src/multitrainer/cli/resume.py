@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import zlib
+import os
 from pathlib import Path, PurePath
 from typing import Any, Callable, NamedTuple
 
@@ -106,13 +106,34 @@ class Checkpoints:
         self._check_same_weights(weights, self._record["weights"])
         if was_in != self._record["data"]:
             print(f"the images of the run were in {was_in}; they are now read from {self._record['data']}")
+        self._check_metrics(len(rows))
         rows = rows[: measured[-1] if measured else 0]
         if not rows:
             print(f"the run in {self.out} has no whole epoch yet; it begins from the start", flush=True)
             return [], None
-        kept = [f"{runfolder.CHECKPOINT}/{self._path(len(rows), kind).name}" for kind in ("params", "npz")]
-        self._check_complete([*kept, *needed(rows)])
+        kept = [f"{runfolder.CHECKPOINT}/{len(rows):06}{suffix}" for suffix in runfolder.KEPT]
+        names = [*kept, *needed(rows)]
+        self._check_complete(names)
+        self._check_parameters([self.out / name for name in names if name.endswith(".params")], len(rows))
         return rows, images
+
+    def _check_metrics(self, rows: int) -> None:
+        """Refuse metrics that were emptied or cut: a checkpoint is at most one row ahead of them."""
+        numbers = [int(path.stem) for path in runfolder.files_of_run(self.out) if path.stem.isdecimal()]
+        if numbers and max(numbers) > rows + 1:
+            raise self._cannot_resume(
+                f"is damaged (its checkpoint is of row {max(numbers)}, {self.metrics.path} has {rows})"
+            )
+
+    def _check_parameters(self, paths: list[Path], number: int) -> None:
+        try:
+            kept = json.loads(self._path(number, "json").read_text(encoding="utf-8"))["crc32"]
+            if artifacts.checksum(self._path(number, "params")) != kept:
+                raise ValueError(f"{self._path(number, 'params').name} is not what was written")
+            for path in paths:
+                artifacts.check_parameters(path)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise self._cannot_resume(f"is damaged ({error})") from error
 
     def _check_complete(self, names: list[str]) -> None:
         missing = [name for name in names if not (self.out / name).exists()]
@@ -152,8 +173,10 @@ class Checkpoints:
 
     def record(self, images: dict[str, Any] | None = None) -> None:
         """Before a new run trains: write what it is of, unless that would spoil a run that it is yet to replace."""
-        if self._begun or self.spares_earlier or not self._ranks.first:
+        if self.spares_earlier or not self._ranks.first:
             return
+        if self._begun:
+            return self._look_at_classes(images)
         if runfolder.holds_run(self.out) and not self._resume:
             raise UserError(f"--out {self.out}: another process has begun a run there; choose another --out")
         artifacts.make_folder(self._folder)
@@ -169,13 +192,26 @@ class Checkpoints:
         self.record(images)
         artifacts.save_text(self.metrics.path, "")
         if images is not None:
-            artifacts.save_text(self.out / runfolder.CLASSES, "".join(f"{name}\n" for name in images["classes"]))
+            artifacts.save_text(self.out / runfolder.CLASSES, _lines(images["classes"]))
         self._begun = True
+
+    def _look_at_classes(self, images: dict[str, Any] | None) -> None:
+        """Write classes.txt again if it is gone; if it was edited, it is the user's."""
+        path = self.out / runfolder.CLASSES
+        if images is None:
+            return
+        if not os.path.lexists(path):
+            artifacts.save_text(path, _lines(images["classes"]))
+            print(f"{path} was gone and is written again")
+        elif not path.is_file() or path.read_bytes() != _lines(images["classes"]).encode():
+            print(f"{path} is not as this run wrote it; it stays as it is")
 
     def save(self, net: mx.gluon.Block, trainer: MultiLRTrainer, number: int) -> None:
         """Keep weights and states, before the row of metrics with this number is written."""
         artifacts.save_parameters(net, self._path(number, "params"))
         trainer.save_states(self._path(number, "npz"))
+        kept = {"crc32": artifacts.checksum(self._path(number, "params"))}
+        artifacts.save_text(self._path(number, "json"), json.dumps(kept))
 
     def remove_before(self, number: int) -> None:
         """Remove what the row with this number has made useless."""
@@ -195,11 +231,15 @@ class Checkpoints:
                 net.load_parameters(str(path), ctx=contexts)
             with self._ranks.local_copy(self._path(number, "npz")) as path:
                 trainer.load_states(path)
-        except (ValueError, AssertionError, mx.MXNetError) as error:
+        except (OSError, ValueError, AssertionError, mx.MXNetError) as error:
             raise self._cannot_resume(f"is damaged ({error})") from error
 
     def _path(self, number: int, kind: str) -> Path:
         return self._folder / f"{number:06}.{kind}"
+
+
+def _lines(names: list[str]) -> str:
+    return "".join(f"{name}\n" for name in names)
 
 
 def _checked(images: dict[str, Any]) -> dict[str, Any]:
@@ -216,7 +256,7 @@ def _weights(file: Path | None) -> dict[str, Any] | None:
     """Return what the record says of the weights that a run starts from."""
     if file is None:
         return None
-    return {"file": str(file), "crc32": zlib.crc32(file.read_bytes()) if file.is_file() else None}
+    return {"file": str(file), "crc32": artifacts.checksum(file) if file.is_file() else None}
 
 
 def _as_given(name: str, value: str | None) -> str:

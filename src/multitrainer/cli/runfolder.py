@@ -20,6 +20,7 @@ from .ranks import Ranks
 DEFAULT = Path("runs/finetune")
 METRICS, CLASSES, BEST, LAST = "metrics.jsonl", "classes.txt", "best.params", "last.params"
 CHECKPOINT, RECORD = "checkpoint", "run.json"
+KEPT = (".params", ".npz", ".json")  # of each checkpoint
 # A new run replaces these; what else is in the folder is the user's. digits-source.params is read and never replaced.
 FILES = (METRICS, CLASSES, BEST, LAST, "finetune.png", "comparison.png")
 
@@ -40,7 +41,7 @@ def has_record(folder: Path) -> bool:
 def files_of_run(folder: Path) -> list[Path]:
     """Return the files of the run in a folder, its record first."""
     checkpoint = folder / CHECKPOINT
-    kept = sorted(path for path in checkpoint.glob("*") if path.stem.isdecimal() and path.suffix in (".params", ".npz"))
+    kept = sorted(path for path in checkpoint.glob("*") if path.stem.isdecimal() and path.suffix in KEPT)
     return [path for path in (checkpoint / RECORD, *(folder / name for name in FILES), *kept) if os.path.lexists(path)]
 
 
