@@ -213,13 +213,20 @@ class TestAnotherRun:
         assert finetune(first_run / "colours", "--overwrite") == 2
         assert "say which one with --out" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("where", ["", "red", "run"])
+    @pytest.mark.parametrize("where", ["", "red", "run", "deep/run"])
     def test_among_the_images_is_refused(self, first_run, capsys, where):
         before = contents(first_run)
         assert finetune(first_run / "colours", "--out", first_run / "colours" / where) == 2
         assert "is inside --data" in capsys.readouterr().err
         assert contents(first_run) == before
-        assert not (first_run / "colours/run").exists()
+        assert sorted(os.listdir(str(first_run / "colours"))) == ["blue", "green", "red"]
+
+    def test_by_default_among_the_images_or_without_them_leaves_no_folder(self, copied, monkeypatch, capsys):
+        monkeypatch.chdir(copied.images)
+        for images, error in ((".", "is inside --data"), ("nowhere", "--data nowhere: no such folder")):
+            assert finetune(images) == 2
+            assert error in capsys.readouterr().err
+            assert sorted(os.listdir()) == ["blue", "green", "red"]
 
     def test_at_the_same_time_is_refused_and_a_killed_one_is_not_in_the_way(self, first_run, tmp_path, capsys):
         options = [

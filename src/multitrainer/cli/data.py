@@ -114,8 +114,6 @@ def open_folder(root: Path, seed: int, record: dict[str, Any] | None = None) -> 
         If there is nothing to train on, an image cannot be read, or the run to resume had other classes, or the same
         images under exchanged names.
     """
-    if not root.is_dir():
-        raise UserError(f"--data {root}: no such folder")
     train, *rest = [ImageFolder(folder) for folder in class_roots(root)]
     if record is not None:
         _check_classes_of_run(train.synsets, record["classes"], root)
@@ -137,6 +135,8 @@ def open_folder(root: Path, seed: int, record: dict[str, Any] | None = None) -> 
 
 def class_roots(root: Path) -> list[Path]:
     """Return the folders that hold class folders: `root`, or its ``train`` and, if it is there, its ``val``."""
+    if not root.is_dir():
+        raise UserError(f"--data {root}: no such folder")
     # A class may be called "train", too; it then holds images and no folders.
     if not ((root / "train").is_dir() and _class_folders(root / "train")):
         return [root]

@@ -139,25 +139,29 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
             raise UserError(
                 f"{', '.join(given)} can only be used with --data DIR; without it the digits are trained on"
             )
-    elif not schedule.depends_on_epochs(args):
-        del options["epochs"]  # a run may go on for longer
+    else:
+        if not schedule.depends_on_epochs(args):
+            del options["epochs"]  # a run may go on for longer
+        ranks.decide(lambda: _check_apart(args, args.out or runfolder.DEFAULT))
     with runfolder.claimed(args.out, args.resume, args.overwrite, ranks) as out:
         checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
         if args.data is None:
             return digits.run(args, contexts, optimizer, settings, ranks, checkpoints)
-        ranks.decide(lambda: _check_apart(args, out))
+        if args.out is None:
+            ranks.decide(lambda: _check_apart(args, out))  # the number of the folder is known now
         run, batches = _prepare(args, contexts, optimizer, settings, ranks, checkpoints)
         return _train(run, batches)
 
 
 def _check_apart(args: argparse.Namespace, out: Path) -> None:
-    """Refuse to write where the run reads from."""
+    """Refuse to write where the run reads from, before a folder is made there."""
     places = [out.resolve(), *out.resolve().parents]
     if any(root.resolve() in places for root in data.class_roots(args.data)):
         raise UserError(
             f"--out {out} is inside --data, where its files would be taken for a class; choose another --out"
         )
-    if args.overwrite and args.params and args.params.resolve() in map(Path.resolve, runfolder.files_of_run(out)):
+    replaced = map(Path.resolve, runfolder.files_of_run(out) if args.overwrite and args.out else [])
+    if args.params and args.params.resolve() in replaced:
         raise UserError(f"--params {args.params} is of the run that --overwrite would remove; choose another --out")
 
 
