@@ -282,3 +282,10 @@ def test_a_class_that_classes_txt_cannot_name_is_refused(tmp_path, name):
     (root / "red").rename(root / name)
     with pytest.raises(UserError, match=r"does not fit on a line of classes\.txt"):
         data.open_folder(root, seed=0)
+
+
+def test_an_image_whose_name_is_not_in_utf8_is_refused(tmp_path):
+    root = write_images(tmp_path / "d", 3)
+    (root / "red/000.jpg").rename(root / "red" / os.fsdecode(b"\xe9.jpg"))
+    with pytest.raises(UserError, match=r"red/\\udce9\.jpg' is not in UTF-8; rename it"):
+        data.open_folder(root, seed=0)

@@ -323,6 +323,12 @@ class TestIncompleteRuns:
         options = ["--seed", 1, "--batch-size", 9, "--optimizer", "adam"]
         assert finetune(copied.images, "--out", copied.out, "--resume", *options, epochs=3) == 2
         assert "had --batch-size 8, no --optimizer, --seed 0; ask for the same" in capsys.readouterr().err
+        again = ["--unfreeze-at", 2, "--freeze", "features.0", "--freeze", "features.1"]
+        assert finetune(copied.images, "--out", copied.out, "--overwrite", *again) == 0
+        before = contents(copied.out)
+        assert finetune(copied.images, "--out", copied.out, "--resume") == 2
+        error = capsys.readouterr().err
+        assert "had --freeze features.0 --freeze features.1, --unfreeze-at 2; ask for the same" in error
         assert main(["finetune", "--out", str(copied.out), "--resume"]) == 2
         assert "is of a folder of images; add --data" in capsys.readouterr().err
         assert contents(copied.out) == before

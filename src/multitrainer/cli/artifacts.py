@@ -11,7 +11,7 @@ from typing import Any, Iterator
 
 import mxnet as mx
 
-from .. import files
+from .. import MultiLRTrainer, files
 from .errors import UserError
 
 
@@ -42,6 +42,14 @@ def save_parameters(net: mx.gluon.Block, path: Path) -> None:
         except mx.MXNetError as error:
             reason = str(error).strip().splitlines()[-1]
             raise cannot_write(path, f"the file came out incomplete ({reason})") from error
+
+
+def save_states(trainer: MultiLRTrainer, path: Path) -> None:
+    """Save the trainer's states."""
+    try:
+        trainer.save_states(path)
+    except OSError as error:
+        raise cannot_write(path, error.strerror or str(error)) from error
 
 
 def check_parameters(path: Path) -> None:

@@ -48,6 +48,7 @@ class ImageFolder(gluon.data.vision.ImageFolderDataset):
                     f"{folder} holds no images ({', '.join(EXTENSIONS)}); put some there or remove the folder"
                 )
             _check_one_line(folder)
+            _check_utf8(images)
             self.items += [(str(image), len(self.synsets)) for image in images]
             self.synsets.append(folder.name)
 
@@ -152,6 +153,13 @@ def _check_one_line(folder: Path) -> None:
     name = folder.name
     if name.encode("utf-8", "replace").decode().splitlines() != [name]:
         raise UserError(f"the name of class folder {str(folder)!r} does not fit on a line of classes.txt; rename it")
+
+
+def _check_utf8(images: list[Path]) -> None:
+    """Refuse a name that MXNet cannot be given."""
+    for image in images:
+        if str(image).encode("utf-8", "replace").decode() != str(image):
+            raise UserError(f"the name of image {str(image)!r} is not in UTF-8; rename it")
 
 
 def _check_same_classes(train: ImageFolder, val: ImageFolder, root: Path) -> None:

@@ -14,7 +14,7 @@ from mxnet import gluon
 from .. import MultiLRTrainer
 from . import artifacts, data, digits, features, figures, network, parts, runfolder, schedule
 from .errors import INTERRUPTED, UserError
-from .options import BATCH_SIZE, add_training_arguments, parse_contexts, parse_optimizer, whole
+from .options import BATCH_SIZE, add_training_arguments, as_given, parse_contexts, parse_optimizer, utf8_path, whole
 from .ranks import KVSTORES, Ranks, together
 from .resume import Checkpoints, Earlier
 from .training import Interrupts, Loader, fit, seed_everything
@@ -54,8 +54,9 @@ with --resume goes on after the last whole epoch, to the same metrics as if it h
 A run is not replaced unless you say so. Without --out, a second run goes to {runfolder.DEFAULT}-2, a third to
 {runfolder.DEFAULT}-3, and --resume takes the last one. A folder that --out names is refused if it holds a run: add
 --resume, or --overwrite, which removes the old run when the first epoch of the new one has ended. --resume refuses
-other options, other class folders and a run of which a file is missing. Images that were added since the run began are
-left out, so that none that it measures on is trained on; for one that was removed, another of its class is trained on.
+other options, other --params, other class folders, renumbered images and a run of which a file is missing or damaged.
+Images that were added since the run began are left out, so that none that it measures on is trained on; for one that
+was removed, another of its class is trained on.
 
 On several machines, --kvstore dist_sync under the DMLC_ variables of MXNet's parameter servers, or --kvstore horovod
 under horovodrun: each rank trains on its share of the images, and rank 0 prints and writes. The README shows both.
@@ -79,7 +80,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", metavar="DIR", type=Path, help="the images; without it, scikit-learn's digits")
+    add("--data", metavar="DIR", type=utf8_path, help="the images; without it, scikit-learn's digits")
     network.add_arguments(parser)
     parts.add_arguments(parser)
     add_training_arguments(parser, f"default {EPOCHS}; {digits.EPOCHS} for the digits", digits.BATCH_SIZE)
@@ -107,7 +108,7 @@ def add_parser(commands: Any) -> None:
     add(
         "--out",
         metavar="DIR",
-        type=Path,
+        type=utf8_path,
         help=f"where the files go (default {runfolder.DEFAULT}, or the next free one of {runfolder.DEFAULT}-2, ...)",
     )
     what_of_earlier = parser.add_mutually_exclusive_group()
@@ -130,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     contexts = parse_contexts(args.ctx, ranks.local_rank)
     optimizer, settings = parse_optimizer(args.optimizer, args.lr, args.wd)
-    options = {name: str(value) for name, value in sorted(vars(args).items())}
+    options = {name: as_given(name, value) for name, value in sorted(vars(args).items())}
     ranks.agree("options", [item for item in options.items() if item[0] not in OF_EACH_RANK])
     options = {name: value for name, value in options.items() if name not in OF_EACH_START}
     if args.data is None:

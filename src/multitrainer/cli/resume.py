@@ -209,7 +209,7 @@ class Checkpoints:
     def save(self, net: mx.gluon.Block, trainer: MultiLRTrainer, number: int) -> None:
         """Keep weights and states, before the row of metrics with this number is written."""
         artifacts.save_parameters(net, self._path(number, "params"))
-        trainer.save_states(self._path(number, "npz"))
+        artifacts.save_states(trainer, self._path(number, "npz"))
         kept = {"crc32": artifacts.checksum(self._path(number, "params"))}
         artifacts.save_text(self._path(number, "json"), json.dumps(kept))
 
