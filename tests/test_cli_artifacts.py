@@ -7,6 +7,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from multitrainer import MultiLRTrainer
 from multitrainer.cli import artifacts
 from multitrainer.cli.errors import UserError
 
@@ -36,6 +37,8 @@ def test_a_folder_that_has_gone_is_named(tmp_path):
     net.initialize()
     with pytest.raises(UserError, match=r"cannot write .*gone.*net\.params"):
         artifacts.save_parameters(net, tmp_path / "gone" / "net.params")
+    with pytest.raises(UserError, match=r"cannot write .*gone.*net\.npz"):
+        artifacts.save_states(MultiLRTrainer(net, "sgd"), tmp_path / "gone" / "net.npz")
 
 
 def test_parameters_come_back(tmp_path):

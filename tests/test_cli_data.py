@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pathlib
 import shutil
@@ -185,18 +186,20 @@ class TestOnResume:
 
     def test_nothing_changed(self, root):
         before = data.open_folder(root, seed=1)
-        again = data.open_folder(root, seed=2, record=before.record())
+        record = before.record()
+        again = data.open_folder(root, seed=2, record=record)
         assert (again.train.items, again.val.items, again.notes) == (before.train.items, before.val.items, ())
 
     def test_images_came_and_went(self, root):
         before = data.open_folder(root, seed=1)
+        record = before.record()
         gone = [before.train.items[0][0], before.train.items[-1][0], before.val.items[0][0]]
         for path in gone:
             pathlib.Path(path).unlink()
         write_images(root.parent / "more", 9)
         for name in ("007.png", "008.jpg"):
             shutil.copy(str(root.parent / "more/red" / name), str(root / "red" / name))
-        after = data.open_folder(root, seed=1, record=before.record())
+        after = data.open_folder(root, seed=1, record=record)
         assert "2 were added, 3 removed" in after.notes[0]
         assert len(after.train) == len(before.train)
         for (path, label), (old, old_label) in zip(after.train.items, before.train.items):
@@ -207,34 +210,70 @@ class TestOnResume:
 
     def test_a_renamed_image_is_neither_trained_nor_measured_on(self, root):
         before = data.open_folder(root, seed=1)
+        record = before.record()
         path = pathlib.Path(before.val.items[0][0])
         path.rename(path.with_name("other.jpg"))
-        after = data.open_folder(root, seed=1, record=before.record())
+        after = data.open_folder(root, seed=1, record=record)
         assert not any("other.jpg" in path for path in _paths(after.train) | _paths(after.val))
 
     def test_an_image_moved_from_val_to_train_is_not_trained_on(self, tmp_path):
         write_images(tmp_path / "train", 3)
         write_images(tmp_path / "val", 2)
         before = data.open_folder(tmp_path, seed=0)
+        record = before.record()
         (tmp_path / "val/red/000.jpg").rename(tmp_path / "train/red/moved.jpg")
-        after = data.open_folder(tmp_path, seed=0, record=before.record())
+        after = data.open_folder(tmp_path, seed=0, record=record)
         assert _paths(after.train) == _paths(before.train)
         assert _paths(after.val) == _paths(before.val) - {str(tmp_path / "val/red/000.jpg")}
 
     def test_a_val_that_was_made_since_is_not_taken_for_the_one_set_aside(self, tmp_path):
         write_images(tmp_path / "train", 4)
         before = data.open_folder(tmp_path, seed=0)
+        record = before.record()
         write_images(tmp_path / "val", 2)
-        after = data.open_folder(tmp_path, seed=0, record=before.record())
+        after = data.open_folder(tmp_path, seed=0, record=record)
         assert (_paths(after.train), _paths(after.val)) == (_paths(before.train), _paths(before.val))
+
+    def test_one_with_other_contents_is_another_image(self, root):
+        before = data.open_folder(root, seed=1)
+        record = before.record()
+        changed = [before.train.items[0][0], before.val.items[0][0]]
+        write_images(root.parent / "more", 7)
+        for path in changed:
+            shutil.copy(str(root.parent / "more" / pathlib.Path(path).relative_to(root)), path)
+        after = data.open_folder(root, seed=1, record=json.loads(json.dumps(record)))
+        assert "2 were added, 2 removed" in after.notes[0]
+        assert len(after.train) == len(before.train)
+        assert _paths(after.train) == _paths(before.train) - {*changed}
+        assert _paths(after.val) == _paths(before.val) - {*changed}
+
+    @pytest.mark.parametrize("how", ["exchanged", "renumbered", "copied"])
+    def test_one_known_by_another_name_is_refused(self, root, how):
+        before = data.open_folder(root, seed=1)
+        record = before.record()
+        train, val = (pathlib.Path(part.items[0][0]) for part in (before.train, before.val))
+        if how == "exchanged":
+            train.rename(root / "x")
+            val.rename(train)
+            (root / "x").rename(val)
+        elif how == "copied":
+            shutil.copy(str(val), str(train))
+        else:
+            images = sorted((root / "red").iterdir())
+            images[0].unlink()
+            for old, new in zip(images[2::2], images[::2]):
+                old.rename(new)
+        with pytest.raises(UserError, match=r"is now the image that '(blue|red)/00\d\.(png|jpg)' was when"):
+            data.open_folder(root, seed=1, record=record)
 
     @pytest.mark.parametrize(("part", "what"), [("train", "train on of class"), ("val", "measure on")])
     def test_none_is_left(self, root, part, what):
         before = data.open_folder(root, seed=1)
+        record = before.record()
         for path, _ in getattr(before, part).items:
             pathlib.Path(path).unlink()
         with pytest.raises(UserError, match=f"holds none of the images that the run had to {what}"):
-            data.open_folder(root, seed=1, record=before.record())
+            data.open_folder(root, seed=1, record=record)
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "red\x85", os.fsdecode(b"r\xffd")])
@@ -242,4 +281,11 @@ def test_a_class_that_classes_txt_cannot_name_is_refused(tmp_path, name):
     root = write_images(tmp_path / "d", 3)
     (root / "red").rename(root / name)
     with pytest.raises(UserError, match=r"does not fit on a line of classes\.txt"):
+        data.open_folder(root, seed=0)
+
+
+def test_an_image_whose_name_is_not_in_utf8_is_refused(tmp_path):
+    root = write_images(tmp_path / "d", 3)
+    (root / "red/000.jpg").rename(root / "red" / os.fsdecode(b"\xe9.jpg"))
+    with pytest.raises(UserError, match=r"red/\\udce9\.jpg' is not in UTF-8; rename it"):
         data.open_folder(root, seed=0)

@@ -107,6 +107,27 @@ def test_a_seed_makes_a_run_repeatable(images, tmp_path):
     assert first != run("d", "--seed", 6)
 
 
+@pytest.mark.parametrize("option", ["--data", "--out", "--params"])
+def test_a_name_that_is_not_in_utf8_is_refused(option, capsys):
+    assert _run(option, os.fsdecode(b"d\xe9")) == 2
+    assert f"argument {option}: expected a name in UTF-8, got 'd\\udce9'" in capsys.readouterr().err
+
+
+def test_no_option_is_taken_for_another(capsys):
+    assert _run("--over") == 2
+    assert "unrecognized arguments: --over" in capsys.readouterr().err
+
+
+def test_the_command_is_a_module_too():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "multitrainer.cli", "finetune", "--lr", "-1"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, b"expected a number above 0" in done.stderr) == (2, True)
+
+
 def test_a_batch_is_divided_among_devices(images, tmp_path):
     net_of = {}
     for name, contexts in (("one", "cpu"), ("two", "cpu(0),cpu(1)")):

@@ -52,7 +52,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(images, tmp_path, capsys, opti
     assert f"nothing to resume in {tmp_path / 'parts'}; a new run begins" in printed
     assert "going on after 3 epochs" in printed
     kept = sorted(path.name for path in (tmp_path / "parts/checkpoint").iterdir())
-    assert kept == ["000004.npz", "000004.params", "run.json"]
+    assert kept == ["000004.json", "000004.npz", "000004.params", "run.json"]
 
 
 def test_what_layers_draw_does_not_depend_on_the_epochs_before():

@@ -19,6 +19,7 @@ from multitrainer.cli.ranks import Ranks
 from multitrainer.cli.resume import Checkpoints
 
 IMAGES = {"classes": ["a", "b"], "train": ["a/1.jpg", "b/1.jpg"], "val": ["a/2.jpg", "b/2.jpg"]}
+IMAGES["contents"] = {name: [1, 2] for name in (*IMAGES["train"], *IMAGES["val"])}
 CHANGES = ("os.rename", "os.remove", "os.mkdir")  # os.replace is a rename to the audit
 
 
@@ -78,6 +79,7 @@ def train(folder, epochs, value, resume=False, overwrite=False):
     trainer = MultiLRTrainer(net, "sgd")
     checkpoints = Checkpoints(folder, {"value": str(value)}, resume, overwrite, Ranks())
     before = checkpoints.find(Path("data"), files_after)
+    checkpoints.record(IMAGES)
     assert before.images == (IMAGES if before.rows else None)
     if before.rows:
         checkpoints.restore(net, trainer, [mx.cpu()], len(before.rows))
@@ -104,6 +106,9 @@ def test_a_killed_run_is_resumed_from_any_moment(killer, tmp_path):
             train(folder, 3, value=0)
 
     for folder in killer.moments(tmp_path, work):
+        if runfolder.has_record(folder):
+            with pytest.raises(UserError, match="had --value 0"):  # even if it has no epoch yet
+                train(folder, 5, value=1, resume=True)
         with pytest.raises(Killed), killer.at(2):  # and so is what resumes it
             train(folder, 5, value=0, resume=True)
         train(folder, 5, value=0, resume=True)
@@ -158,9 +163,31 @@ def test_the_last_default_run_is_the_one_with_the_highest_number(tmp_path, monke
     assert Path("runs/finetune-12").is_dir()  # it was there before
 
 
+def test_a_default_run_killed_in_its_first_epoch_is_the_one_to_resume(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(runfolder.DEFAULT, 1, 0)
+    with claim() as out:
+        begun = Checkpoints(out, {"value": "1"}, False, False, Ranks())
+        begun.find(Path("data"), files_after)
+        begun.record(IMAGES)
+    capsys.readouterr()
+    with claim(resume=True) as out:
+        assert str(out) == "runs/finetune-2"
+        train(out, 2, 1, resume=True)
+    assert capsys.readouterr().out == f"the run in {out} has no whole epoch yet; it begins from the start\n"
+    check_run(out, 2, 1)
+    check_run(runfolder.DEFAULT, 1, 0)
+
+
+def test_a_run_to_be_overwritten_keeps_its_record_until_then(tmp_path):
+    train(tmp_path, 2, 0)
+    Checkpoints(tmp_path, {"value": "1"}, False, True, Ranks()).record(IMAGES)
+    train(tmp_path, 3, 0, resume=True)
+    check_run(tmp_path, 3, 0)
+
+
 def test_a_run_that_has_written_its_record_alone_is_none(tmp_path):
-    Checkpoints(tmp_path, {}, False, False, Ranks()).begin()
-    (tmp_path / "metrics.jsonl").unlink()
+    Checkpoints(tmp_path, {}, False, False, Ranks()).record()
     assert not runfolder.holds_run(tmp_path)
     with claim(tmp_path) as out:
         train(out, 1, 0)
@@ -170,6 +197,7 @@ def test_a_run_that_has_written_its_record_alone_is_none(tmp_path):
 def test_a_run_that_began_here_meanwhile_is_not_replaced(tmp_path):
     checkpoints = Checkpoints(tmp_path, {}, False, False, Ranks())
     train(tmp_path, 1, 0)
-    with pytest.raises(UserError, match="another process has begun a run there"):
-        checkpoints.begin()
+    for write in (checkpoints.record, checkpoints.begin):
+        with pytest.raises(UserError, match="another process has begun a run there"):
+            write()
     check_run(tmp_path, 1, 0)

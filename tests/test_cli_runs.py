@@ -78,10 +78,11 @@ class TestLabels:
         assert {"removed": "only in the run: 'red'", "in another case": "'RED'"}.get(change, "'scarlet'") in error
         assert contents(copied.out) == before
 
-    def test_classes_that_the_user_has_described_stay(self, copied):
+    def test_classes_that_the_user_has_described_stay(self, copied, capsys):
         (copied.out / "classes.txt").write_text("sky\ngrass\nfire\n")
         assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 0
         assert (copied.out / "classes.txt").read_text() == "sky\ngrass\nfire\n"
+        assert "classes.txt is not as this run wrote it; it stays as it is" in capsys.readouterr().out
 
 
 class TestImages:
@@ -149,13 +150,33 @@ class TestAnotherRun:
         assert sorted(os.listdir("runs")) == ["finetune", "finetune-2"]
         assert [len(rows_of(tmp_path / "runs" / name)) for name in ("finetune", "finetune-2")] == [1, 2]
 
+    def test_of_the_default_writes_its_record_before_it_trains(self, first_run, tmp_path, monkeypatch, capsys):
+        class Killed(BaseException):
+            pass
+
+        def kill(*_):
+            raise Killed
+
+        monkeypatch.chdir(tmp_path)
+        images = first_run / "colours"
+        shutil.copytree(str(first_run / "out"), "runs/finetune")
+        before = contents(tmp_path / "runs/finetune")
+        with monkeypatch.context() as patch:
+            patch.setattr(data.ImageFolder, "__getitem__", kill)
+            with pytest.raises(Killed):
+                finetune(images, epochs=1)
+        assert finetune(images, "--resume", epochs=1) == 0
+        assert "the run in runs/finetune-2 has no whole epoch yet" in capsys.readouterr().out
+        assert contents(tmp_path / "runs/finetune") == before
+        assert len(rows_of(tmp_path / "runs/finetune-2")) == 1
+
     def test_overwrites_when_asked_to(self, copied):
         (copied.out / "notes.txt").write_text("mine")
         (copied.out / "checkpoint/notes.txt").write_text("mine")
         assert finetune(copied.images, "--out", copied.out, "--overwrite", "--lr", 0.03, epochs=1) == 0
         assert sorted(path.name for path in copied.out.iterdir()) == sorted([*FILES, "notes.txt"])
         assert [row["learning_rates"] for row in rows_of(copied.out)] == [{"net": 0.03}]
-        kept = ["000001.npz", "000001.params", "notes.txt", "run.json"]
+        kept = ["000001.json", "000001.npz", "000001.params", "notes.txt", "run.json"]
         assert sorted(path.name for path in (copied.out / "checkpoint").iterdir()) == kept
 
     @pytest.mark.parametrize(
@@ -192,13 +213,20 @@ class TestAnotherRun:
         assert finetune(first_run / "colours", "--overwrite") == 2
         assert "say which one with --out" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("where", ["", "red", "run"])
+    @pytest.mark.parametrize("where", ["", "red", "run", "deep/run"])
     def test_among_the_images_is_refused(self, first_run, capsys, where):
         before = contents(first_run)
         assert finetune(first_run / "colours", "--out", first_run / "colours" / where) == 2
         assert "is inside --data" in capsys.readouterr().err
         assert contents(first_run) == before
-        assert not (first_run / "colours/run").exists()
+        assert sorted(os.listdir(str(first_run / "colours"))) == ["blue", "green", "red"]
+
+    def test_by_default_among_the_images_or_without_them_leaves_no_folder(self, copied, monkeypatch, capsys):
+        monkeypatch.chdir(copied.images)
+        for images, error in ((".", "is inside --data"), ("nowhere", "--data nowhere: no such folder")):
+            assert finetune(images) == 2
+            assert error in capsys.readouterr().err
+            assert sorted(os.listdir()) == ["blue", "green", "red"]
 
     def test_at_the_same_time_is_refused_and_a_killed_one_is_not_in_the_way(self, first_run, tmp_path, capsys):
         options = [
@@ -233,7 +261,7 @@ class TestIncompleteRuns:
     @pytest.mark.parametrize(
         "name",
         ["metrics.jsonl", "checkpoint", "checkpoint/run.json", "checkpoint/000002.npz", "checkpoint/000002.params"]
-        + ["best.params", "last.params"],
+        + ["checkpoint/000002.json", "best.params", "last.params"],
     )
     def test_are_not_resumed(self, copied, capsys, name):
         gone = copied.out / name
@@ -245,13 +273,37 @@ class TestIncompleteRuns:
         assert "Nothing was changed" in error
         assert contents(copied.out) == before
 
-    @pytest.mark.parametrize("name", ["000002.npz", "000002.params", "run.json", "../metrics.jsonl"])
-    def test_nor_are_damaged_ones(self, copied, capsys, name):
-        damaged = copied.out / "checkpoint" / name
-        damaged.write_bytes(damaged.read_bytes()[:-20])
+    @pytest.mark.parametrize("how", ["cut", "emptied", "flipped", "a folder"])
+    @pytest.mark.parametrize(
+        "name",
+        ["checkpoint/000002.npz", "checkpoint/000002.params", "checkpoint/000002.json", "checkpoint/run.json"]
+        + ["best.params", "last.params", "metrics.jsonl"],
+    )
+    def test_nor_are_damaged_ones(self, copied, capsys, name, how):
+        damaged = copied.out / name
+        data = damaged.read_bytes()
+        if how == "flipped" and name in ("best.params", "last.params", "metrics.jsonl"):
+            pytest.skip("nothing depends on every bit of these")
+        if how == "a folder":
+            damaged.unlink()
+            damaged.mkdir()
+        elif how == "flipped":
+            damaged.write_bytes(
+                data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0x40]) + data[len(data) // 2 + 1 :]
+            )
+        else:
+            damaged.write_bytes(data[: -len(data) // 2] if how == "cut" else b"")
         before = contents(copied.out)
         assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 2
         assert f"the run in {copied.out} is damaged" in capsys.readouterr().err
+        assert contents(copied.out) == before
+
+    def test_nor_ones_whose_record_names_an_image_of_no_class(self, copied, capsys):
+        record = copied.out / "checkpoint/run.json"
+        record.write_text(record.read_text().replace("blue/", "blu%/", 1))
+        before = contents(copied.out)
+        assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 2
+        assert f"the run in {copied.out} is damaged (the image 'blu%/00" in capsys.readouterr().err
         assert contents(copied.out) == before
 
     def test_nor_ones_whose_metrics_are_of_fewer_epochs(self, copied, capsys):
@@ -260,14 +312,80 @@ class TestIncompleteRuns:
         assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 2
         assert "there is no checkpoint/000001.params, no checkpoint/000001.npz" in capsys.readouterr().err
 
+    def test_classes_txt_is_written_again_if_it_is_gone(self, copied, capsys):
+        (copied.out / "classes.txt").unlink()
+        assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 0
+        assert "classes.txt was gone and is written again" in capsys.readouterr().out
+        assert (copied.out / "classes.txt").read_text() == "blue\ngreen\nred\n"
+
     def test_nor_ones_of_other_options(self, copied, capsys):
         before = contents(copied.out)
         options = ["--seed", 1, "--batch-size", 9, "--optimizer", "adam"]
         assert finetune(copied.images, "--out", copied.out, "--resume", *options, epochs=3) == 2
         assert "had --batch-size 8, no --optimizer, --seed 0; ask for the same" in capsys.readouterr().err
+        again = ["--unfreeze-at", 2, "--freeze", "features.0", "--freeze", "features.1"]
+        assert finetune(copied.images, "--out", copied.out, "--overwrite", *again) == 0
+        before = contents(copied.out)
+        assert finetune(copied.images, "--out", copied.out, "--resume") == 2
+        error = capsys.readouterr().err
+        assert "had --freeze features.0 --freeze features.1, --unfreeze-at 2; ask for the same" in error
         assert main(["finetune", "--out", str(copied.out), "--resume"]) == 2
         assert "is of a folder of images; add --data" in capsys.readouterr().err
         assert contents(copied.out) == before
+
+
+class TestWeights:
+    """A run goes on from the weights it had, not from others."""
+
+    @pytest.fixture(scope="class")
+    def started(self, first_run, tmp_path_factory):
+        """Return the folder of a run of one epoch that started from --params, and that file."""
+        folder = tmp_path_factory.mktemp("weights")
+        shutil.copy(str(first_run / "out/best.params"), str(folder / "start.params"))
+        start_from = ["--params", folder / "start.params", "--unfreeze-at", 2]
+        for out, epochs in (("whole", 3), ("out", 2)):
+            assert finetune(first_run / "colours", "--out", folder / out, *start_from, epochs=epochs) == 0
+        return folder
+
+    @pytest.fixture
+    def out(self, started, tmp_path):
+        shutil.copytree(str(started / "out"), str(tmp_path / "out"))
+        return tmp_path / "out"
+
+    def test_others_or_none_are_refused(self, first_run, started, out, capsys):
+        mine, other = started / "start.params", started / "whole/last.params"
+        before = contents(out)
+        for options, error in (
+            (["--params", other], f"had --params {mine}, and is given --params {other}, which holds other weights"),
+            ([], f"had --params {mine}, and is given no --params"),
+        ):
+            options = [*options, "--unfreeze-at", 2, "--resume"]
+            assert finetune(first_run / "colours", "--out", out, *options, epochs=3) == 2
+            assert error in capsys.readouterr().err
+            assert contents(out) == before
+
+    def test_are_refused_if_the_run_had_none(self, copied, started, capsys):
+        before = contents(copied.out)
+        options = ["--params", started / "start.params", "--resume"]
+        assert finetune(copied.images, "--out", copied.out, *options, epochs=3) == 2
+        assert f"had no --params, and is given --params {started / 'start.params'}" in capsys.readouterr().err
+        assert contents(copied.out) == before
+
+    @pytest.mark.parametrize("name", ["gone.params", "copy.params"])
+    def test_are_not_needed_any_more_and_may_have_moved(self, first_run, started, out, tmp_path, name):
+        shutil.copy(str(started / "start.params"), str(tmp_path / "copy.params"))
+        options = ["--params", tmp_path / name, "--unfreeze-at", 2, "--resume"]
+        assert finetune(first_run / "colours", "--out", out, *options, epochs=3) == 0
+        assert without_times(rows_of(out)) == without_times(rows_of(started / "whole"))
+        whole, resumed = (arrays(folder / "last.params") for folder in (started / "whole", out))
+        for key, array in whole.items():
+            np.testing.assert_array_equal(array, resumed[key], err_msg=key)
+
+
+def test_images_that_have_moved_are_said(copied, tmp_path, capsys):
+    copied.images.rename(tmp_path / "moved")
+    assert finetune(tmp_path / "moved", "--out", copied.out, "--resume", epochs=3) == 0
+    assert f"they are now read from {tmp_path / 'moved'}\n" in capsys.readouterr().out
 
 
 def test_what_was_asked_for_and_what_was_set_aside_are_kept(first_run):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any, Iterator
 
 import mxnet as mx
 
-from .. import files
+from .. import MultiLRTrainer, files
 from .errors import UserError
 
 
@@ -41,6 +42,29 @@ def save_parameters(net: mx.gluon.Block, path: Path) -> None:
         except mx.MXNetError as error:
             reason = str(error).strip().splitlines()[-1]
             raise cannot_write(path, f"the file came out incomplete ({reason})") from error
+
+
+def save_states(trainer: MultiLRTrainer, path: Path) -> None:
+    """Save the trainer's states."""
+    try:
+        trainer.save_states(path)
+    except OSError as error:
+        raise cannot_write(path, error.strerror or str(error)) from error
+
+
+def check_parameters(path: Path) -> None:
+    """Raise a ValueError if what is there is not a whole file of parameters."""
+    try:
+        if path.is_file() and isinstance(mx.nd.load(str(path)), dict):
+            return
+    except mx.MXNetError:
+        pass  # it says where in MXNet, in many lines
+    raise ValueError(f"{path.name} cannot be read as MXNet parameters")
+
+
+def checksum(path: Path) -> int:
+    """Return the CRC-32 of a file."""
+    return zlib.crc32(path.read_bytes())
 
 
 def save_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
+import zlib
 from pathlib import Path, PurePath
 from typing import Any, Iterator, NamedTuple, Sequence
 
@@ -47,6 +48,7 @@ class ImageFolder(gluon.data.vision.ImageFolderDataset):
                     f"{folder} holds no images ({', '.join(EXTENSIONS)}); put some there or remove the folder"
                 )
             _check_one_line(folder)
+            _check_utf8(images)
             self.items += [(str(image), len(self.synsets)) for image in images]
             self.synsets.append(folder.name)
 
@@ -79,10 +81,15 @@ class Images(NamedTuple):
     val: ImageFolder
     notes: tuple[str, ...] = ()
 
-    def record(self) -> dict[str, list[str]]:
-        """Return what `open_folder` needs to divide the folder in the same way later, when images came or went."""
+    def record(self) -> dict[str, Any]:
+        """Return what `open_folder` needs to divide the folder in the same way later, when images came or went.
+
+        It reads every image, so that one with other contents is not taken for the one that had its name.
+        """
         train, val = ([_name(path, self.root) for path, _ in part.items] for part in (self.train, self.val))
-        return {"classes": self.classes, "train": train, "val": val}
+        items = [*self.train.items, *self.val.items]
+        contents = {_name(path, self.root): _contents(path) for path, _ in items}
+        return {"classes": self.classes, "train": train, "val": val, "contents": contents}
 
     def listing(self) -> list[tuple[str, str]]:
         """Return class and name of every image, in order: the same wherever the folder lies."""
@@ -90,7 +97,7 @@ class Images(NamedTuple):
         return [(self.classes[label], Path(path).name) for path, label in items]
 
 
-def open_folder(root: Path, seed: int, record: dict[str, list[str]] | None = None) -> Images:
+def open_folder(root: Path, seed: int, record: dict[str, Any] | None = None) -> Images:
     """Open a folder of class folders, or of ``train`` and ``val`` with class folders.
 
     Parameters
@@ -105,10 +112,9 @@ def open_folder(root: Path, seed: int, record: dict[str, list[str]] | None = Non
     Raises
     ------
     UserError
-        If there is nothing to train on, an image cannot be read, or the run to resume had other classes.
+        If there is nothing to train on, an image cannot be read, or the run to resume had other classes, or the same
+        images under exchanged names.
     """
-    if not root.is_dir():
-        raise UserError(f"--data {root}: no such folder")
     train, *rest = [ImageFolder(folder) for folder in class_roots(root)]
     if record is not None:
         _check_classes_of_run(train.synsets, record["classes"], root)
@@ -130,6 +136,8 @@ def open_folder(root: Path, seed: int, record: dict[str, list[str]] | None = Non
 
 def class_roots(root: Path) -> list[Path]:
     """Return the folders that hold class folders: `root`, or its ``train`` and, if it is there, its ``val``."""
+    if not root.is_dir():
+        raise UserError(f"--data {root}: no such folder")
     # A class may be called "train", too; it then holds images and no folders.
     if not ((root / "train").is_dir() and _class_folders(root / "train")):
         return [root]
@@ -145,6 +153,13 @@ def _check_one_line(folder: Path) -> None:
     name = folder.name
     if name.encode("utf-8", "replace").decode().splitlines() != [name]:
         raise UserError(f"the name of class folder {str(folder)!r} does not fit on a line of classes.txt; rename it")
+
+
+def _check_utf8(images: list[Path]) -> None:
+    """Refuse a name that MXNet cannot be given."""
+    for image in images:
+        if str(image).encode("utf-8", "replace").decode() != str(image):
+            raise UserError(f"the name of image {str(image)!r} is not in UTF-8; rename it")
 
 
 def _check_same_classes(train: ImageFolder, val: ImageFolder, root: Path) -> None:
@@ -176,14 +191,17 @@ def _listed(names: list[str], most: int = 10) -> str:
 
 
 def _divide_as_recorded(
-    parts: list[ImageFolder], record: dict[str, list[str]], root: Path
+    parts: list[ImageFolder], record: dict[str, Any], root: Path
 ) -> tuple[ImageFolder, ImageFolder, tuple[str, ...]]:
     """Divide the images as the run to resume did, and say what has changed since.
 
     An image that was added belongs to neither side. One to train on that is gone has another of its class in its place,
-    so that an epoch stays as long, and every other image has its turn, as if nothing had changed.
+    so that an epoch stays as long, and every other image has its turn, as if nothing had changed. One whose file holds
+    another image now is gone, and that other one was added.
     """
-    there = {_name(path, root): (path, label) for part in parts for path, label in part.items}
+    found = {_name(path, root): (path, label) for part in parts for path, label in part.items}
+    changed = _changed(found, record["contents"], root)
+    there = {name: item for name, item in found.items() if name not in changed}
     labels = {name: label for label, name in enumerate(record["classes"])}
     spare: dict[int, list[tuple[str, int]]] = {label: [] for label in labels.values()}
     for name in record["train"]:
@@ -199,14 +217,41 @@ def _divide_as_recorded(
     turns = {label: itertools.cycle(items) for label, items in spare.items()}
     train = [there.get(name) or next(turns[labels[PurePath(name).parent.name]]) for name in record["train"]]
     val = [there[name] for name in record["val"] if name in there]
-    notes = _changes(set(there), record)
+    notes = _changes(set(found), changed, record)
     return parts[0].only(train), parts[0].only(val), notes
 
 
-def _changes(there: set[str], record: dict[str, list[str]]) -> tuple[str, ...]:
+def _changed(found: dict[str, tuple[str, int]], contents: dict[str, list[int]], root: Path) -> set[str]:
+    """Return the names of those that hold another image than they did; refuse one that the run knows by another name.
+
+    Among images that were renumbered, one that was set aside would otherwise be trained on.
+    """
+    names = {tuple(content): name for name, content in contents.items()}
+    changed = set()
+    for name in sorted(found.keys() & contents.keys()):
+        content = _contents(found[name][0])
+        if content == contents[name]:
+            continue
+        if tuple(content) in names:
+            raise UserError(
+                f"--resume: in --data {root}, {name!r} is now the image that {names[tuple(content)]!r} was when the "
+                "run began; give the images the names that they had, or begin a new run in another --out"
+            )
+        changed.add(name)
+    return changed
+
+
+def _contents(path: str) -> list[int]:
+    """Return size and checksum of a file."""
+    data = Path(path).read_bytes()
+    return [len(data), zlib.crc32(data)]
+
+
+def _changes(found: set[str], changed: set[str], record: dict[str, Any]) -> tuple[str, ...]:
     """Say which images came or went since the run began, and what becomes of that."""
+    there = found - changed
     train, val = set(record["train"]) - there, set(record["val"]) - there
-    added = there.difference(record["train"], record["val"])
+    added = there.difference(record["train"], record["val"]) | changed
     if not (added or train or val):
         return ()
     count = f"{len(added)} were added, {len(train | val)} removed"

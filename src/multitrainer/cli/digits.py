@@ -140,6 +140,7 @@ def run(
     epochs, metrics = args.epochs or EPOCHS, checkpoints.metrics
     before = checkpoints.find(None, lambda rows: _files_after(rows, epochs)).rows
     checkpoints.announce()
+    checkpoints.record()
     interrupted = False
     with Interrupts() as interrupts:
         job = Job(args, contexts, optimizer, settings, ranks, checkpoints, interrupts)

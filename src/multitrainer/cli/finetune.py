@@ -14,9 +14,9 @@ from mxnet import gluon
 from .. import MultiLRTrainer
 from . import artifacts, data, digits, features, figures, network, parts, runfolder, schedule
 from .errors import INTERRUPTED, UserError
-from .options import BATCH_SIZE, add_training_arguments, parse_contexts, parse_optimizer, whole
+from .options import BATCH_SIZE, add_training_arguments, as_given, parse_contexts, parse_optimizer, utf8_path, whole
 from .ranks import KVSTORES, Ranks, together
-from .resume import Checkpoints
+from .resume import Checkpoints, Earlier
 from .training import Interrupts, Loader, fit, seed_everything
 
 EPOCHS = 10
@@ -54,8 +54,9 @@ with --resume goes on after the last whole epoch, to the same metrics as if it h
 A run is not replaced unless you say so. Without --out, a second run goes to {runfolder.DEFAULT}-2, a third to
 {runfolder.DEFAULT}-3, and --resume takes the last one. A folder that --out names is refused if it holds a run: add
 --resume, or --overwrite, which removes the old run when the first epoch of the new one has ended. --resume refuses
-other options, other class folders and a run of which a file is missing. Images that were added since the run began are
-left out, so that none that it measures on is trained on; for one that was removed, another of its class is trained on.
+other options, other --params, other class folders, renumbered images and a run of which a file is missing or damaged.
+Images that were added since the run began are left out, so that none that it measures on is trained on; for one that
+was removed, another of its class is trained on.
 
 On several machines, --kvstore dist_sync under the DMLC_ variables of MXNet's parameter servers, or --kvstore horovod
 under horovodrun: each rank trains on its share of the images, and rank 0 prints and writes. The README shows both.
@@ -79,7 +80,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", metavar="DIR", type=Path, help="the images; without it, scikit-learn's digits")
+    add("--data", metavar="DIR", type=utf8_path, help="the images; without it, scikit-learn's digits")
     network.add_arguments(parser)
     parts.add_arguments(parser)
     add_training_arguments(parser, f"default {EPOCHS}; {digits.EPOCHS} for the digits", digits.BATCH_SIZE)
@@ -107,7 +108,7 @@ def add_parser(commands: Any) -> None:
     add(
         "--out",
         metavar="DIR",
-        type=Path,
+        type=utf8_path,
         help=f"where the files go (default {runfolder.DEFAULT}, or the next free one of {runfolder.DEFAULT}-2, ...)",
     )
     what_of_earlier = parser.add_mutually_exclusive_group()
@@ -130,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     contexts = parse_contexts(args.ctx, ranks.local_rank)
     optimizer, settings = parse_optimizer(args.optimizer, args.lr, args.wd)
-    options = {name: str(value) for name, value in sorted(vars(args).items())}
+    options = {name: as_given(name, value) for name, value in sorted(vars(args).items())}
     ranks.agree("options", [item for item in options.items() if item[0] not in OF_EACH_RANK])
     options = {name: value for name, value in options.items() if name not in OF_EACH_START}
     if args.data is None:
@@ -139,25 +140,29 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
             raise UserError(
                 f"{', '.join(given)} can only be used with --data DIR; without it the digits are trained on"
             )
-    elif not schedule.depends_on_epochs(args):
-        del options["epochs"]  # a run may go on for longer
+    else:
+        if not schedule.depends_on_epochs(args):
+            del options["epochs"]  # a run may go on for longer
+        ranks.decide(lambda: _check_apart(args, args.out or runfolder.DEFAULT))
     with runfolder.claimed(args.out, args.resume, args.overwrite, ranks) as out:
-        checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks)
+        checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
         if args.data is None:
             return digits.run(args, contexts, optimizer, settings, ranks, checkpoints)
-        ranks.decide(lambda: _check_apart(args, out))
+        if args.out is None:
+            ranks.decide(lambda: _check_apart(args, out))  # the number of the folder is known now
         run, batches = _prepare(args, contexts, optimizer, settings, ranks, checkpoints)
         return _train(run, batches)
 
 
 def _check_apart(args: argparse.Namespace, out: Path) -> None:
-    """Refuse to write where the run reads from."""
+    """Refuse to write where the run reads from, before a folder is made there."""
     places = [out.resolve(), *out.resolve().parents]
     if any(root.resolve() in places for root in data.class_roots(args.data)):
         raise UserError(
             f"--out {out} is inside --data, where its files would be taken for a class; choose another --out"
         )
-    if args.overwrite and args.params and args.params.resolve() in map(Path.resolve, runfolder.files_of_run(out)):
+    replaced = map(Path.resolve, runfolder.files_of_run(out) if args.overwrite and args.out else [])
+    if args.params and args.params.resolve() in replaced:
         raise UserError(f"--params {args.params} is of the run that --overwrite would remove; choose another --out")
 
 
@@ -184,7 +189,7 @@ def _prepare(
     settings = {**settings, **schedule.settings_of(args, optimizer, clock)}
     network.initialize(net, contexts, model, len(images.classes))
     has_weights = bool(args.pretrained or args.params)
-    if ranks.first and has_weights:
+    if ranks.first and has_weights and not earlier.rows:  # the checkpoint holds all weights
         network.load_backbone(net, head, network.download(model) if args.pretrained else args.params)
     ranks.broadcast(net.collect_params().values())
     trainer = parts.make_trainer(parts.groups(net, head, has_weights, args, clock), optimizer, settings, ranks)
@@ -195,7 +200,7 @@ def _prepare(
     print(f"{len(images.train)} images to train on, {len(images.val)} to measure on, {len(images.classes)} classes")
     print(f"{trainer.summary()}\n{parts.calendar(trainer, clock)}", end="", flush=True)
     title = f"{model} on {args.data.resolve().name}, {'fine-tuned' if has_weights else 'from scratch'}"
-    run = _Run(args, title, images, net, head, trainer, contexts, clock, ranks, checkpoints, earlier.rows)
+    run = _Run(args, title, images, net, head, trainer, contexts, clock, ranks, checkpoints, earlier)
     return run, batches
 
 
@@ -212,7 +217,7 @@ class _Run(NamedTuple):
     clock: schedule.Clock
     ranks: Ranks
     checkpoints: Checkpoints
-    before: list[dict[str, Any]]
+    earlier: Earlier
 
     def what_to_train(self, batches: tuple[Loader, Loader], interrupts: Interrupts) -> features.Trained:
         """Return the network and its batches; or its last layer alone, and batches of what that is given."""
@@ -227,12 +232,13 @@ class _Run(NamedTuple):
 
 def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
     """Train, and keep the files of the run up to date after every epoch."""
-    net, trainer, ranks, checkpoints, before = run.net, run.trainer, run.ranks, run.checkpoints, run.before
+    net, trainer, ranks, checkpoints, before = run.net, run.trainer, run.ranks, run.checkpoints, run.earlier.rows
     out, metrics = checkpoints.out, checkpoints.metrics
     if before:
         checkpoints.restore(net, trainer, run.contexts, len(before))
         batches[0].skip(len(before))
-    images = run.images.record()
+    images = run.earlier.images or (run.images.record() if ranks.first else None)
+    checkpoints.record(images)
     best: dict[str, Any] = max(before, key=lambda row: row["val_accuracy"], default={"val_accuracy": -1.0})
     interrupted = False
     with Interrupts() as interrupts:
@@ -260,7 +266,7 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
             ) from error
         except KeyboardInterrupt:
             interrupted = True
-    said = _keep_interrupted(run) if interrupted else ""
+    said = _keep_interrupted(run, images) if interrupted else ""
     if metrics.rows:
         artifacts.save_figure(figures.accuracy_and_rates(metrics.rows, run.title), out / "finetune.png")
         print(f"best validation accuracy {best['val_accuracy']:.1%} (epoch {best['epoch']}); files in {out}")
@@ -270,14 +276,14 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
     return 0
 
 
-def _keep_interrupted(run: _Run) -> str:
+def _keep_interrupted(run: _Run, images: dict[str, Any] | None) -> str:
     """Keep the weights as they are now, unless they would replace a whole run, and return what to say of it."""
     checkpoints = run.checkpoints
     if not run.ranks.first:
         return ""
     if checkpoints.spares_earlier:
         return f" in the first epoch; the run in {checkpoints.out} is as it was"
-    checkpoints.begin(run.images.record())
+    checkpoints.begin(images)
     artifacts.save_parameters(run.net, checkpoints.out / runfolder.LAST)
     return f"; {checkpoints.out / runfolder.LAST} holds the weights as they are now"
 

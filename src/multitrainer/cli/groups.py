@@ -11,7 +11,7 @@ import mxnet as mx
 from .. import plot_learning_rates
 from . import artifacts, data, network, parts, schedule
 from .errors import require
-from .options import BATCH_SIZE, add_training_arguments, parse_optimizer, positive
+from .options import BATCH_SIZE, add_training_arguments, parse_optimizer, positive, utf8_path
 from .ranks import Ranks
 
 CLASSES, IMAGES, EPOCHS = 10, 1000, 10
@@ -30,14 +30,14 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", metavar="DIR", type=Path, help="take the numbers of classes and of images from this folder")
+    add("--data", metavar="DIR", type=utf8_path, help="take the numbers of classes and of images from this folder")
     add("--classes", type=positive(int), help=f"without --data (default {CLASSES})")
     add("--images", type=positive(int), help=f"in an epoch, without --data (default {IMAGES})")
     network.add_arguments(parser)
     parts.add_arguments(parser)
     add_training_arguments(parser, f"default {EPOCHS}")
     schedule.add_arguments(parser)
-    add("--out", metavar="FILE", type=Path, default=Path("groups.png"), help="the picture (default groups.png)")
+    add("--out", metavar="FILE", type=utf8_path, default=Path("groups.png"), help="the picture (default groups.png)")
     parser.set_defaults(run=run)
 
 

@@ -12,6 +12,7 @@ from mxnet import gluon
 
 from .. import _mxnet
 from .errors import UserError, closest, require
+from .options import utf8_path
 
 MODEL = "mobilenetv2_1.0"
 # Sizes other than ImageNet's usual 224.
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights.add_argument(
         "--pretrained", action="store_true", default=None, help="start from GluonCV's published weights"
     )
-    weights.add_argument("--params", metavar="FILE", type=Path, help="start from the weights in this file")
+    weights.add_argument("--params", metavar="FILE", type=utf8_path, help="start from the weights in this file")
 
 
 def input_size(model: str) -> int:

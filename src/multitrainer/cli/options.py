@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+from pathlib import Path
 from typing import Any, Sequence
 
 import mxnet as mx
@@ -105,6 +106,20 @@ def parse_unfreezing(texts: Sequence[str], epochs: int) -> list[tuple[str | None
     if repeated:
         raise UserError(f"--unfreeze-at: {repeated[0]} is given more than once; keep one of them")
     return sorted(found, key=lambda item: -1 if item[0] is None else item[0].count("."))
+
+
+def utf8_path(text: str) -> Path:
+    """Read the path of a file or folder."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a name from before UTF-8, which neither MXNet nor JSON can hold
+        raise argparse.ArgumentTypeError(f"expected a name in UTF-8, got {text!r}; rename it") from error
+    return Path(text)
+
+
+def as_given(name: str, value: Any) -> str:
+    """Return the text that a run's record keeps of an option: what follows its name on the command line."""
+    return f" --{name.replace('_', '-')} ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def positive(kind: Any) -> Any:

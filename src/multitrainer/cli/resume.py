@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
+from pathlib import Path, PurePath
 from typing import Any, Callable, NamedTuple
 
 import mxnet as mx
@@ -18,15 +19,16 @@ class Earlier(NamedTuple):
     """What a run has done before this process: its rows of metrics, and the record of its images, if it has any."""
 
     rows: list[dict[str, Any]]
-    images: dict[str, list[str]] | None
+    images: dict[str, Any] | None
 
 
 class Checkpoints:
     """The weights and states of a run as they were after whole epochs, numbered by the rows of metrics until then.
 
     A checkpoint is written before its row of metrics and the one before it removed after that, so that whenever the
-    process is killed, there is one for the last row that was measured. Nothing is written, and no earlier run replaced,
-    before the first epoch has ended.
+    process is killed, there is one for the last row that was measured. The record of what the run is of is written
+    before it trains, so that --resume finds this run and no older one; all else is written, and an earlier run
+    replaced, when the first epoch has ended.
 
     Parameters
     ----------
@@ -38,9 +40,19 @@ class Checkpoints:
         Whether to go on with the run that is in the folder, or to replace it.
     ranks : Ranks
         Those that train together.
+    weights : Path, optional
+        The file that the run starts from.
     """
 
-    def __init__(self, out: Path, options: dict[str, str], resume: bool, overwrite: bool, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        out: Path,
+        options: dict[str, str],
+        resume: bool,
+        overwrite: bool,
+        ranks: Ranks,
+        weights: Path | None = None,
+    ) -> None:
         self.out = out
         self.metrics = artifacts.Metrics(out / runfolder.METRICS)
         self._folder = out / runfolder.CHECKPOINT
@@ -48,6 +60,8 @@ class Checkpoints:
         self._resume = resume
         self._overwrite = overwrite
         self._ranks = ranks
+        self._weights = weights
+        self._record: dict[str, Any] = {"options": options}
         self._begun = False
 
     def find(self, data: Path | None, needed: Callable[[list[dict[str, Any]]], list[str]]) -> Earlier:
@@ -65,32 +79,61 @@ class Checkpoints:
         UserError
             If the run is incomplete or damaged, or was asked for something else. Nothing has been changed.
         """
-        rows, images = self._ranks.decide(lambda: self._find(data is not None, needed))
+        rows, images = self._ranks.decide(lambda: self._find(data, needed))
         self.metrics.rows = list(rows)
         self._begun = bool(rows)
         return Earlier(rows, images)
 
-    def _find(self, has_data: bool, needed: Callable[[list[dict[str, Any]]], list[str]]) -> tuple[Any, Any]:
-        if not (self._resume and runfolder.holds_run(self.out)):
+    def _find(self, data: Path | None, needed: Callable[[list[dict[str, Any]]], list[str]]) -> tuple[Any, Any]:
+        # Now, for the file may be gone when the record is written.
+        self._record.update(weights=_weights(self._weights), data=None if data is None else str(data.resolve()))
+        holds_run = runfolder.holds_run(self.out)
+        if not (self._resume and (holds_run or runfolder.has_record(self.out))):
             return [], None
-        self._check_complete([f"{runfolder.CHECKPOINT}/{runfolder.RECORD}", runfolder.METRICS])
+        self._check_complete([f"{runfolder.CHECKPOINT}/{runfolder.RECORD}", *[runfolder.METRICS] * holds_run])
         try:
             record = json.loads((self._folder / runfolder.RECORD).read_text(encoding="utf-8"))
-            rows = [json.loads(line) for line in self.metrics.path.read_text(encoding="utf-8").splitlines()]
-            options, images = dict(record["options"]), record["images"]
+            lines = self.metrics.path.read_text(encoding="utf-8").splitlines() if holds_run else []
+            rows = [json.loads(line) for line in lines]
+            options, images, was_in = dict(record["options"]), record["images"], record["data"]
+            weights = None if record["weights"] is None else {key: record["weights"][key] for key in ("file", "crc32")}
             if images is not None:
-                images = {name: list(images[name]) for name in ("classes", "train", "val")}
+                images = _checked(images)
             measured = [number for number, row in enumerate(rows, 1) if row["val_accuracy"] is not None]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise self._cannot_resume(f"is damaged ({error})") from error
-        self._check_same(options, has_data, images is not None)
+        self._check_same(options, data is not None, images is not None)
+        self._check_same_weights(weights, self._record["weights"])
+        if was_in != self._record["data"]:
+            print(f"the images of the run were in {was_in}; they are now read from {self._record['data']}")
+        self._check_metrics(len(rows))
         rows = rows[: measured[-1] if measured else 0]
         if not rows:
             print(f"the run in {self.out} has no whole epoch yet; it begins from the start", flush=True)
             return [], None
-        kept = [f"{runfolder.CHECKPOINT}/{self._path(len(rows), kind).name}" for kind in ("params", "npz")]
-        self._check_complete([*kept, *needed(rows)])
+        kept = [f"{runfolder.CHECKPOINT}/{len(rows):06}{suffix}" for suffix in runfolder.KEPT]
+        names = [*kept, *needed(rows)]
+        self._check_complete(names)
+        self._check_parameters([self.out / name for name in names if name.endswith(".params")], len(rows))
         return rows, images
+
+    def _check_metrics(self, rows: int) -> None:
+        """Refuse metrics that were emptied or cut: a checkpoint is at most one row ahead of them."""
+        numbers = [int(path.stem) for path in runfolder.files_of_run(self.out) if path.stem.isdecimal()]
+        if numbers and max(numbers) > rows + 1:
+            raise self._cannot_resume(
+                f"is damaged (its checkpoint is of row {max(numbers)}, {self.metrics.path} has {rows})"
+            )
+
+    def _check_parameters(self, paths: list[Path], number: int) -> None:
+        try:
+            kept = json.loads(self._path(number, "json").read_text(encoding="utf-8"))["crc32"]
+            if artifacts.checksum(self._path(number, "params")) != kept:
+                raise ValueError(f"{self._path(number, 'params').name} is not what was written")
+            for path in paths:
+                artifacts.check_parameters(path)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise self._cannot_resume(f"is damaged ({error})") from error
 
     def _check_complete(self, names: list[str]) -> None:
         missing = [name for name in names if not (self.out / name).exists()]
@@ -106,6 +149,17 @@ class Checkpoints:
             was = ", ".join(_as_given(name, options.get(name)) for name in other)
             raise UserError(f"--resume: the run in {self.out} had {was}; ask for the same, or choose another --out")
 
+    def _check_same_weights(self, before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
+        """Refuse other weights to start from; a file that is not there any more is not needed."""
+        if before == now or (before and now and now["crc32"] in (None, before["crc32"])):
+            return
+        was, given = (f"--params {of['file']}" if of else "no --params" for of in (before, now))
+        other = ", which holds other weights" if before and now else ""
+        raise UserError(
+            f"--resume: the run in {self.out} had {was}, and is given {given}{other}; give the weights that it had, or "
+            "choose another --out"
+        )
+
     def _cannot_resume(self, reason: str) -> UserError:
         return UserError(
             f"--resume: the run in {self.out} {reason}. Nothing was changed; put back what is missing or damaged, "
@@ -117,27 +171,47 @@ class Checkpoints:
         """Whether the folder still holds a run that --overwrite will replace when the first epoch has ended."""
         return self._overwrite and not self._begun and runfolder.holds_run(self.out)
 
-    def begin(self, images: dict[str, list[str]] | None = None) -> None:
-        """Before the first file of a new run is written: replace the one that was there, and write what it is of."""
-        if self._begun or not self._ranks.first:
+    def record(self, images: dict[str, Any] | None = None) -> None:
+        """Before a new run trains: write what it is of, unless that would spoil a run that it is yet to replace."""
+        if self.spares_earlier or not self._ranks.first:
             return
-        if self._overwrite:
-            runfolder.remove_run(self.out)
-        elif runfolder.holds_run(self.out) and not self._resume:
+        if self._begun:
+            return self._look_at_classes(images)
+        if runfolder.holds_run(self.out) and not self._resume:
             raise UserError(f"--out {self.out}: another process has begun a run there; choose another --out")
         artifacts.make_folder(self._folder)
+        artifacts.save_text(self._folder / runfolder.RECORD, json.dumps({**self._record, "images": images}))
+
+    def begin(self, images: dict[str, Any] | None = None) -> None:
+        """Before the first other file of a new run is written: replace the run that was there."""
+        if self._begun or not self._ranks.first:
+            return
+        if self.spares_earlier:
+            runfolder.remove_run(self.out)
         # In this order: without the record there is no run, and all else without metrics.jsonl is an incomplete one.
-        record = {"options": self._options, "images": images}
-        artifacts.save_text(self._folder / runfolder.RECORD, json.dumps(record))
+        self.record(images)
         artifacts.save_text(self.metrics.path, "")
         if images is not None:
-            artifacts.save_text(self.out / runfolder.CLASSES, "".join(f"{name}\n" for name in images["classes"]))
+            artifacts.save_text(self.out / runfolder.CLASSES, _lines(images["classes"]))
         self._begun = True
+
+    def _look_at_classes(self, images: dict[str, Any] | None) -> None:
+        """Write classes.txt again if it is gone; if it was edited, it is the user's."""
+        path = self.out / runfolder.CLASSES
+        if images is None:
+            return
+        if not os.path.lexists(path):
+            artifacts.save_text(path, _lines(images["classes"]))
+            print(f"{path} was gone and is written again")
+        elif not path.is_file() or path.read_bytes() != _lines(images["classes"]).encode():
+            print(f"{path} is not as this run wrote it; it stays as it is")
 
     def save(self, net: mx.gluon.Block, trainer: MultiLRTrainer, number: int) -> None:
         """Keep weights and states, before the row of metrics with this number is written."""
         artifacts.save_parameters(net, self._path(number, "params"))
-        trainer.save_states(self._path(number, "npz"))
+        artifacts.save_states(trainer, self._path(number, "npz"))
+        kept = {"crc32": artifacts.checksum(self._path(number, "params"))}
+        artifacts.save_text(self._path(number, "json"), json.dumps(kept))
 
     def remove_before(self, number: int) -> None:
         """Remove what the row with this number has made useless."""
@@ -157,11 +231,32 @@ class Checkpoints:
                 net.load_parameters(str(path), ctx=contexts)
             with self._ranks.local_copy(self._path(number, "npz")) as path:
                 trainer.load_states(path)
-        except (ValueError, AssertionError, mx.MXNetError) as error:
+        except (OSError, ValueError, AssertionError, mx.MXNetError) as error:
             raise self._cannot_resume(f"is damaged ({error})") from error
 
     def _path(self, number: int, kind: str) -> Path:
         return self._folder / f"{number:06}.{kind}"
+
+
+def _lines(names: list[str]) -> str:
+    return "".join(f"{name}\n" for name in names)
+
+
+def _checked(images: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of the images, or raise what says that it is not one."""
+    classes, train, val = (list(images[name]) for name in ("classes", "train", "val"))
+    for name in (*train, *val):
+        if PurePath(name).parent.name not in classes:
+            raise ValueError(f"the image {name!r} is in none of the classes")
+    contents = {name: [int(number) for number in images["contents"][name]] for name in (*train, *val)}
+    return {"classes": classes, "train": train, "val": val, "contents": contents}
+
+
+def _weights(file: Path | None) -> dict[str, Any] | None:
+    """Return what the record says of the weights that a run starts from."""
+    if file is None:
+        return None
+    return {"file": str(file), "crc32": artifacts.checksum(file) if file.is_file() else None}
 
 
 def _as_given(name: str, value: str | None) -> str:

@@ -20,6 +20,7 @@ from .ranks import Ranks
 DEFAULT = Path("runs/finetune")
 METRICS, CLASSES, BEST, LAST = "metrics.jsonl", "classes.txt", "best.params", "last.params"
 CHECKPOINT, RECORD = "checkpoint", "run.json"
+KEPT = (".params", ".npz", ".json")  # of each checkpoint
 # A new run replaces these; what else is in the folder is the user's. digits-source.params is read and never replaced.
 FILES = (METRICS, CLASSES, BEST, LAST, "finetune.png", "comparison.png")
 
@@ -32,10 +33,15 @@ def holds_run(folder: Path) -> bool:
     return any(path.name != RECORD for path in files_of_run(folder))
 
 
+def has_record(folder: Path) -> bool:
+    """Return whether a run has begun in the folder, even if it was stopped before its first epoch had ended."""
+    return os.path.lexists(folder / CHECKPOINT / RECORD)
+
+
 def files_of_run(folder: Path) -> list[Path]:
     """Return the files of the run in a folder, its record first."""
     checkpoint = folder / CHECKPOINT
-    kept = sorted(path for path in checkpoint.glob("*") if path.stem.isdecimal() and path.suffix in (".params", ".npz"))
+    kept = sorted(path for path in checkpoint.glob("*") if path.stem.isdecimal() and path.suffix in KEPT)
     return [path for path in (checkpoint / RECORD, *(folder / name for name in FILES), *kept) if os.path.lexists(path)]
 
 
@@ -91,13 +97,13 @@ def _claim(wanted: Path | None, resume: bool, overwrite: bool, elsewhere: bool, 
             f"--resume: there is no run in {out} on the machine of rank 0, but there is one in --out of another rank; "
             "copy that folder to this machine, or leave --resume out to begin a new run"
         )
-    elif resume:
+    elif resume and not has_record(out):
         print(f"nothing to resume in {out}; a new run begins", flush=True)
     return out
 
 
 def _lock_next_default(stack: contextlib.ExitStack) -> Path:
-    """Lock a default folder that is free, numbered after all that hold a run, so that --resume finds the last one."""
+    """Lock a default folder that is free, numbered after all in which a run has begun: --resume finds the last one."""
     last = _last_default()
     for number in itertools.count(1 if last is None else _number(last) + 1):
         out = _default(number)
@@ -117,10 +123,11 @@ def _number(folder: Path) -> int:
 
 
 def _last_default() -> Path | None:
-    """Return the default folder with the highest number of those that hold a run."""
+    """Return the default folder with the highest number of those that a run has begun in."""
     found = [DEFAULT, *DEFAULT.parent.glob(f"{DEFAULT.name}-*")]
     numbered = [path for path in found if re.fullmatch(r"(-[1-9][0-9]*)?", path.name[len(DEFAULT.name) :])]
-    return max(filter(holds_run, numbered), key=_number, default=None)
+    begun = [path for path in numbered if holds_run(path) or has_record(path)]
+    return max(begun, key=_number, default=None)
 
 
 _locked: dict[int, Path] = {}  # by file descriptor
