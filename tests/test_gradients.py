@@ -60,6 +60,35 @@ class Borrowed(HybridBlock):
         return F.FullyConnected(hidden, weight, bias, num_hidden=16)
 
 
+class Transposed(HybridBlock):
+    """An autoencoder whose decoder is its encoder transposed, with a bias of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.encoder = nn.Dense(32, in_units=4)
+            self.bias = self.params.get("bias", shape=(4,), init="zeros")
+
+    def hybrid_forward(self, F, x, bias):  # noqa: N803
+        weight = self.encoder.weight.var() if F is mx.sym else self.encoder.weight.data()
+        return F.FullyConnected(self.encoder(x), F.transpose(weight), bias, num_hidden=4)
+
+
+class Pieces(HybridBlock):
+    """A bias that is put together from two Parameters, as attention without a bias for its keys has."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.qkv = nn.Dense(48, in_units=4, use_bias=False)
+            self.q = self.params.get("q", shape=(16,), init="zeros")
+            self.v = self.params.get("v", shape=(16,), init="zeros")
+
+    def hybrid_forward(self, F, x, q, v):  # noqa: N803
+        weight = self.qkv.weight.var() if F is mx.sym else self.qkv.weight.data()
+        return F.FullyConnected(x, weight, F.concat(q, F.zeros_like(q), v, dim=0), num_hidden=48)
+
+
 def imported(prefix):
     x = mx.sym.var("data")
     hidden = mx.sym.relu(mx.sym.FullyConnected(x, num_hidden=16, name=f"{prefix}one"))
@@ -85,6 +114,8 @@ NETWORKS = {
     "LSTMCell": (lambda prefix: Unrolled(rnn.LSTMCell, prefix=prefix), lambda net: [net.cell.i2h_weight]),
     "GRUCell": (lambda prefix: Unrolled(rnn.GRUCell, prefix=prefix), lambda net: [net.cell.h2h_weight]),
     "tied": (lambda prefix: Tied(prefix=prefix), lambda net: net.embedding),
+    "transposed": (lambda prefix: Transposed(prefix=prefix), lambda net: net.encoder),
+    "pieces": (lambda prefix: Pieces(prefix=prefix), lambda net: net.qkv),
     "borrowed": (lambda prefix: Borrowed(prefix=prefix), lambda net: net.embedding),
     "SymbolBlock": (imported, lambda net: list(net.collect_params(".*two_weight").values())),
 }

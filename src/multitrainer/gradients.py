@@ -7,6 +7,7 @@ only if that of the weight is requested (mkldnn_fully_connected.cc), and MXNet d
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import weakref
@@ -193,14 +194,28 @@ def _dispensable(layers: Sequence[_Layer]) -> set[Parameter]:
     # A user's layer can give FullyConnected a weight and a bias that are Parameters of two Blocks.
     of_users = {param for layer in layers if not layer.is_mxnets for param in layer.params}
     sizes, sizes_of_users = ({_size(param) for param in some} for some in (trains, trains & of_users))
-    frozen = {param for layer in layers for param in layer.params if is_frozen(param)}
-    return {p for p in frozen - kept if not _may_be_weight_of(p, sizes if p in of_users else sizes_of_users)}
+    frozen = {param for layer in layers for param in layer.params if is_frozen(param)} - kept
+    weights = {p for p in frozen if _may_be_weight_of(p, sizes_of_users)}
+    weights |= {p for p in frozen & of_users if _units(p) and not sizes.isdisjoint((_units(p)[0], None))}
+    return frozen - weights
 
 
-def _may_be_weight_of(param: Parameter, biases: Collection[int | None]) -> bool:
-    """Whether FullyConnected can take ``param`` beside a bias of one of these sizes; None is of any size."""
-    units, *rest = param.shape or _mxnet.shape(param) or (0, 0)
-    return len(rest) == 1 and any(size in (units, None) or units == 0 for size in biases)
+def _may_be_weight_of(param: Parameter, sizes: Collection[int | None]) -> bool:
+    """Whether FullyConnected can take ``param`` beside a bias of one of these sizes; None is of any size.
+
+    The weight may be transposed or reshaped on the way, and the bias put together from several Parameters.
+    """
+    shape = _units(param)
+    if not shape or not sizes:
+        return False
+    units = {math.prod(some) for count in range(1, len(shape) + 1) for some in itertools.combinations(shape, count)}
+    return any(size is None or any(n == size or (size > 1 and n % size == 0) for n in units) for size in sizes)
+
+
+def _units(param: Parameter) -> tuple[int, ...]:
+    """Return the shape of what may be the weight of FullyConnected: 0 is not known yet; () if it cannot be one."""
+    shape = param.shape or _mxnet.shape(param) or (0, 0)
+    return tuple(shape) if len(shape) in (2, 3) else ()
 
 
 def _trains(param: Parameter) -> bool:
