@@ -62,7 +62,7 @@ class Reference:
     def notice(self, k, but=()):
         """Take over what was assigned to the Parameters of Trainer `k`."""
         said = {**self.assigned, **self.tables[k]}
-        self.turn(self.assigned.keys() & self.members[k], but=k)
+        self.turn((self.assigned.keys() | self.tables[k].keys()) & self.members[k], but=k)
         self.assigned = {name: value for name, value in self.assigned.items() if name not in self.members[k]}
         in_table = self.tables[k].keys() & self.members[k]
         self.tables[k] = {}
