@@ -126,8 +126,7 @@ def switch_off_gradients(roots: Sequence[Block], params: Collection[Parameter]) 
         return
     layers = list(_layers(roots))
     known = {param for layer in layers for param in layer.params}
-    elsewhere = [_Layer((param,), is_mxnets=False) for param in params if param not in known]
-    dispensable = _dispensable([*layers, *elsewhere])
+    dispensable = _dispensable(layers, [param for param in params if param not in known])
     frozen = {param: before(param) for param in known.intersection(params)}
     requests = {p: "null" if p in dispensable else was.grad_req for p, was in frozen.items() if was is not None}
     for param in dispensable.intersection(requests):
@@ -139,7 +138,7 @@ def switch_on_gradients(params: Iterable[Parameter]) -> None:
     """Request the gradients on which those of ``params`` depend, which were just unfrozen."""
     roots = {block for param in params for block in _switched_in.get(param, ())}
     layers = list(_layers(roots))
-    dispensable = _dispensable(layers)
+    dispensable = _dispensable(layers, ())
     frozen = {param: before(param) for layer in layers for param in layer.params if param not in dispensable}
     request_gradients({param: was.grad_req for param, was in frozen.items() if was is not None})
 
@@ -182,8 +181,8 @@ def _symbol_layers(block: SymbolBlock, params: Sequence[Parameter]) -> Iterator[
         yield _Layer((param,), True)
 
 
-def _dispensable(layers: Sequence[_Layer]) -> set[Parameter]:
-    """Return the frozen Parameters of whole layers whose gradient nothing else depends on."""
+def _dispensable(layers: Sequence[_Layer], elsewhere: Iterable[Parameter]) -> set[Parameter]:
+    """Return the frozen Parameters of whole layers whose gradient nothing else depends on, nor any ``elsewhere``."""
     trains = {param for layer in layers for param in layer.params if _trains(param)}
     kept = {
         param
@@ -195,7 +194,9 @@ def _dispensable(layers: Sequence[_Layer]) -> set[Parameter]:
     of_users = {param for layer in layers if not layer.is_mxnets for param in layer.params}
     sizes, sizes_of_users = ({_size(param) for param in some} for some in (trains, trains & of_users))
     frozen = {param for layer in layers for param in layer.params if is_frozen(param)} - kept
+    sizes_elsewhere = {_size(param) for param in elsewhere if _trains(param)}
     weights = {p for p in frozen if _may_be_weight_of(p, sizes_of_users)}
+    weights |= {p for p in frozen if _units(p) and not sizes_elsewhere.isdisjoint((_units(p)[0], None))}
     weights |= {p for p in frozen & of_users if _units(p) and not sizes.isdisjoint((_units(p)[0], None))}
     return frozen - weights
 
