@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from multitrainer.files import replacing
+from multitrainer.checkpoint.atomic import replacing
 
 
 def about(script, packages, arguments=None, **found):

@@ -38,12 +38,12 @@ import numpy as np
 
 import record
 from multitrainer import MultiLRTrainer, ParamGroup
+from multitrainer.checkpoint.atomic import replacing
 from multitrainer.cli import digits, figures, network
 from multitrainer.cli.artifacts import save_figure, save_parameters
 from multitrainer.cli.errors import UserError
 from multitrainer.cli.ranks import Ranks
 from multitrainer.cli.training import Interrupts, fit, seed_everything
-from multitrainer.files import replacing
 
 sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
 import gluoncv  # noqa: E402, F401

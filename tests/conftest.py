@@ -8,7 +8,7 @@ import collections
 import numpy as np
 import pytest
 
-from cli_helpers import MODEL, start, write_images
+from cli_support import MODEL, start, write_images
 
 
 def pytest_addoption(parser):

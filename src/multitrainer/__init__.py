@@ -4,9 +4,8 @@ from . import _mxnet as _mxnet  # first: on Python 3.12 it is what makes `import
 from . import symbolic as symbolic
 from .freezing import freeze, unfreeze
 from .groups import ParamGroup
-from .ordering import stages
-from .recipes import discriminative, gradual_unfreezing, layerwise_decay, no_weight_decay, unfreeze_at
-from .report import plot_learning_rates
+from .plotting import plot_learning_rates
+from .recipes import discriminative, gradual_unfreezing, layerwise_decay, no_weight_decay, stages, unfreeze_at
 from .trainer import MultiLRTrainer
 
 __version__ = "0.1.0"

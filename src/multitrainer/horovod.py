@@ -7,7 +7,7 @@ from typing import Any
 from mxnet import nd
 
 from ._mxnet import use_plain_layout
-from .agreement import check_counts
+from .freezing.rank_agreement import check_counts
 from .trainer import MultiLRTrainer
 
 try:

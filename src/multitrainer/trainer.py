@@ -10,15 +10,20 @@ from typing import Any, Iterable, Mapping, Sequence
 from mxnet import nd
 from mxnet.gluon import Trainer
 
-from . import _mxnet, checkpoint, report, statefile, symbolic
-from .agreement import StoreComparison
-from .batchnorm import warn_of_old_traces
-from .fast import FusedUpdate
-from .groups import FIELDS, ParamGroup, resolve, resolve_within
-from .multipliers import Multipliers
-from .optimizers import asks_for, check_honoured, optimizer_class, own_table, read_table, updates_before
-from .schedules import evaluate
-from .targets import Multiplier, known_name
+from . import _mxnet, checkpoint, report
+from ._mxnet import supports_multiplier
+from .checkpoint import archive
+from .freezing.rank_agreement import StoreComparison
+from .freezing.stale_traces import warn_of_old_traces
+from .fused.update import FusedUpdate
+from .groups.param_group import FIELDS, ParamGroup
+from .groups.resolve import resolve, resolve_within
+from .groups.targets import Multiplier, known_name
+from .multipliers.multipliers import Multipliers
+from .multipliers.name_table import explicit_multipliers, parse_multipliers
+from .multipliers.schedules import evaluate
+from .multipliers.supported import check_supported, optimizer_class, updates_before
+from .symbolic import attributes
 
 
 class MultiLRTrainer(Trainer):
@@ -82,16 +87,17 @@ class MultiLRTrainer(Trainer):
         plan = resolve(params)
         given = {field: plan.assignments(field) for field in FIELDS}
         brought = {
-            field: read_table(own_table(optimizer, field), plan.parameters, f"optimizer.{field}") for field in FIELDS
+            field: parse_multipliers(explicit_multipliers(optimizer, field), plan.parameters, f"optimizer.{field}")
+            for field in FIELDS
         }
-        imported = symbolic.symbol_multipliers(plan.blocks)
+        imported = attributes.symbol_multipliers(plan.blocks)
         brought = {field: {**imported[field], **brought[field]} for field in FIELDS}
         kind = optimizer_class(optimizer)
         for field in FIELDS:
             numbers = evaluate(given[field], field, updates_before(optimizer, optimizer_params) + 1)
-            if not asks_for(kind, field):
+            if not supports_multiplier(kind, field):
                 own = {param: getattr(param, field) for param in plan.member_of}
-                check_honoured(kind, field, {**own, **brought[field], **numbers})
+                check_supported(kind, field, {**own, **brought[field], **numbers})
         self._comparison: StoreComparison | None = None
         owners = [_mxnet.owner(param) for param in plan.parameters]
         try:
@@ -104,12 +110,12 @@ class MultiLRTrainer(Trainer):
         for field, numbers in brought.items():
             for param, number in numbers.items():
                 setattr(param, field, number)
-        symbolic.join_symbols(plan.blocks)
+        attributes.join_symbols(plan.blocks)
         self._plan = plan._replace(blocks=())  # a Block that was hybridized and called could not be copied with it
         self._fused = FusedUpdate()
         self._multipliers = Multipliers(self._params, self._optimizer)
         self._multipliers.assign(given, plan.blocks)
-        symbolic.record(self._multipliers.movable, plan.blocks)
+        attributes.record(self._multipliers.trainable, plan.blocks)
 
     @property
     def groups(self) -> tuple[ParamGroup, ...]:
@@ -185,10 +191,10 @@ class MultiLRTrainer(Trainer):
     def __repr__(self) -> str:
         if "_multipliers" not in vars(self):  # its construction failed, and a traceback or a debugger shows it
             return object.__repr__(self)
-        movable = self._multipliers.movable
+        trainable = self._multipliers.trainable
         return (
             f"{type(self).__name__}({type(self._optimizer).__name__}, learning_rate={self.learning_rate:g}, "
-            f"{len(self.groups)} groups, {len(movable)} parameters, {sum(p.lr_mult == 0 for p in movable)} frozen)"
+            f"{len(self.groups)} groups, {len(trainable)} parameters, {sum(p.lr_mult == 0 for p in trainable)} frozen)"
         )
 
     def set_lr_mult(self, multipliers: Mapping[Any, Multiplier]) -> None:
@@ -246,7 +252,7 @@ class MultiLRTrainer(Trainer):
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`."""
         self._multipliers.sync(at_step=True)
-        warn_of_old_traces(self._multipliers.movable)
+        warn_of_old_traces(self._multipliers.trainable)
         with self._multipliers.updating(self):
             super().step(batch_size, ignore_stale_grad)
 
@@ -259,7 +265,7 @@ class MultiLRTrainer(Trainer):
     def update(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update after `allreduce_grads`; see `mxnet.gluon.Trainer.update`."""
         self._multipliers.sync(at_step=True)
-        warn_of_old_traces(self._multipliers.movable)
+        warn_of_old_traces(self._multipliers.trainable)
         with self._multipliers.updating(self):
             super().update(batch_size, ignore_stale_grad)
 
@@ -366,7 +372,7 @@ class MultiLRTrainer(Trainer):
         self._multipliers.sync()
         training = self._training()
         path = Path(fname)
-        if allow_pickle and not statefile.is_archive(path):
+        if allow_pickle and not archive.is_archive(path):
             if partial or keep:
                 raise ValueError(
                     f"{path} is no file of MultiLRTrainer.save_states: one of stock Trainer knows no names, so that "
@@ -499,10 +505,10 @@ class MultiLRTrainer(Trainer):
 
     def _rows(self, **kwargs: Any) -> list[report.Row]:
         (rate,) = self._rates([self._optimizer.num_update + 1])
-        return report.rows(self._plan, self._multipliers.movable, rate, self._optimizer.wd, **kwargs)
+        return report.rows(self._plan, self._multipliers.trainable, rate, self._optimizer.wd, **kwargs)
 
     def _planned(self, num_updates: int) -> tuple[Sequence[int], list[tuple[str, list[float]]]]:
         """Return the numbers of the next updates, and the learning rates that each group will have at them."""
         updates = range(self._optimizer.num_update + 1, self._optimizer.num_update + 1 + num_updates)
         schedules, rates = self._multipliers.schedules["lr_mult"], self._rates(updates)
-        return updates, report.planned(self._plan, self._multipliers.movable, schedules, updates, rates)
+        return updates, report.planned(self._plan, self._multipliers.trainable, schedules, updates, rates)

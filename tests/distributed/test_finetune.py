@@ -14,7 +14,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_helpers import MODEL, Process, rows_of, without_times
+from cli_support import MODEL, Process, rows_of, without_times
 from support import PATIENCE, close
 
 pytest.importorskip("gluoncv")

@@ -11,7 +11,8 @@ from typing import Any, Iterator
 
 import mxnet as mx
 
-from .. import MultiLRTrainer, files
+from .. import MultiLRTrainer
+from ..checkpoint import atomic
 from .errors import UserError
 
 
@@ -25,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
         Where it cannot be written (a full disk, no permission), naming `path`.
     """
     try:
-        with files.replacing(path) as temporary:
+        with atomic.replacing(path) as temporary:
             yield temporary
     except OSError as error:
         raise cannot_write(path, error.strerror or str(error)) from error

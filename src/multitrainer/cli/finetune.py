@@ -247,8 +247,8 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
             if trained.note:
                 print(trained.note, flush=True)
             on = (trained.train, trained.val, run.contexts, run.clock.epochs, interrupts)
-            going_on = {"ranks": ranks, "seed": run.args.seed, "done": len(before)}
-            for row in fit(trained.block, trainer, *on, **going_on):
+            prepare_restore = {"ranks": ranks, "seed": run.args.seed, "done": len(before)}
+            for row in fit(trained.block, trainer, *on, **prepare_restore):
                 if not ranks.first:
                     continue
                 checkpoints.begin(images)

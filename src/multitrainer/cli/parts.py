@@ -8,7 +8,7 @@ from typing import Any, Iterable, NamedTuple, Sequence
 from mxnet import gluon
 
 from .. import MultiLRTrainer, ParamGroup, _mxnet, discriminative, layerwise_decay, no_weight_decay, stages, unfreeze_at
-from ..targets import Multiplier, check_multiplier
+from ..groups.targets import Multiplier, check_multiplier
 from . import network
 from .errors import UserError
 from .options import parse_bounds, parse_multiplier, parse_unfreezing, share

@@ -1,0 +1,47 @@
+"""The Module API: optimizers, parameter names, parameter servers."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator
+
+from mxnet.module import BucketingModule, Module, SequentialModule
+from mxnet.optimizer import Optimizer
+
+
+def modules_inside(module: Any) -> Iterator[Module]:
+    """Yield every Module that has an optimizer in ``module``, be it a chain, a set of buckets or a Module itself."""
+    if isinstance(module, SequentialModule):
+        for part in module._modules:
+            yield from modules_inside(part)
+    elif isinstance(module, BucketingModule):
+        yield from module._buckets.values()
+    elif isinstance(module, Module):
+        yield module
+
+
+def module_optimizer(module: Module) -> Optimizer:
+    """Return the Optimizer of ``module``."""
+    return module._optimizer
+
+
+def updates_on_servers(module: Module) -> bool:
+    """Whether parameter servers update, with a copy of the optimizer that was pickled for them."""
+    return bool(module._update_on_kvstore) and "dist" in module._kvstore.type
+
+
+def module_parameters(module: Module) -> list[str]:
+    """Return the names of the parameters of ``module``, fixed ones included, in its order."""
+    return list(module._param_names)
+
+
+def fixed_parameters(module: Module) -> set[str]:
+    """Return the names of the parameters that ``module`` never updates."""
+    return set(module._fixed_param_names)
+
+
+def names_by_index(module: Module) -> dict[int, str]:
+    """Return what each index that ``module`` updates stands for; empty where it goes by name (on a kvstore)."""
+    if module._update_on_kvstore:
+        return {}
+    devices = len(module._context)
+    return {i * devices + k: name for i, name in enumerate(module._param_names) for k in range(devices)}

@@ -1,0 +1,14 @@
+"""Warnings that point at the user's line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+
+def warn(message: str) -> None:
+    """Warn, pointing at the line outside this package that led here."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("multitrainer."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

@@ -1,0 +1,64 @@
+"""`ParamGroup`: Parameters that share multipliers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mxnet.gluon import Block
+
+from .targets import (
+    Multiplier,
+    check_multiplier,
+    describe,
+)
+
+FIELDS = ("lr_mult", "wd_mult")
+
+
+class ParamGroup:
+    """Parameters that share multipliers.
+
+    Parameters
+    ----------
+    params : target
+        A Block, a ParameterDict, a dict of name to Parameter, a Parameter, or a list of these.
+    lr_mult, wd_mult : float or callable, optional
+        What the learning rate and the weight decay are multiplied by: a finite number >= 0, or a schedule, a callable
+        ``num_update -> number``. None leaves what each Parameter already has.
+    name : str, optional
+        The name in tables and logs. By default made from the target.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a multiplier is not a finite number >= 0 or a schedule, or the name is not a str.
+
+    Examples
+    --------
+    >>> from mxnet.gluon import nn
+    >>> from multitrainer import ParamGroup
+    >>> ParamGroup(nn.Dense(2, prefix='head_'), lr_mult=10, wd_mult=0, name='head')
+    ParamGroup(Dense 'head', lr_mult=10.0, wd_mult=0.0, name='head')
+    """
+
+    __slots__ = ("lr_mult", "name", "params", "wd_mult", "within")
+
+    def __init__(
+        self,
+        params: Any,
+        lr_mult: Multiplier | None = None,
+        wd_mult: Multiplier | None = None,
+        name: str | None = None,
+    ) -> None:
+        if name is not None and not (isinstance(name, str) and name):
+            raise TypeError(f"name of a ParamGroup must be a non-empty str, got {name!r}")
+        where = f"ParamGroup({describe(params)})"
+        self.params = params
+        self.lr_mult = None if lr_mult is None else check_multiplier(lr_mult, f"lr_mult of {where}")
+        self.wd_mult = None if wd_mult is None else check_multiplier(wd_mult, f"wd_mult of {where}")
+        self.name = name
+        self.within: Block | None = None  # the network that a recipe made this group of
+
+    def __repr__(self) -> str:
+        given = [f"{key}={getattr(self, key)!r}" for key in (*FIELDS, "name") if getattr(self, key) is not None]
+        return f"ParamGroup({', '.join([describe(self.params), *given])})"

@@ -1,0 +1,129 @@
+"""What a multiplier can be given to, and what a multiplier can be: the grammar of the user's input, piece by piece."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from typing import Any, Callable, Collection, Dict, Iterator, Mapping, Union
+
+from mxnet.gluon import Block, Parameter, ParameterDict
+
+from .._mxnet import mark_statistics
+
+Schedule = Callable[[int], float]
+
+
+Multiplier = Union[float, Schedule]
+
+
+Parameters = Dict[str, Parameter]
+
+
+TARGETS = "a Block, a ParameterDict, a dict of name to Parameter, a Parameter, or a list of these"
+
+
+def check_multiplier(value: Any, where: str) -> Multiplier:
+    """Return ``value`` as a float, or as it is if it is a schedule; raise an error that begins with ``where``."""
+    if type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool)):
+        number = float(value)
+        if math.isfinite(number) and number >= 0:
+            return number
+        raise ValueError(f"{where} must be a finite number >= 0, got {value!r}")
+    if callable(value) and not isinstance(value, (type, Block)):
+        return value
+    raise TypeError(
+        f"{where} must be a number >= 0 or a schedule (a callable num_update -> number), "
+        f"got {describe(value)} of type {type(value).__name__}"
+    )
+
+
+def known_name(name: Any, known: Collection[str], where: str, holder: str = "this trainer") -> str:
+    """Return ``name`` if it is among ``known``, else raise a ValueError with the closest ones."""
+    if name in known:
+        return str(name)
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or sorted(known)[:3]
+    raise ValueError(f"{where}: {holder} has no parameter {name!r}; the closest are {', '.join(map(repr, close))}")
+
+
+def describe(value: Any) -> str:
+    """Return a short text for one piece of the user's input."""
+    if isinstance(value, Block):
+        return f"{type(value).__name__} {value.name!r}"
+    if isinstance(value, (float, int)):
+        return repr(value)
+    if isinstance(value, Parameter):
+        return f"Parameter {value.name!r}"
+    if isinstance(value, ParameterDict):
+        return f"ParameterDict {value.prefix!r} of {len(value.keys())}"
+    nested = (Block, Parameter, ParameterDict, list, tuple)
+    if isinstance(value, (list, tuple)) and any(isinstance(item, nested) for item in value):
+        inner = ", ".join(describe(item) for item in value[:3]) + (", ..." if len(value) > 3 else "")
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    if is_parameter_mapping(value):
+        return f"dict of {len(value)} Parameters"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def collect(target: Any, where: str) -> Parameters:
+    """Return every Parameter of ``target`` by name, statistics and constants included."""
+    found: Parameters = {}
+    for param in _walk(target, where):
+        if found.setdefault(param.name, param) is not param:
+            raise ValueError(
+                f"{where}: two different Parameters are called {param.name!r}; give their Blocks different prefix="
+            )
+    return found
+
+
+def blocks_of(target: Any) -> Iterator[Block]:
+    """Yield the Blocks that a target names."""
+    if isinstance(target, Block):
+        yield target
+    elif isinstance(target, (list, tuple)):
+        for item in target:
+            if not isinstance(item, Parameter):
+                yield from blocks_of(item)
+
+
+def is_target(value: Any) -> bool:
+    """Whether ``value`` has the form of a target."""
+    if isinstance(value, (list, tuple)):
+        return all(is_target(item) for item in value)
+    return isinstance(value, (Block, ParameterDict, Parameter)) or is_parameter_mapping(value)
+
+
+def is_parameter_mapping(value: Any) -> bool:
+    """Whether ``value`` is a dict of name to Parameter."""
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Parameter) for item in value.values())
+
+
+def _walk(target: Any, where: str) -> Iterator[Parameter]:
+    if isinstance(target, Parameter):
+        yield target
+    elif isinstance(target, Block):
+        mark_statistics(target)
+        try:
+            yield from target.collect_params().values()
+        except AssertionError as error:
+            raise ValueError(f"{where}: {error}; give the Blocks different prefix=") from error
+    elif isinstance(target, ParameterDict) or is_parameter_mapping(target):
+        yield from target.values()
+    elif isinstance(target, (list, tuple)):
+        for item in target:
+            if isinstance(item, Parameter):
+                yield item
+            else:
+                yield from _walk(item, where)
+    else:
+        raise TypeError(f"{where}: {describe(target)} is no target{_hint(target)}; expected {TARGETS}")
+
+
+def _hint(target: Any) -> str:
+    if isinstance(target, str):
+        return " (names are for set_lr_mult; here pass the Block, or net.collect_params('name'))"
+    if isinstance(target, numbers.Real):
+        return " (write a multiplier beside its target: [(target, 0.1)]; with wd_mult: ParamGroup)"
+    return ""

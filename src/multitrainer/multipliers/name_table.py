@@ -1,0 +1,134 @@
+"""What an optimizer knows of multipliers: whether it asks for them, and the table it falls back to."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, Mapping, Sequence
+
+from mxnet.gluon import Parameter
+from mxnet.optimizer import LARS, Optimizer
+
+from .._mxnet import is_auxiliary
+from ..groups.param_group import FIELDS
+from ..groups.targets import check_multiplier, known_name
+
+_FILLED = "_multitrainer_filled"
+
+
+_DECAYING = ("_weight", "_gamma")  # the endings whose weight decay Optimizer.set_wd_mult leaves alone
+
+
+class NameTable:
+    """The multipliers that an optimizer looks up where it has no Parameters, kept by parameter name.
+
+    Notes
+    -----
+    ``Optimizer.__getstate__`` drops ``param_dict``, so an optimizer that was pickled, to parameter servers or by hand,
+    goes by ``lr_mult[idx2name[index]]`` (``Optimizer._get_lrs`` in mxnet/optimizer/optimizer.py). LARS reads
+    ``idx2name`` for ends of its own and would train bias, gamma and beta otherwise than under stock Trainer once it
+    is filled; it gets its table by index, where ``_get_lrs`` looks first.
+    """
+
+    def __init__(self, params: Sequence[Parameter], optimizer: Optimizer) -> None:
+        self._params = params
+        self._optimizer = optimizer
+        self._param_dict = optimizer.param_dict
+        by_index = isinstance(optimizer, LARS)
+        self._keys: list[Any] = list(range(len(params))) if by_index else [param.name for param in params]
+        if not by_index:
+            optimizer.idx2name = dict(enumerate(self._keys))
+        self.fill()
+
+    def fill(self) -> None:
+        """Make the table say what the Parameters say."""
+        self._tables: dict[str, dict[Any, float]] = {}
+        self._written: dict[str, dict[Any, float]] = {}
+        for field in FIELDS:
+            table = dict(zip(self._keys, map(operator.attrgetter(field), self._params)))
+            setattr(self._optimizer, field, table)
+            self._tables[field], self._written[field] = table, table.copy()
+        # Goes along when the optimizer is pickled: what was filled in is no wish of the user's.
+        setattr(self._optimizer, _FILLED, self._written)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        # An Optimizer loses its Parameters when it is copied or pickled (``Optimizer.__getstate__``), and with them
+        # every multiplier that is set later.
+        self._optimizer.param_dict = self._param_dict
+
+    def read(self) -> dict[str, dict[Parameter, float]]:
+        """Return what somebody else wrote to the table since, as `Optimizer.set_lr_mult` does, field by field.
+
+        A table that was replaced, which is what `Optimizer.set_lr_mult` does, says all that is in it again.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If that names no Parameter, is no multiplier, or cannot be told from MXNet's own zeros. The table then
+            says again what the Parameters say.
+        RuntimeError
+            If the optimizer serves another Trainer now.
+        """
+        if self._optimizer.param_dict is not self._param_dict:
+            raise RuntimeError(
+                "the Optimizer object of this trainer was given to another Trainer since, which looks up its own "
+                "Parameters' multipliers; give every Trainer an Optimizer of its own"
+            )
+        found = {}
+        try:
+            for field in FIELDS:
+                table, written = getattr(self._optimizer, field), self._written[field]
+                # `set_wd_mult` adds to the table what it was not given, `set_lr_mult` does not.
+                replaced = field == "lr_mult" and table is not self._tables[field]
+                if replaced or table != written:
+                    new = {key: value for key, value in table.items() if replaced or written.get(key) != value}
+                    _refuse_default_wd_mult(new if field == "wd_mult" else {})
+                    found[field] = parse_multipliers(new, self._params, f"optimizer.set_{field}")
+        except (TypeError, ValueError):
+            self.fill()
+            raise
+        return found
+
+
+def parse_multipliers(table: Mapping[Any, Any], params: Sequence[Parameter], where: str) -> dict[Parameter, float]:
+    """Return the multipliers that an optimizer's table, by name or by index, gives to ``params``."""
+    by_name = {param.name: param for param in params}
+    found = {}
+    for key, value in table.items():
+        if isinstance(key, int) and 0 <= key < len(params):
+            param = params[key]
+        else:
+            param = by_name[known_name(key, by_name, where)]
+        if is_auxiliary(param):
+            raise ValueError(f"{where}: {key!r} is a statistic or a constant, which no multiplier moves")
+        multiplier = check_multiplier(value, f"{where}: {key!r}")
+        if callable(multiplier):
+            raise TypeError(f"{where}: {key!r} must be a number; a schedule goes to the trainer's own set_lr_mult")
+        found[param] = multiplier
+    return found
+
+
+def explicit_multipliers(optimizer: Any, field: str) -> dict[Any, Any]:
+    """Return the multipliers that a ready Optimizer brings along, by name or by index.
+
+    What a trainer filled in is not the user's, nor is the 0 that MXNet gives the weight decay of biases and the like.
+    """
+    if not isinstance(optimizer, Optimizer):
+        return {}
+    filled = getattr(optimizer, _FILLED, {}).get(field, {})
+    defaults = set(optimizer.idx2name.values()) if field == "wd_mult" else ()
+    return {
+        key: value
+        for key, value in getattr(optimizer, field).items()
+        if filled.get(key) != value and not (value == 0 and key in defaults and not key.endswith(_DECAYING))
+    }
+
+
+def _refuse_default_wd_mult(table: Mapping[Any, Any]) -> None:
+    # Optimizer.set_wd_mult adds 0 for every name without these endings, and nothing tells those from the named ones.
+    added = [name for name, value in table.items() if value == 0 and not str(name).endswith(_DECAYING)]
+    if added:
+        raise ValueError(
+            f"optimizer.set_wd_mult would take the weight decay of {added[0]!r} too, whether it was named or not: "
+            "MXNet adds 0 for all that is neither weight nor gamma. Use trainer.set_wd_mult"
+        )

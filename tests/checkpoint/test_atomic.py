@@ -1,0 +1,98 @@
+"""A file is replaced at once, by any number of savers, and keeps its mode."""
+
+import os
+import stat
+import threading
+
+import numpy as np
+import pytest
+
+from multitrainer.checkpoint import archive, atomic
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def umask():
+    """Set the umask of the process for one test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+def test_two_savers_do_not_share_a_temporary_file(tmp_path):
+    path = tmp_path / "states"
+    with atomic.replacing(path) as one:
+        one.write_bytes(b"one")
+        with atomic.replacing(path) as other:
+            other.write_bytes(b"other")
+        assert path.read_bytes() == b"other"
+        assert one.read_bytes() == b"one"
+    assert path.read_bytes() == b"one"
+    assert os.listdir(str(tmp_path)) == ["states"]
+
+
+def test_threads_that_save_to_one_path_leave_whole_files(tmp_path):
+    path, errors = tmp_path / "states", []
+
+    def save(number):
+        try:
+            for _ in range(40):
+                archive.write(path, {"of": number}, [("array", np.full(20_000, number))])
+        except Exception as error:
+            errors.append(error)
+
+    def load():
+        try:
+            while any(saver.is_alive() for saver in savers):
+                with archive.Reader(path) as reader:
+                    number = reader.header["of"]
+                    assert (reader.array("array", "int64", (20_000,)) == number).all()
+        except Exception as error:
+            errors.append(error)
+
+    save(0)
+    savers = [threading.Thread(target=save, args=(number,)) for number in range(2)]
+    threads = [*savers, threading.Thread(target=load)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert os.listdir(str(tmp_path)) == ["states"]
+
+
+@pytest.mark.parametrize("before", [0o600, 0o644, 0o660, 0o400, 0o755])
+def test_a_replaced_file_keeps_its_mode(before, tmp_path, umask):
+    umask(0o022)
+    path = tmp_path / "states"
+    path.write_bytes(b"before")
+    path.chmod(before)
+    with atomic.replacing(path) as temporary:
+        assert mode(temporary) & ~(before | stat.S_IWUSR | stat.S_IRUSR) == 0  # nobody reads it meanwhile either
+        temporary.write_bytes(b"after")
+    assert (path.read_bytes(), mode(path)) == (b"after", before)
+
+
+@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_mode_that_the_umask_gives(mask, expected, tmp_path, umask):
+    umask(mask)
+    with atomic.replacing(tmp_path / "states") as temporary:
+        temporary.write_bytes(b"new")
+    assert mode(tmp_path / "states") == expected
+
+
+@pytest.mark.parametrize("name", ["s" * 255, "ü" * 127, "☃" * 85], ids=["ascii", "two bytes", "three bytes"])
+def test_the_longest_names(name, tmp_path):
+    for content in (b"one", b"two"):
+        with atomic.replacing(tmp_path / name) as temporary:
+            temporary.write_bytes(content)
+        assert (tmp_path / name).read_bytes() == content
+    assert os.listdir(str(tmp_path)) == [name]
+
+
+def test_a_file_that_could_not_be_made_is_named_as_the_user_named_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"), atomic.replacing(tmp_path / "gone" / "states"):
+        pass
