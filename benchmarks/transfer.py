@@ -39,11 +39,13 @@ import numpy as np
 import record
 from multitrainer import MultiLRTrainer, ParamGroup
 from multitrainer.checkpoint.atomic import replacing
-from multitrainer.cli import digits, figures, network
-from multitrainer.cli.artifacts import save_figure, save_parameters
+from multitrainer.cli.demo import digits
 from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks import Ranks
-from multitrainer.cli.training import Interrupts, fit, seed_everything
+from multitrainer.cli.ranks.ranks import Ranks
+from multitrainer.cli.runs import figures
+from multitrainer.cli.runs.artifacts import save_figure, save_parameters
+from multitrainer.cli.training import network
+from multitrainer.cli.training.loop import Interrupts, fit, seed_everything
 
 sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
 import gluoncv  # noqa: E402, F401

@@ -18,7 +18,8 @@ from cli_support import MODEL, rows_of, start, without_times, write_images
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer.cli import data, main
+from multitrainer.cli import main
+from multitrainer.cli.data import image_folder
 
 FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
 
@@ -162,7 +163,7 @@ class TestAnotherRun:
         shutil.copytree(str(first_run / "out"), "runs/finetune")
         before = contents(tmp_path / "runs/finetune")
         with monkeypatch.context() as patch:
-            patch.setattr(data.ImageFolder, "__getitem__", kill)
+            patch.setattr(image_folder.ImageFolder, "__getitem__", kill)
             with pytest.raises(Killed):
                 finetune(images, epochs=1)
         assert finetune(images, "--resume", epochs=1) == 0
@@ -193,10 +194,10 @@ class TestAnotherRun:
         def interrupt(image):
             ctrl_c()
             monkeypatch.undo()
-            return data._centred(32)(image)
+            return image_folder._centred(32)(image)
 
         before = contents(copied.out)
-        monkeypatch.setattr(data, "_augmented", lambda size: interrupt)
+        monkeypatch.setattr(image_folder, "_augmented", lambda size: interrupt)
         assert finetune(copied.images, "--out", copied.out, "--overwrite") == 130
         assert f"the run in {copied.out} is as it was" in capsys.readouterr().err
         assert contents(copied.out) == before

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from multitrainer.cli.ranks import together
-from multitrainer.cli.training import Interrupts, fit
+from multitrainer.cli.ranks.ranks import together
+from multitrainer.cli.training.loop import Interrupts, fit
 from support import mlp, snapshot
 
 

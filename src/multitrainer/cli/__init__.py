@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn, Sequence
 
-from . import finetune, groups
+from . import finetune, print_groups
 from .errors import UserError, report
 
 
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="multitrainer", description="Parameter groups for MXNet Gluon, from the command line.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     finetune.add_parser(commands)
-    groups.add_parser(commands)
+    print_groups.add_parser(commands)
     return parser
 
 

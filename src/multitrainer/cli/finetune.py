@@ -12,15 +12,18 @@ import mxnet as mx
 from mxnet import gluon
 
 from .. import MultiLRTrainer
-from . import artifacts, data, digits, features, figures, network, parts, runfolder, schedule
+from .data import image_folder
+from .demo import digits
 from .errors import INTERRUPTED, UserError
 from .options import BATCH_SIZE, add_training_arguments, as_given, parse_contexts, parse_optimizer, utf8_path, whole
-from .ranks import KVSTORES, Ranks, together
-from .resume import Checkpoints, Earlier
-from .training import Interrupts, Loader, fit, seed_everything
+from .ranks.ranks import KVSTORES, Ranks, together
+from .runs import artifacts, figures, run_folder
+from .runs.resume import Checkpoints, Earlier
+from .training import features, network, param_groups, schedule
+from .training.loop import Interrupts, Loader, fit, seed_everything
 
 EPOCHS = 10
-NEEDS_DATA = ("model", "pretrained", "params", *parts.OPTIONS, "lr_schedule", "warmup", "no_augment", "workers")
+NEEDS_DATA = ("model", "pretrained", "params", *param_groups.OPTIONS, "lr_schedule", "warmup", "no_augment", "workers")
 OF_EACH_RANK = (
     "data",
     "params",
@@ -44,15 +47,16 @@ to 9 in four ways, and compares them. That takes about two minutes on two cores.
 EPILOG = f"""\
 PATH is an attribute path, as in Python: features, features.0, layer1, output, fc.weight. A wrong one is answered with
 what there is. With --pretrained or --params, and neither --lr-mult nor --freeze, everything but the new last layer
-trains at {parts.BACKBONE_MULT} of --lr; from scratch, everything trains at --lr. What --lr-mult and --freeze name
-leaves --layer-decay and --discriminative. `multitrainer groups` shows what comes of these options without training.
+trains at {param_groups.BACKBONE_MULT} of --lr; from scratch, everything trains at --lr. What --lr-mult and --freeze
+name leaves --layer-decay and --discriminative. `multitrainer groups` shows what these options
+come to, without training.
 
 Left in --out: best.params and last.params, classes.txt (one a line, in the order of the outputs), metrics.jsonl (one
 line an epoch), finetune.png and a checkpoint. Ctrl-C keeps what there is; after it, or after a crash, the same command
 with --resume goes on after the last whole epoch, to the same metrics as if it had never stopped.
 
-A run is not replaced unless you say so. Without --out, a second run goes to {runfolder.DEFAULT}-2, a third to
-{runfolder.DEFAULT}-3, and --resume takes the last one. A folder that --out names is refused if it holds a run: add
+A run is not replaced unless you say so. Without --out, a second run goes to {run_folder.DEFAULT}-2, a third to
+{run_folder.DEFAULT}-3, and --resume takes the last one. A folder that --out names is refused if it holds a run: add
 --resume, or --overwrite, which removes the old run when the first epoch of the new one has ended. --resume refuses
 other options, other --params, other class folders, renumbered images and a run of which a file is missing or damaged.
 Images that were added since the run began are left out, so that none that it measures on is trained on; for one that
@@ -82,7 +86,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("--data", metavar="DIR", type=utf8_path, help="the images; without it, scikit-learn's digits")
     network.add_arguments(parser)
-    parts.add_arguments(parser)
+    param_groups.add_arguments(parser)
     add_training_arguments(parser, f"default {EPOCHS}; {digits.EPOCHS} for the digits", digits.BATCH_SIZE)
     schedule.add_arguments(parser)
     add(
@@ -109,7 +113,7 @@ def add_parser(commands: Any) -> None:
         "--out",
         metavar="DIR",
         type=utf8_path,
-        help=f"where the files go (default {runfolder.DEFAULT}, or the next free one of {runfolder.DEFAULT}-2, ...)",
+        help=f"where the files go (default {run_folder.DEFAULT}, or the next free one of {run_folder.DEFAULT}-2, ...)",
     )
     what_of_earlier = parser.add_mutually_exclusive_group()
     what_of_earlier.add_argument(
@@ -143,8 +147,8 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     else:
         if not schedule.depends_on_epochs(args):
             del options["epochs"]  # a run may go on for longer
-        ranks.decide(lambda: _check_apart(args, args.out or runfolder.DEFAULT))
-    with runfolder.claimed(args.out, args.resume, args.overwrite, ranks) as out:
+        ranks.decide(lambda: _check_apart(args, args.out or run_folder.DEFAULT))
+    with run_folder.claimed(args.out, args.resume, args.overwrite, ranks) as out:
         checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
         if args.data is None:
             return digits.run(args, contexts, optimizer, settings, ranks, checkpoints)
@@ -157,11 +161,11 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
 def _check_apart(args: argparse.Namespace, out: Path) -> None:
     """Refuse to write where the run reads from, before a folder is made there."""
     places = [out.resolve(), *out.resolve().parents]
-    if any(root.resolve() in places for root in data.class_roots(args.data)):
+    if any(root.resolve() in places for root in image_folder.class_roots(args.data)):
         raise UserError(
             f"--out {out} is inside --data, where its files would be taken for a class; choose another --out"
         )
-    replaced = map(Path.resolve, runfolder.files_of_run(out) if args.overwrite and args.out else [])
+    replaced = map(Path.resolve, run_folder.files_of_run(out) if args.overwrite and args.out else [])
     if args.params and args.params.resolve() in replaced:
         raise UserError(f"--params {args.params} is of the run that --overwrite would remove; choose another --out")
 
@@ -177,8 +181,8 @@ def _prepare(
     """Make everything that training needs, and say what will be done; nothing is written."""
     seed_everything(args.seed)
     model = args.model or network.MODEL
-    earlier = checkpoints.find(args.data, lambda rows: [runfolder.BEST, runfolder.LAST])
-    images = data.open_folder(args.data, args.seed, earlier.images)
+    earlier = checkpoints.find(args.data, lambda rows: [run_folder.BEST, run_folder.LAST])
+    images = image_folder.open_folder(args.data, args.seed, earlier.images)
     ranks.agree("images", images.listing())
     checkpoints.announce()
     for note in images.notes:
@@ -192,13 +196,15 @@ def _prepare(
     if ranks.first and has_weights and not earlier.rows:  # the checkpoint holds all weights
         network.load_backbone(net, head, network.download(model) if args.pretrained else args.params)
     ranks.broadcast(net.collect_params().values())
-    trainer = parts.make_trainer(parts.groups(net, head, has_weights, args, clock), optimizer, settings, ranks)
+    trainer = param_groups.make_trainer(
+        param_groups.groups(net, head, has_weights, args, clock), optimizer, settings, ranks
+    )
     size, augment = network.input_size(model), not args.no_augment
-    batches = data.loaders(images, size, batch_size, args.workers or 0, args.seed, ranks, augment)
+    batches = image_folder.loaders(images, size, batch_size, args.workers or 0, args.seed, ranks, augment)
     origin = f"from {args.params or 'the published weights'} with a new {head}" if has_weights else "from scratch"
     print(f"{model} {origin}, on {', '.join(map(str, contexts))}{f' of {ranks.size} ranks' * (ranks.size > 1)}")
     print(f"{len(images.train)} images to train on, {len(images.val)} to measure on, {len(images.classes)} classes")
-    print(f"{trainer.summary()}\n{parts.calendar(trainer, clock)}", end="", flush=True)
+    print(f"{trainer.summary()}\n{param_groups.calendar(trainer, clock)}", end="", flush=True)
     title = f"{model} on {args.data.resolve().name}, {'fine-tuned' if has_weights else 'from scratch'}"
     run = _Run(args, title, images, net, head, trainer, contexts, clock, ranks, checkpoints, earlier)
     return run, batches
@@ -209,7 +215,7 @@ class _Run(NamedTuple):
 
     args: argparse.Namespace
     title: str
-    images: data.Images
+    images: image_folder.Images
     net: gluon.HybridBlock
     head: str
     trainer: MultiLRTrainer
@@ -222,7 +228,7 @@ class _Run(NamedTuple):
     def what_to_train(self, batches: tuple[Loader, Loader], interrupts: Interrupts) -> features.Trained:
         """Return the network and its batches; or its last layer alone, and batches of what that is given."""
         if self.args.no_augment and features.is_frozen(self.net, self.head, self.trainer):
-            every = data.in_order(self.images.train, self.clock.batch_size, self.args.workers or 0)
+            every = image_folder.in_order(self.images.train, self.clock.batch_size, self.args.workers or 0)
             folder = self.checkpoints.out if self.ranks.first else None
             job = features.Job(every, *batches, self.contexts, interrupts, folder, self.args.feature_memory)
             return features.keep(self.net, self.head, job)
@@ -252,17 +258,18 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
                 if not ranks.first:
                     continue
                 checkpoints.begin(images)
-                artifacts.save_parameters(net, out / runfolder.LAST)
+                artifacts.save_parameters(net, out / run_folder.LAST)
                 if row["val_accuracy"] > best["val_accuracy"]:
                     best = row
-                    artifacts.save_parameters(net, out / runfolder.BEST)
+                    artifacts.save_parameters(net, out / run_folder.BEST)
                 checkpoints.save(net, trainer, row["epoch"])
                 metrics.add(row)
                 checkpoints.remove_before(row["epoch"])
                 print(_line(row, run.clock.epochs), flush=True)
         except multiprocessing.TimeoutError as error:
             raise UserError(
-                f"no worker answered within {data.TIMEOUT} s; use fewer --workers, or give them more shared memory"
+                f"no worker answered within {image_folder.TIMEOUT} s; use fewer --workers, or give them more shared "
+                "memory"
             ) from error
         except KeyboardInterrupt:
             interrupted = True
@@ -284,8 +291,8 @@ def _keep_interrupted(run: _Run, images: dict[str, Any] | None) -> str:
     if checkpoints.spares_earlier:
         return f" in the first epoch; the run in {checkpoints.out} is as it was"
     checkpoints.begin(images)
-    artifacts.save_parameters(run.net, checkpoints.out / runfolder.LAST)
-    return f"; {checkpoints.out / runfolder.LAST} holds the weights as they are now"
+    artifacts.save_parameters(run.net, checkpoints.out / run_folder.LAST)
+    return f"; {checkpoints.out / run_folder.LAST} holds the weights as they are now"
 
 
 def _line(row: dict[str, Any], epochs: int) -> str:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import mxnet as mx
 
-from .errors import UserError
-from .options import not_negative
+from ..errors import UserError
+from ..options import not_negative
 
 SCHEDULES = ("constant", "step", "cosine", "poly")
 STEPS, FACTOR = (0.5, 0.75), 0.1  # of the epochs, as the training scripts of GluonCV for CIFAR

@@ -11,9 +11,10 @@ from cli_support import MODEL, rows_of, write_images
 pytest.importorskip("gluoncv")
 
 from multitrainer import MultiLRTrainer
-from multitrainer.cli import features, main, network
-from multitrainer.cli.ranks import Ranks
-from multitrainer.cli.training import Interrupts, Loader
+from multitrainer.cli import main
+from multitrainer.cli.ranks.ranks import Ranks
+from multitrainer.cli.training import features, network
+from multitrainer.cli.training.loop import Interrupts, Loader
 
 FROZEN = ("--no-augment", "--freeze", "features")
 

@@ -11,9 +11,9 @@ from typing import Any, Iterator
 
 import mxnet as mx
 
-from .. import MultiLRTrainer
-from ..checkpoint import atomic
-from .errors import UserError
+from ... import MultiLRTrainer
+from ...checkpoint import atomic
+from ..errors import UserError
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from support import PATIENCE
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer.cli import digits, main
+from multitrainer.cli import main
+from multitrainer.cli.demo import digits
 
 
 def test_the_digits_are_scaled_and_labelled_from_0():

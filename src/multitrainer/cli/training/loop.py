@@ -14,9 +14,9 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from .. import MultiLRTrainer, _mxnet
-from .errors import UserError, require
-from .ranks import Ranks
+from ... import MultiLRTrainer, _mxnet
+from ..errors import UserError, require
+from ..ranks.ranks import Ranks
 
 
 def seed_everything(seed: int) -> None:

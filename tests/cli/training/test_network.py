@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("gluoncv")
 
-from multitrainer.cli import network
 from multitrainer.cli.errors import UserError
+from multitrainer.cli.training import network
 
 HEADS = {
     "cifar_resnet20_v1": "output",

@@ -7,12 +7,21 @@ from typing import Any, Iterable, NamedTuple, Sequence
 
 from mxnet import gluon
 
-from .. import MultiLRTrainer, ParamGroup, _mxnet, discriminative, layerwise_decay, no_weight_decay, stages, unfreeze_at
-from ..groups.targets import Multiplier, check_multiplier
+from ... import (
+    MultiLRTrainer,
+    ParamGroup,
+    _mxnet,
+    discriminative,
+    layerwise_decay,
+    no_weight_decay,
+    stages,
+    unfreeze_at,
+)
+from ...groups.targets import Multiplier, check_multiplier
+from ..errors import UserError
+from ..options import parse_bounds, parse_multiplier, parse_unfreezing, share
+from ..ranks.ranks import Ranks
 from . import network
-from .errors import UserError
-from .options import parse_bounds, parse_multiplier, parse_unfreezing, share
-from .ranks import Ranks
 from .schedule import Clock
 
 BACKBONE_MULT = 0.1

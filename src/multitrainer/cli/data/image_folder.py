@@ -14,9 +14,9 @@ import numpy as np
 from mxnet import gluon
 from mxnet.gluon.data.vision import transforms
 
-from .errors import UserError, require
-from .ranks import Ranks
-from .training import Loader
+from ..errors import UserError, require
+from ..ranks.ranks import Ranks
+from ..training.loop import Loader
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 VAL_SHARE = 0.2

@@ -10,9 +10,9 @@ from typing import Any
 import mxnet as mx
 from mxnet import gluon
 
-from .. import _mxnet
-from .errors import UserError, closest, require
-from .options import utf8_path
+from ... import _mxnet
+from ..errors import UserError, closest, require
+from ..options import utf8_path
 
 MODEL = "mobilenetv2_1.0"
 # Sizes other than ImageNet's usual 224.

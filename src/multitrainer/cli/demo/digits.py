@@ -17,12 +17,13 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from .. import MultiLRTrainer, ParamGroup
-from . import artifacts, features, figures, network, runfolder
-from .errors import INTERRUPTED, UserError, require
-from .ranks import Ranks
-from .resume import Checkpoints
-from .training import Interrupts, Loader, fit, seed_everything
+from ... import MultiLRTrainer, ParamGroup
+from ..errors import INTERRUPTED, UserError, require
+from ..ranks.ranks import Ranks
+from ..runs import artifacts, figures, run_folder
+from ..runs.resume import Checkpoints
+from ..training import features, network
+from ..training.loop import Interrupts, Loader, fit, seed_everything
 
 MODEL = "cifar_resnet20_v1"
 SIZE = 32
@@ -165,7 +166,7 @@ def run(
 def _files_after(rows: list[dict[str, Any]], epochs: int) -> list[str]:
     """Return the files that a run has written with these rows of metrics, beside its checkpoint."""
     ended = any(row["epoch"] == epochs for row in rows)
-    return [SOURCE, *[runfolder.BEST, runfolder.LAST] * ended]
+    return [SOURCE, *[run_folder.BEST, run_folder.LAST] * ended]
 
 
 def _compare(
@@ -201,10 +202,10 @@ def _compare(
         for row in fit(trained.block, trainer, *on, title, **options):
             job.checkpoints.begin()
             if job.ranks.first and row["epoch"] == epochs:
-                artifacts.save_parameters(net, job.checkpoints.out / runfolder.LAST)
+                artifacts.save_parameters(net, job.checkpoints.out / run_folder.LAST)
                 if row["val_accuracy"] > best:
                     best = row["val_accuracy"]
-                    artifacts.save_parameters(net, job.checkpoints.out / runfolder.BEST)
+                    artifacts.save_parameters(net, job.checkpoints.out / run_folder.BEST)
             yield {"regime": regime.name, "seed": seed, **row}, net, trainer
 
 

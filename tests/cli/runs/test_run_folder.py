@@ -13,10 +13,10 @@ import pytest
 
 from cli_support import rows_of
 from multitrainer import MultiLRTrainer
-from multitrainer.cli import artifacts, runfolder
 from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks import Ranks
-from multitrainer.cli.resume import Checkpoints
+from multitrainer.cli.ranks.ranks import Ranks
+from multitrainer.cli.runs import artifacts, run_folder
+from multitrainer.cli.runs.resume import Checkpoints
 
 IMAGES = {"classes": ["a", "b"], "train": ["a/1.jpg", "b/1.jpg"], "val": ["a/2.jpg", "b/2.jpg"]}
 IMAGES["contents"] = {name: [1, 2] for name in (*IMAGES["train"], *IMAGES["val"])}
@@ -106,7 +106,7 @@ def test_a_killed_run_is_resumed_from_any_moment(killer, tmp_path):
             train(folder, 3, value=0)
 
     for folder in killer.moments(tmp_path, work):
-        if runfolder.has_record(folder):
+        if run_folder.has_record(folder):
             with pytest.raises(UserError, match="had --value 0"):  # even if it has no epoch yet
                 train(folder, 5, value=1, resume=True)
         with pytest.raises(Killed), killer.at(2):  # and so is what resumes it
@@ -138,7 +138,7 @@ def test_overwriting_that_is_killed_mixes_nothing(killer, tmp_path):
 
 
 def claim(out=None, resume=False, overwrite=False):
-    return runfolder.claimed(out, resume, overwrite, Ranks())
+    return run_folder.claimed(out, resume, overwrite, Ranks())
 
 
 def test_runs_that_start_at_once_get_a_folder_each(tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_the_last_default_run_is_the_one_with_the_highest_number(tmp_path, monke
 
 def test_a_default_run_killed_in_its_first_epoch_is_the_one_to_resume(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    train(runfolder.DEFAULT, 1, 0)
+    train(run_folder.DEFAULT, 1, 0)
     with claim() as out:
         begun = Checkpoints(out, {"value": "1"}, False, False, Ranks())
         begun.find(Path("data"), files_after)
@@ -176,7 +176,7 @@ def test_a_default_run_killed_in_its_first_epoch_is_the_one_to_resume(tmp_path, 
         train(out, 2, 1, resume=True)
     assert capsys.readouterr().out == f"the run in {out} has no whole epoch yet; it begins from the start\n"
     check_run(out, 2, 1)
-    check_run(runfolder.DEFAULT, 1, 0)
+    check_run(run_folder.DEFAULT, 1, 0)
 
 
 def test_a_run_to_be_overwritten_keeps_its_record_until_then(tmp_path):
@@ -188,7 +188,7 @@ def test_a_run_to_be_overwritten_keeps_its_record_until_then(tmp_path):
 
 def test_a_run_that_has_written_its_record_alone_is_none(tmp_path):
     Checkpoints(tmp_path, {}, False, False, Ranks()).record()
-    assert not runfolder.holds_run(tmp_path)
+    assert not run_folder.holds_run(tmp_path)
     with claim(tmp_path) as out:
         train(out, 1, 0)
     check_run(tmp_path, 1, 0)

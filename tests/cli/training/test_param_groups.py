@@ -13,10 +13,11 @@ from cli_support import MODEL, rows_of
 pytest.importorskip("gluoncv")
 
 from multitrainer import discriminative, layerwise_decay, stages
-from multitrainer.cli import build_parser, main, network, parts, schedule
+from multitrainer.cli import build_parser, main
 from multitrainer.cli.errors import UserError
 from multitrainer.cli.options import parse_optimizer
-from multitrainer.cli.ranks import Ranks
+from multitrainer.cli.ranks.ranks import Ranks
+from multitrainer.cli.training import network, param_groups, schedule
 
 CLOCK = schedule.Clock(images=27, batch_size=8, epochs=10)
 
@@ -28,7 +29,9 @@ def make(*options, clock=CLOCK, has_weights=False):
     network.initialize(net, [mx.cpu()], MODEL, 3)
     optimizer, settings = parse_optimizer(args.optimizer, args.lr, args.wd)
     settings = {**settings, **schedule.settings_of(args, optimizer, clock)}
-    return net, parts.make_trainer(parts.groups(net, head, has_weights, args, clock), optimizer, settings, Ranks())
+    return net, param_groups.make_trainer(
+        param_groups.groups(net, head, has_weights, args, clock), optimizer, settings, Ranks()
+    )
 
 
 def rates(net, trainer, num_update=1):
@@ -140,7 +143,7 @@ def test_a_path_has_an_epoch_of_its_own():
         assert found["features.3.0.body.0.weight"] == stage3
         assert found["features.0.weight"] == 0
         assert found["output.weight"] == 1
-    said = parts.calendar(trainer, CLOCK)
+    said = param_groups.calendar(trainer, CLOCK)
     assert said.splitlines() == [
         "epoch 2, update 4, unfreezes features (0.2)",
         "epoch 5, update 14, unfreezes features.3 (0.2)",
@@ -150,7 +153,7 @@ def test_a_path_has_an_epoch_of_its_own():
 def test_a_calendar_of_many_groups_is_one_line_an_update():
     _, trainer = make("--layer-decay", 0.5, "--unfreeze-at", 2)
     assert (
-        parts.calendar(trainer, CLOCK)
+        param_groups.calendar(trainer, CLOCK)
         == "epoch 2, update 4, unfreezes stage1 (0.0009766) to stage4 layer3 (0.5), 10 groups\n"
     )
 

@@ -16,8 +16,8 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from .. import MultiLRTrainer, ParamGroup
-from .errors import UserError, report
+from ... import MultiLRTrainer, ParamGroup
+from ..errors import UserError, report
 from .watch import Watch, own_address
 
 KVSTORES = ("device", "local", "dist_sync", "dist_device_sync", "horovod")
@@ -221,7 +221,7 @@ class HorovodRanks(Ranks):
     def __init__(self) -> None:
         super().__init__("horovod")
         try:
-            from .. import horovod
+            from ... import horovod
         except ImportError as error:
             raise UserError(f"--kvstore horovod: {error}") from error
         self._trainer = horovod.DistributedMultiLRTrainer

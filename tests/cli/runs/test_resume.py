@@ -17,7 +17,7 @@ pytest.importorskip("sklearn")
 
 from multitrainer import MultiLRTrainer
 from multitrainer.cli import main
-from multitrainer.cli.training import Interrupts, Loader, fit
+from multitrainer.cli.training.loop import Interrupts, Loader, fit
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,12 @@ from typing import Any
 import mxnet as mx
 
 from .. import plot_learning_rates
-from . import artifacts, data, network, parts, schedule
+from .data import image_folder
 from .errors import require
 from .options import BATCH_SIZE, add_training_arguments, parse_optimizer, positive, utf8_path
-from .ranks import Ranks
+from .ranks.ranks import Ranks
+from .runs import artifacts
+from .training import network, param_groups, schedule
 
 CLASSES, IMAGES, EPOCHS = 10, 1000, 10
 
@@ -34,7 +36,7 @@ def add_parser(commands: Any) -> None:
     add("--classes", type=positive(int), help=f"without --data (default {CLASSES})")
     add("--images", type=positive(int), help=f"in an epoch, without --data (default {IMAGES})")
     network.add_arguments(parser)
-    parts.add_arguments(parser)
+    param_groups.add_arguments(parser)
     add_training_arguments(parser, f"default {EPOCHS}")
     schedule.add_arguments(parser)
     add("--out", metavar="FILE", type=utf8_path, default=Path("groups.png"), help="the picture (default groups.png)")
@@ -47,16 +49,18 @@ def run(args: argparse.Namespace) -> int:
     model = args.model or network.MODEL
     classes, images = args.classes or CLASSES, args.images or IMAGES
     if args.data is not None:
-        found = data.open_folder(args.data, seed=0)
+        found = image_folder.open_folder(args.data, seed=0)
         classes, images = len(found.classes), len(found.train)
     net, head = network.build(model, classes)
     clock = schedule.Clock(images, min(args.batch_size or BATCH_SIZE, images), args.epochs or EPOCHS)
     settings = {**settings, **schedule.settings_of(args, optimizer, clock)}
     network.initialize(net, [mx.cpu()], model, classes)
     has_weights = bool(args.pretrained or args.params)
-    trainer = parts.make_trainer(parts.groups(net, head, has_weights, args, clock), optimizer, settings, Ranks())
+    trainer = param_groups.make_trainer(
+        param_groups.groups(net, head, has_weights, args, clock), optimizer, settings, Ranks()
+    )
     print(f"{model}, {classes} classes; {clock.epochs} epochs of {images} images, {clock.total} updates")
-    print(f"{trainer.summary()}\n{parts.calendar(trainer, clock)}", end="")
+    print(f"{trainer.summary()}\n{param_groups.calendar(trainer, clock)}", end="")
     figure = require("matplotlib.figure").Figure(figsize=(10, 4.5), layout="constrained")
     plot_learning_rates(trainer, clock.total, ax=figure.subplots())
     artifacts.save_figure(figure, args.out)

@@ -9,10 +9,10 @@ from typing import Any, Callable, NamedTuple
 
 import mxnet as mx
 
-from .. import MultiLRTrainer
-from . import artifacts, runfolder
-from .errors import UserError
-from .ranks import Ranks
+from ... import MultiLRTrainer
+from ..errors import UserError
+from ..ranks.ranks import Ranks
+from . import artifacts, run_folder
 
 
 class Earlier(NamedTuple):
@@ -54,8 +54,8 @@ class Checkpoints:
         weights: Path | None = None,
     ) -> None:
         self.out = out
-        self.metrics = artifacts.Metrics(out / runfolder.METRICS)
-        self._folder = out / runfolder.CHECKPOINT
+        self.metrics = artifacts.Metrics(out / run_folder.METRICS)
+        self._folder = out / run_folder.CHECKPOINT
         self._options = options
         self._resume = resume
         self._overwrite = overwrite
@@ -87,12 +87,12 @@ class Checkpoints:
     def _find(self, data: Path | None, needed: Callable[[list[dict[str, Any]]], list[str]]) -> tuple[Any, Any]:
         # Now, for the file may be gone when the record is written.
         self._record.update(weights=_weights(self._weights), data=None if data is None else str(data.resolve()))
-        holds_run = runfolder.holds_run(self.out)
-        if not (self._resume and (holds_run or runfolder.has_record(self.out))):
+        holds_run = run_folder.holds_run(self.out)
+        if not (self._resume and (holds_run or run_folder.has_record(self.out))):
             return [], None
-        self._check_complete([f"{runfolder.CHECKPOINT}/{runfolder.RECORD}", *[runfolder.METRICS] * holds_run])
+        self._check_complete([f"{run_folder.CHECKPOINT}/{run_folder.RECORD}", *[run_folder.METRICS] * holds_run])
         try:
-            record = json.loads((self._folder / runfolder.RECORD).read_text(encoding="utf-8"))
+            record = json.loads((self._folder / run_folder.RECORD).read_text(encoding="utf-8"))
             lines = self.metrics.path.read_text(encoding="utf-8").splitlines() if holds_run else []
             rows = [json.loads(line) for line in lines]
             options, images, was_in = dict(record["options"]), record["images"], record["data"]
@@ -111,7 +111,7 @@ class Checkpoints:
         if not rows:
             print(f"the run in {self.out} has no whole epoch yet; it begins from the start", flush=True)
             return [], None
-        kept = [f"{runfolder.CHECKPOINT}/{len(rows):06}{suffix}" for suffix in runfolder.KEPT]
+        kept = [f"{run_folder.CHECKPOINT}/{len(rows):06}{suffix}" for suffix in run_folder.KEPT]
         names = [*kept, *needed(rows)]
         self._check_complete(names)
         self._check_parameters([self.out / name for name in names if name.endswith(".params")], len(rows))
@@ -119,7 +119,7 @@ class Checkpoints:
 
     def _check_metrics(self, rows: int) -> None:
         """Refuse metrics that were emptied or cut: a checkpoint is at most one row ahead of them."""
-        numbers = [int(path.stem) for path in runfolder.files_of_run(self.out) if path.stem.isdecimal()]
+        numbers = [int(path.stem) for path in run_folder.files_of_run(self.out) if path.stem.isdecimal()]
         if numbers and max(numbers) > rows + 1:
             raise self._cannot_resume(
                 f"is damaged (its checkpoint is of row {max(numbers)}, {self.metrics.path} has {rows})"
@@ -169,7 +169,7 @@ class Checkpoints:
     @property
     def spares_earlier(self) -> bool:
         """Whether the folder still holds a run that --overwrite will replace when the first epoch has ended."""
-        return self._overwrite and not self._begun and runfolder.holds_run(self.out)
+        return self._overwrite and not self._begun and run_folder.holds_run(self.out)
 
     def record(self, images: dict[str, Any] | None = None) -> None:
         """Before a new run trains: write what it is of, unless that would spoil a run that it is yet to replace."""
@@ -177,27 +177,27 @@ class Checkpoints:
             return
         if self._begun:
             return self._look_at_classes(images)
-        if runfolder.holds_run(self.out) and not self._resume:
+        if run_folder.holds_run(self.out) and not self._resume:
             raise UserError(f"--out {self.out}: another process has begun a run there; choose another --out")
         artifacts.make_folder(self._folder)
-        artifacts.save_text(self._folder / runfolder.RECORD, json.dumps({**self._record, "images": images}))
+        artifacts.save_text(self._folder / run_folder.RECORD, json.dumps({**self._record, "images": images}))
 
     def begin(self, images: dict[str, Any] | None = None) -> None:
         """Before the first other file of a new run is written: replace the run that was there."""
         if self._begun or not self._ranks.first:
             return
         if self.spares_earlier:
-            runfolder.remove_run(self.out)
+            run_folder.remove_run(self.out)
         # In this order: without the record there is no run, and all else without metrics.jsonl is an incomplete one.
         self.record(images)
         artifacts.save_text(self.metrics.path, "")
         if images is not None:
-            artifacts.save_text(self.out / runfolder.CLASSES, _lines(images["classes"]))
+            artifacts.save_text(self.out / run_folder.CLASSES, _lines(images["classes"]))
         self._begun = True
 
     def _look_at_classes(self, images: dict[str, Any] | None) -> None:
         """Write classes.txt again if it is gone; if it was edited, it is the user's."""
-        path = self.out / runfolder.CLASSES
+        path = self.out / run_folder.CLASSES
         if images is None:
             return
         if not os.path.lexists(path):

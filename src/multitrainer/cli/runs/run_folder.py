@@ -13,9 +13,9 @@ from typing import Iterator
 
 import numpy as np
 
+from ..errors import UserError
+from ..ranks.ranks import Ranks
 from . import artifacts
-from .errors import UserError
-from .ranks import Ranks
 
 DEFAULT = Path("runs/finetune")
 METRICS, CLASSES, BEST, LAST = "metrics.jsonl", "classes.txt", "best.params", "last.params"

@@ -10,9 +10,10 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from .. import MultiLRTrainer, _mxnet
-from . import artifacts, network
-from .training import Interrupts, Loader, split
+from ... import MultiLRTrainer, _mxnet
+from ..runs import artifacts
+from . import network
+from .loop import Interrupts, Loader, split
 
 MEMORY = 1024  # MB
 _TOLERANCE = 1e-4  # for what another graph computes, which differs in the last bits

@@ -15,7 +15,7 @@ from cli_support import write_images
 pytest.importorskip("gluoncv")
 pytest.importorskip("PIL")
 
-from multitrainer.cli import data
+from multitrainer.cli.data import image_folder
 from multitrainer.cli.errors import UserError
 
 
@@ -24,7 +24,7 @@ def _paths(dataset):
 
 
 def test_without_val_a_share_of_every_class_is_set_aside(tmp_path):
-    images = data.open_folder(write_images(tmp_path / "d", 10), seed=1)
+    images = image_folder.open_folder(write_images(tmp_path / "d", 10), seed=1)
     assert images.classes == ["blue", "green", "red"]
     assert np.bincount([label for _, label in images.train.items]).tolist() == [8, 8, 8]
     assert np.bincount([label for _, label in images.val.items]).tolist() == [2, 2, 2]
@@ -33,31 +33,31 @@ def test_without_val_a_share_of_every_class_is_set_aside(tmp_path):
 
 def test_the_seed_decides_the_split(tmp_path):
     root = write_images(tmp_path / "d", 10)
-    first, again, other = (_paths(data.open_folder(root, seed).val) for seed in (1, 1, 2))
+    first, again, other = (_paths(image_folder.open_folder(root, seed).val) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
 def test_two_images_a_class_give_one_to_each_side(tmp_path):
-    images = data.open_folder(write_images(tmp_path / "d", 2), seed=0)
+    images = image_folder.open_folder(write_images(tmp_path / "d", 2), seed=0)
     assert (len(images.train), len(images.val)) == (3, 3)
 
 
 def test_train_and_val_folders_are_used_as_they_are(tmp_path):
     write_images(tmp_path / "train", 3)
     write_images(tmp_path / "val", 2)
-    images = data.open_folder(tmp_path, seed=0)
+    images = image_folder.open_folder(tmp_path, seed=0)
     assert (len(images.train), len(images.val)) == (9, 6)
 
 
 def test_train_without_val_is_divided(tmp_path):
     write_images(tmp_path / "train", 5)
-    images = data.open_folder(tmp_path, seed=0)
+    images = image_folder.open_folder(tmp_path, seed=0)
     assert (len(images.train), len(images.val)) == (12, 3)
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    images = data.open_folder(write_images(tmp_path / "d", 4, classes=("plane", "train")), seed=0)
+    images = image_folder.open_folder(write_images(tmp_path / "d", 4, classes=("plane", "train")), seed=0)
     assert images.classes == ["plane", "train"]
 
 
@@ -68,7 +68,7 @@ def test_hidden_folders_and_other_files_are_no_data(tmp_path):
     (root / "red" / "Thumbs.db").write_bytes(b"x")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images = data.open_folder(root, seed=0)
+        images = image_folder.open_folder(root, seed=0)
     assert len(images.train) + len(images.val) == 12
 
 
@@ -76,7 +76,7 @@ def _broken(tmp_path, damage):
     root = write_images(tmp_path / "d", 4)
     damage(root)
     with pytest.raises(UserError) as caught:
-        data.open_folder(root, seed=0)
+        image_folder.open_folder(root, seed=0)
     return str(caught.value)
 
 
@@ -110,35 +110,35 @@ def test_many_broken_images_are_counted(tmp_path):
 
 def test_one_class_is_not_enough(tmp_path):
     with pytest.raises(UserError, match="at least two class folders, found red"):
-        data.open_folder(write_images(tmp_path / "d", 3, classes=("red",)), seed=0)
+        image_folder.open_folder(write_images(tmp_path / "d", 3, classes=("red",)), seed=0)
 
 
 def test_a_folder_without_class_folders(tmp_path):
     with pytest.raises(UserError, match="found none"):
-        data.open_folder(tmp_path, seed=0)
+        image_folder.open_folder(tmp_path, seed=0)
 
 
 def test_no_such_folder(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        data.open_folder(tmp_path / "nowhere", seed=0)
+        image_folder.open_folder(tmp_path / "nowhere", seed=0)
 
 
 def test_a_single_image_cannot_be_divided(tmp_path):
     root = write_images(tmp_path / "d", 3)
     write_images(root, 1, classes=("lonely",))
     with pytest.raises(UserError, match="class lonely has a single image"):
-        data.open_folder(root, seed=0)
+        image_folder.open_folder(root, seed=0)
 
 
 def test_val_must_hold_the_classes_of_train(tmp_path):
     write_images(tmp_path / "train", 2)
     write_images(tmp_path / "val", 2, classes=("blue", "green", "pink"))
     with pytest.raises(UserError, match="red only in train and pink only in val"):
-        data.open_folder(tmp_path, seed=0)
+        image_folder.open_folder(tmp_path, seed=0)
 
 
 def _two_epochs(root, size, workers, seed=3):
-    train, val = data.loaders(data.open_folder(root, 0), size, batch_size=4, workers=workers, seed=seed)
+    train, val = image_folder.loaders(image_folder.open_folder(root, 0), size, batch_size=4, workers=workers, seed=seed)
     epochs = [[(x.asnumpy(), y.asnumpy()) for x, y in train] for _ in range(2)]
     return epochs, [(x.asnumpy(), y.asnumpy()) for x, y in val]
 
@@ -169,9 +169,9 @@ def test_epochs_are_drawn_anew(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_breaks_later_is_named_too(tmp_path, workers):
     root = write_images(tmp_path / "d", 4)
-    images = data.open_folder(root, 0)
+    images = image_folder.open_folder(root, 0)
     (root / "red" / "001.png").write_bytes(b"gone")
-    train, val = data.loaders(images, 32, batch_size=2, workers=workers, seed=0)
+    train, val = image_folder.loaders(images, 32, batch_size=2, workers=workers, seed=0)
     # 9 images to train on by two: one is left over for the second epoch.
     with pytest.raises(UserError, match=r"001\.png"):
         list(itertools.chain(train, train, val))
@@ -185,13 +185,13 @@ class TestOnResume:
         return write_images(tmp_path / "d", 6)
 
     def test_nothing_changed(self, root):
-        before = data.open_folder(root, seed=1)
+        before = image_folder.open_folder(root, seed=1)
         record = before.record()
-        again = data.open_folder(root, seed=2, record=record)
+        again = image_folder.open_folder(root, seed=2, record=record)
         assert (again.train.items, again.val.items, again.notes) == (before.train.items, before.val.items, ())
 
     def test_images_came_and_went(self, root):
-        before = data.open_folder(root, seed=1)
+        before = image_folder.open_folder(root, seed=1)
         record = before.record()
         gone = [before.train.items[0][0], before.train.items[-1][0], before.val.items[0][0]]
         for path in gone:
@@ -199,7 +199,7 @@ class TestOnResume:
         write_images(root.parent / "more", 9)
         for name in ("007.png", "008.jpg"):
             shutil.copy(str(root.parent / "more/red" / name), str(root / "red" / name))
-        after = data.open_folder(root, seed=1, record=record)
+        after = image_folder.open_folder(root, seed=1, record=record)
         assert "2 were added, 3 removed" in after.notes[0]
         assert len(after.train) == len(before.train)
         for (path, label), (old, old_label) in zip(after.train.items, before.train.items):
@@ -209,39 +209,39 @@ class TestOnResume:
         assert _paths(after.val) == _paths(before.val) - {*gone}
 
     def test_a_renamed_image_is_neither_trained_nor_measured_on(self, root):
-        before = data.open_folder(root, seed=1)
+        before = image_folder.open_folder(root, seed=1)
         record = before.record()
         path = pathlib.Path(before.val.items[0][0])
         path.rename(path.with_name("other.jpg"))
-        after = data.open_folder(root, seed=1, record=record)
+        after = image_folder.open_folder(root, seed=1, record=record)
         assert not any("other.jpg" in path for path in _paths(after.train) | _paths(after.val))
 
     def test_an_image_moved_from_val_to_train_is_not_trained_on(self, tmp_path):
         write_images(tmp_path / "train", 3)
         write_images(tmp_path / "val", 2)
-        before = data.open_folder(tmp_path, seed=0)
+        before = image_folder.open_folder(tmp_path, seed=0)
         record = before.record()
         (tmp_path / "val/red/000.jpg").rename(tmp_path / "train/red/moved.jpg")
-        after = data.open_folder(tmp_path, seed=0, record=record)
+        after = image_folder.open_folder(tmp_path, seed=0, record=record)
         assert _paths(after.train) == _paths(before.train)
         assert _paths(after.val) == _paths(before.val) - {str(tmp_path / "val/red/000.jpg")}
 
     def test_a_val_that_was_made_since_is_not_taken_for_the_one_set_aside(self, tmp_path):
         write_images(tmp_path / "train", 4)
-        before = data.open_folder(tmp_path, seed=0)
+        before = image_folder.open_folder(tmp_path, seed=0)
         record = before.record()
         write_images(tmp_path / "val", 2)
-        after = data.open_folder(tmp_path, seed=0, record=record)
+        after = image_folder.open_folder(tmp_path, seed=0, record=record)
         assert (_paths(after.train), _paths(after.val)) == (_paths(before.train), _paths(before.val))
 
     def test_one_with_other_contents_is_another_image(self, root):
-        before = data.open_folder(root, seed=1)
+        before = image_folder.open_folder(root, seed=1)
         record = before.record()
         changed = [before.train.items[0][0], before.val.items[0][0]]
         write_images(root.parent / "more", 7)
         for path in changed:
             shutil.copy(str(root.parent / "more" / pathlib.Path(path).relative_to(root)), path)
-        after = data.open_folder(root, seed=1, record=json.loads(json.dumps(record)))
+        after = image_folder.open_folder(root, seed=1, record=json.loads(json.dumps(record)))
         assert "2 were added, 2 removed" in after.notes[0]
         assert len(after.train) == len(before.train)
         assert _paths(after.train) == _paths(before.train) - {*changed}
@@ -249,7 +249,7 @@ class TestOnResume:
 
     @pytest.mark.parametrize("how", ["exchanged", "renumbered", "copied"])
     def test_one_known_by_another_name_is_refused(self, root, how):
-        before = data.open_folder(root, seed=1)
+        before = image_folder.open_folder(root, seed=1)
         record = before.record()
         train, val = (pathlib.Path(part.items[0][0]) for part in (before.train, before.val))
         if how == "exchanged":
@@ -264,16 +264,16 @@ class TestOnResume:
             for old, new in zip(images[2::2], images[::2]):
                 old.rename(new)
         with pytest.raises(UserError, match=r"is now the image that '(blue|red)/00\d\.(png|jpg)' was when"):
-            data.open_folder(root, seed=1, record=record)
+            image_folder.open_folder(root, seed=1, record=record)
 
     @pytest.mark.parametrize(("part", "what"), [("train", "train on of class"), ("val", "measure on")])
     def test_none_is_left(self, root, part, what):
-        before = data.open_folder(root, seed=1)
+        before = image_folder.open_folder(root, seed=1)
         record = before.record()
         for path, _ in getattr(before, part).items:
             pathlib.Path(path).unlink()
         with pytest.raises(UserError, match=f"holds none of the images that the run had to {what}"):
-            data.open_folder(root, seed=1, record=record)
+            image_folder.open_folder(root, seed=1, record=record)
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "red\x85", os.fsdecode(b"r\xffd")])
@@ -281,11 +281,11 @@ def test_a_class_that_classes_txt_cannot_name_is_refused(tmp_path, name):
     root = write_images(tmp_path / "d", 3)
     (root / "red").rename(root / name)
     with pytest.raises(UserError, match=r"does not fit on a line of classes\.txt"):
-        data.open_folder(root, seed=0)
+        image_folder.open_folder(root, seed=0)
 
 
 def test_an_image_whose_name_is_not_in_utf8_is_refused(tmp_path):
     root = write_images(tmp_path / "d", 3)
     (root / "red/000.jpg").rename(root / "red" / os.fsdecode(b"\xe9.jpg"))
     with pytest.raises(UserError, match=r"red/\\udce9\.jpg' is not in UTF-8; rename it"):
-        data.open_folder(root, seed=0)
+        image_folder.open_folder(root, seed=0)

@@ -1,0 +1,1 @@
+"""The four ways to transfer that ``multitrainer finetune`` shows on embedded digits."""

@@ -1,0 +1,1 @@
+"""What is trained and how: the network, its groups, learning rates, cached features, the loop."""
