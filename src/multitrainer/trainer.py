@@ -8,21 +8,16 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
 from mxnet import nd
-from mxnet.gluon import Trainer
+from mxnet.gluon import Parameter, Trainer
 
 from . import _mxnet, checkpoint, report
-from ._mxnet import supports_multiplier
 from .checkpoint import archive
 from .freezing.rank_agreement import StoreComparison
-from .freezing.stale_traces import warn_of_old_traces
 from .fused.update import FusedUpdate
-from .groups.param_group import FIELDS, ParamGroup
-from .groups.resolve import resolve, resolve_within
+from .groups import FIELDS, ParamGroup, Plan, resolve, resolve_within
 from .groups.targets import Multiplier, known_name
+from .multipliers.initial import check_initial, inherited_multipliers
 from .multipliers.multipliers import Multipliers
-from .multipliers.name_table import explicit_multipliers, parse_multipliers
-from .multipliers.schedules import evaluate
-from .multipliers.supported import check_supported, optimizer_class, updates_before
 from .symbolic import attributes
 
 
@@ -85,36 +80,26 @@ class MultiLRTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         plan = resolve(params)
-        given = {field: plan.assignments(field) for field in FIELDS}
-        brought = {
-            field: parse_multipliers(explicit_multipliers(optimizer, field), plan.parameters, f"optimizer.{field}")
-            for field in FIELDS
-        }
-        imported = attributes.symbol_multipliers(plan.blocks)
-        brought = {field: {**imported[field], **brought[field]} for field in FIELDS}
-        kind = optimizer_class(optimizer)
-        for field in FIELDS:
-            numbers = evaluate(given[field], field, updates_before(optimizer, optimizer_params) + 1)
-            if not supports_multiplier(kind, field):
-                own = {param: getattr(param, field) for param in plan.member_of}
-                check_supported(kind, field, {**own, **brought[field], **numbers})
+        inherited = inherited_multipliers(plan, optimizer)
+        check_initial(plan, inherited, optimizer, optimizer_params)
+        self._construct_stock_trainer(plan, optimizer, optimizer_params, *args, **kwargs)
+        self._apply_multipliers(plan, inherited)
+
+    def _construct_stock_trainer(self, plan: Plan, *args: Any, **kwargs: Any) -> None:
         self._comparison: StoreComparison | None = None
-        owners = [_mxnet.owner(param) for param in plan.parameters]
-        try:
+        with _mxnet.restoring_owners(plan.parameters):
             # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
-            super().__init__(dict(enumerate(plan.parameters)), optimizer, optimizer_params, *args, **kwargs)
-        except BaseException:
-            for param, owner in zip(plan.parameters, owners):
-                _mxnet.set_owner(param, owner)
-            raise
-        for field, numbers in brought.items():
+            super().__init__(dict(enumerate(plan.parameters)), *args, **kwargs)
+
+    def _apply_multipliers(self, plan: Plan, inherited: Mapping[str, Mapping[Parameter, float]]) -> None:
+        for field, numbers in inherited.items():
             for param, number in numbers.items():
                 setattr(param, field, number)
         attributes.join_symbols(plan.blocks)
         self._plan = plan._replace(blocks=())  # a Block that was hybridized and called could not be copied with it
         self._fused = FusedUpdate()
         self._multipliers = Multipliers(self._params, self._optimizer)
-        self._multipliers.assign(given, plan.blocks)
+        self._multipliers.assign({field: plan.assignments(field) for field in FIELDS}, plan.blocks)
         attributes.record(self._multipliers.trainable, plan.blocks)
 
     @property
@@ -251,22 +236,17 @@ class MultiLRTrainer(Trainer):
 
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`."""
-        self._multipliers.sync(at_step=True)
-        warn_of_old_traces(self._multipliers.trainable)
-        with self._multipliers.updating(self):
+        with self._multipliers.update(self):
             super().step(batch_size, ignore_stale_grad)
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
-        self._multipliers.sync(at_step=True)
-        with _mxnet.leaving_out(self, self._multipliers.left_out()):
+        with self._multipliers.exchange(self):
             super().allreduce_grads()
 
     def update(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update after `allreduce_grads`; see `mxnet.gluon.Trainer.update`."""
-        self._multipliers.sync(at_step=True)
-        warn_of_old_traces(self._multipliers.trainable)
-        with self._multipliers.updating(self):
+        with self._multipliers.update(self):
             super().update(batch_size, ignore_stale_grad)
 
     def save_states(self, fname: str | os.PathLike[str]) -> None:
@@ -395,7 +375,7 @@ class MultiLRTrainer(Trainer):
 
     def _load_pickle(self, fname: str) -> None:
         super().load_states(fname)
-        self._multipliers.adopt(self._optimizer)
+        self._multipliers.use_optimizer(self._optimizer)
         self._multipliers.sync()  # schedules go by the update count that was loaded
 
     def _training(self) -> checkpoint.Training:
@@ -406,7 +386,7 @@ class MultiLRTrainer(Trainer):
                 f"these Parameters have no values yet: {', '.join(waiting)}. Initialize the network, and run one "
                 "forward pass where shapes are left to be found, before states are saved or loaded"
             )
-        if self._servers_update():
+        if _mxnet.servers_update(self):
             raise RuntimeError(
                 "the states cannot be saved or loaded if parameter servers update: the servers hold them, and give "
                 "them to nobody. Let the workers update: a synchronous kvstore such as 'dist_sync', dense weights and "
@@ -433,39 +413,16 @@ class MultiLRTrainer(Trainer):
         return not self._distributed or self._kvstore.rank == 0
 
     def _init_kvstore(self) -> None:
-        if self._workers_should_update():
-            self._kvstore_params["update_on_kvstore"] = False
+        if _mxnet.workers_should_update(self):  # every multiplier and schedule works there
+            _mxnet.let_workers_update(self)
         super()._init_kvstore()
-        if self._distributed and self._update_on_kvstore:
-            self._multipliers.shipped()
+        if _mxnet.has_sent_optimizer(self):
+            self._multipliers.sent_to_servers()
 
     def _row_sparse_pull(self, *args: Any, **kwargs: Any) -> None:
         if not self._kv_initialized:  # the optimizer is about to be shipped, before any step
             self._multipliers.sync()
         super()._row_sparse_pull(*args, **kwargs)
-
-    def _store_kind(self) -> str:
-        store = self._kvstore_params["kvstore"]
-        return store if isinstance(store, str) else getattr(store, "type", "")
-
-    def _workers_should_update(self) -> bool:
-        """Whether it was left open who updates, and the workers can: there every multiplier and schedule works."""
-        return (
-            self._kvstore_params["update_on_kvstore"] is None
-            and "MXNET_UPDATE_ON_KVSTORE" not in os.environ
-            and "dist" in self._store_kind()
-            and "async" not in self._store_kind()
-            and not (self._contains_sparse_weight or self._contains_sparse_grad)
-        )
-
-    def _servers_update(self) -> bool:
-        """Whether parameter servers update, or will once the kvstore is set up: that gives them the optimizer."""
-        if self._kv_initialized:
-            return bool(self._distributed and self._update_on_kvstore)
-        chosen = self._kvstore_params["update_on_kvstore"]
-        if chosen is None:
-            chosen = not self._workers_should_update() and os.environ.get("MXNET_UPDATE_ON_KVSTORE", "1") != "0"
-        return "dist" in self._store_kind() and (chosen or "async" in self._store_kind())
 
     def _init_params(self) -> None:
         waiting = len(self._params_to_init)

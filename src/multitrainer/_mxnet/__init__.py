@@ -22,6 +22,12 @@ from .blocks import (  # noqa: E402
     undisturbed,
     use_global_stats,
 )
+from .kvstores import (  # noqa: E402
+    has_sent_optimizer,
+    let_workers_update,
+    servers_update,
+    workers_should_update,
+)
 from .modules import (  # noqa: E402
     fixed_parameters,
     module_optimizer,
@@ -52,7 +58,7 @@ from .parameters import (  # noqa: E402
     is_initialized,
     is_statistic,
     owner,
-    set_owner,
+    restoring_owners,
     set_variable,
     shape,
     stem,
@@ -89,6 +95,7 @@ __all__ = [
     "forget_trace",
     "has_fresh_gradient",
     "has_gradient",
+    "has_sent_optimizer",
     "held_parameters",
     "is_auxiliary",
     "is_hybridized",
@@ -97,6 +104,7 @@ __all__ = [
     "is_statistic",
     "layout_functions",
     "leaving_out",
+    "let_workers_update",
     "mark_statistics",
     "memory_block",
     "module_optimizer",
@@ -109,7 +117,8 @@ __all__ = [
     "parameters_by_path",
     "replace_operators",
     "replace_traces",
-    "set_owner",
+    "restoring_owners",
+    "servers_update",
     "set_states",
     "set_update_counts",
     "set_use_global_stats",
@@ -131,5 +140,6 @@ __all__ = [
     "variable",
     "weight_decays",
     "weight_like",
+    "workers_should_update",
     "write_attributes",
 ]
