@@ -1,4 +1,4 @@
-"""Write the tables that benchmarks measured into README.md and docs: each is made from JSON in benchmarks/results alone.
+"""Write the tables that benchmarks measured into README.md and docs, each from JSON in benchmarks/results alone.
 
     python benchmarks/tables.py [--check] [FILE ...]
 
@@ -38,9 +38,10 @@ def table(name):
     """Return the table NAME in Markdown."""
     if name == "headline":
         return headline()
+    about = result(name)
     sys.path.insert(0, str(HERE))
     try:
-        return importlib.import_module(name).table(result(name)).strip("\n")
+        return importlib.import_module(name).table(about).strip("\n")
     finally:
         sys.path.remove(str(HERE))
 
