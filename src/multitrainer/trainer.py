@@ -17,7 +17,7 @@ from .freezing.rank_agreement import StoreComparison
 from .freezing.stale_traces import warn_of_old_traces
 from .fused.update import FusedUpdate
 from .groups.param_group import FIELDS, ParamGroup
-from .groups.resolve import resolve, resolve_within
+from .groups.resolve import resolve, resolve_assignment
 from .groups.targets import Multiplier, known_name
 from .multipliers.multipliers import Multipliers
 from .multipliers.name_table import explicit_multipliers, parse_multipliers
@@ -146,7 +146,7 @@ class MultiLRTrainer(Trainer):
         net             2       5        1            0.1  0.0001  trained
         0               2      12        0              0  0.0001  frozen
         """
-        return report.table(self._rows())
+        return report.format_table(self._rows())
 
     def explain(self, name: str) -> str:
         """Say why a parameter learns as it does: which entry gave its multipliers, and the rates that come of them.
@@ -494,7 +494,7 @@ class MultiLRTrainer(Trainer):
             super()._update(ignore_stale_grad)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
-        plan = resolve_within(multipliers, field, self._params)
+        plan = resolve_assignment(multipliers, field, self._params)
         self._multipliers.assign({field: plan.assignments(field)}, plan.blocks)
 
     def _rates(self, updates: Iterable[int]) -> list[float]:
@@ -503,12 +503,12 @@ class MultiLRTrainer(Trainer):
         scheduler, rate = copy.deepcopy(self._optimizer.lr_scheduler), self._optimizer.lr
         return [rate if scheduler is None else scheduler(update) for update in updates]
 
-    def _rows(self, **kwargs: Any) -> list[report.Row]:
+    def _rows(self, **kwargs: Any) -> list[report.SummaryRow]:
         (rate,) = self._rates([self._optimizer.num_update + 1])
-        return report.rows(self._plan, self._multipliers.trainable, rate, self._optimizer.wd, **kwargs)
+        return report.summary_rows(self._plan, self._multipliers.trainable, rate, self._optimizer.wd, **kwargs)
 
     def _planned(self, num_updates: int) -> tuple[Sequence[int], list[tuple[str, list[float]]]]:
         """Return the numbers of the next updates, and the learning rates that each group will have at them."""
         updates = range(self._optimizer.num_update + 1, self._optimizer.num_update + 1 + num_updates)
         schedules, rates = self._multipliers.schedules["lr_mult"], self._rates(updates)
-        return updates, report.planned(self._plan, self._multipliers.trainable, schedules, updates, rates)
+        return updates, report.planned_rates(self._plan, self._multipliers.trainable, schedules, updates, rates)

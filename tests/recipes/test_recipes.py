@@ -348,7 +348,7 @@ class TestGradualUnfreezing:
             (2.5, TypeError, "every must be a whole number of updates, got 2.5"),
             ("ab", TypeError, "every must be a whole number of updates, got 'ab'"),
             ([5], ValueError, "every names 1 updates, but there are 2 stages before the last"),
-            ([5, 3], ValueError, r"every must not go back, got \[5, 3\]"),
+            ([5, 3], ValueError, r"every must not decrease, got \[5, 3\]"),
             ([5, 0], ValueError, r"every\[1\] must be at least 1"),
             ([5, None], TypeError, r"every\[1\] must be a whole number"),
         ],

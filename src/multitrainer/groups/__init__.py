@@ -1,9 +1,9 @@
-"""Parameter groups: what a target and a multiplier can be, and which Parameter gets which multiplier.
+"""Parameter groups: what a user may write as a target, a multiplier or a group, and which Parameter gets which.
 
-`resolve` reads what the user wrote and changes nothing; setting the multipliers is the trainer's work.
+`resolve` reads Parameters and changes none. The trainer sets the multipliers, and `recipes` makes groups of a network.
 """
 
 from .param_group import FIELDS, ParamGroup
-from .resolve import Plan, resolve, resolve_within
+from .resolve import ResolvedGroup, ResolvedGroups, resolve, resolve_assignment
 
-__all__ = ["FIELDS", "ParamGroup", "Plan", "resolve", "resolve_within"]
+__all__ = ["FIELDS", "ParamGroup", "ResolvedGroup", "ResolvedGroups", "resolve", "resolve_assignment"]
