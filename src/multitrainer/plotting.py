@@ -92,4 +92,5 @@ def draw_learning_rates(ax: Any, updates: Sequence[int], lines: Sequence[tuple[s
     named = sorted({round(i) for i in np.linspace(0, count - 1, min(count, LEGEND_ENTRIES))})
     title = f"{len(named)} of {count} groups" if len(named) < count else None
     handles = [drawn[i] for i in named]
-    ax.legend(handles=handles, title=title, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    ax.legend(handles=handles, title=title, fontsize="small", labelspacing=0.25, **place)
