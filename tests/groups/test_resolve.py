@@ -75,7 +75,7 @@ def test_no_multiplier_keeps_what_the_parameter_has():
 
 
 def test_two_parameter_dicts_with_multipliers_of_their_own_train_in_one_trainer():
-    """The second experiment of the note: two models, each with its lr_mult, merged into one ParameterDict."""
+    """Two models, each with its own lr_mult, are merged into one ParameterDict."""
     models = [mlp(prefix="a_", batchnorm=False), mlp(prefix="b_", batchnorm=False)]
     models[0].collect_params().setattr("lr_mult", 0.5)
     models[1].collect_params().setattr("lr_mult", 2)
