@@ -8,30 +8,11 @@ from mxnet import gluon
 from mxnet.gluon import nn, rnn
 
 from multitrainer.recipes.dataflow import dataflows
-
-
-def sequential(*layers):
-    net = nn.HybridSequential()
-    net.add(*layers)
-    return net
+from recipe_support import Net, Scaled, sequential
 
 
 def dense(units=2, **kwargs):
     return nn.Dense(units, use_bias=False, flatten=False, **kwargs)
-
-
-class Net(gluon.HybridBlock):
-    """Layers by name, and a forward pass over them."""
-
-    def __init__(self, run, **layers):
-        super().__init__()
-        self._run = run
-        with self.name_scope():
-            for name, layer in layers.items():
-                setattr(self, name, layer)
-
-    def hybrid_forward(self, op, x):
-        return self._run(self, op, x)
 
 
 def before(net, layer, through_stops=False):
@@ -61,7 +42,7 @@ def test_weight_and_bias_of_a_layer_share_an_operator():
 
 
 def test_branches_do_not_come_before_each_other():
-    net = Net(lambda net, op, x: net.out(net.a(x) + net.b(x)), a=dense(), b=dense(), out=dense())
+    net = Net(lambda net, op, x: net.out(net.a(x) + net.b(x)), {"a": dense(), "b": dense(), "out": dense()})
     assert before(net, net.a) == before(net, net.b) == set()
     assert before(net, net.out) == {net.a.weight, net.b.weight}
 
@@ -75,7 +56,7 @@ def test_a_parameter_counts_where_it_is_used_first():
 
 
 def test_a_weight_is_used_where_it_meets_the_data():
-    """Reshaping a weight, or joining it with others, is no use of it."""
+    """To reshape a weight, or to join it with others, is not to use it."""
 
     class Joined(gluon.HybridBlock):
         def __init__(self):
@@ -97,13 +78,13 @@ def test_a_weight_is_used_where_it_meets_the_data():
 
 def test_a_gradient_stop_ends_the_first_dataflow_and_not_the_second():
     for name in ("stop_gradient", "BlockGrad"):
-        net = Net(lambda net, op, x, name=name: net.b(getattr(op, name)(net.a(x))), a=dense(), b=dense())
+        net = Net(lambda net, op, x, name=name: net.b(getattr(op, name)(net.a(x))), {"a": dense(), "b": dense()})
         assert before(net, net.b) == set()
         assert before(net, net.b, through_stops=True) == {net.a.weight}
 
 
 def test_a_parameter_that_is_not_used_has_no_position():
-    net = Net(lambda net, op, x: net.used(x), idle=dense(), used=dense())
+    net = Net(lambda net, op, x: net.used(x), {"idle": dense(), "used": dense()})
     dataflow = next(dataflows(net))
     assert list(dataflow.first_uses) == [net.used.weight]
     assert dataflow.position([net.idle.weight]) == math.inf
@@ -156,7 +137,7 @@ def test_a_recurrent_cell_is_unrolled():
 
 
 def test_outputs_may_be_nested():
-    net = Net(lambda net, op, x: [net.a(x), (net.b(x), [net.c(x)])], a=dense(), b=dense(), c=dense())
+    net = Net(lambda net, op, x: [net.a(x), (net.b(x), [net.c(x)])], {"a": dense(), "b": dense(), "c": dense()})
     assert set(first_used(net)) == {net.a.weight, net.b.weight, net.c.weight}
 
 
@@ -166,25 +147,14 @@ def test_a_network_is_run_on_numpy_symbols_under_numpy_semantics():
         assert before(net, net[1]) == {net[0].weight}
 
 
-class Sized(gluon.HybridBlock):
-    """A layer that fails with a symbol, which has no shape."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = self.params.get("scale", shape=(1,))
-
-    def hybrid_forward(self, op, x, scale):
-        return x * float(x.shape[0]) * scale
-
-
 class TestLayersThatFailWithASymbol:
     def test_such_a_layer_is_one_operator(self):
-        net = sequential(dense(), Sized(), dense())
+        net = sequential(dense(), Scaled(), dense())
         assert before(net, net[1]) == {net[0].weight}
         assert before(net, net[2]) == {net[0].weight, net[1].scale}
 
     def test_the_layers_are_left_as_they_were(self):
-        net = sequential(dense(), Sized())
+        net = sequential(dense(), Scaled())
 
         def forward(x):
             return x
@@ -198,7 +168,7 @@ class TestLayersThatFailWithASymbol:
         def run(net, op, x):
             return net.a(x) * x.shape[0]
 
-        net = Net(run, a=dense())
+        net = Net(run, {"a": dense()})
         with pytest.raises(ValueError, match="has no attribute 'shape'"):
             dataflows(net)
         assert "forward" not in vars(net.a)

@@ -7,6 +7,7 @@ from mxnet.gluon import nn, rnn
 
 from multitrainer.recipes.dataflow import dataflows
 from multitrainer.recipes.network_tree import Node, join_loose_parameters, make_tree
+from recipe_support import sequential
 from support import mlp
 
 
@@ -34,12 +35,6 @@ class Holder(gluon.HybridBlock):
         for child in self._children.values():
             x = child(x)
         return x
-
-
-def sequential(*layers):
-    net = nn.HybridSequential()
-    net.add(*layers)
-    return net
 
 
 def tree(net):
