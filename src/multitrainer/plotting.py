@@ -65,18 +65,7 @@ def plot_learning_rates(trainer: Any, num_updates: int, ax: Any = None) -> Any:
 
 
 def draw_learning_rates(ax: Any, updates: Sequence[int], lines: Sequence[tuple[str, Sequence[float]]]) -> None:
-    """Draw the learning rates of groups on ``ax``, with a gap in a line while its group is frozen, and a legend.
-
-    Parameters
-    ----------
-    ax : matplotlib.axes.Axes
-        The axes to draw on; their scale becomes logarithmic if the rates of one update differ by more than a factor of
-        10.
-    updates : sequence of int
-        The numbers along the x-axis.
-    lines : sequence of (str, sequence of float)
-        The label and the rates of each group.
-    """
+    """Draw the label and the learning rates of each group on ``ax``, as `plot_learning_rates` describes it."""
     from matplotlib import colormaps
 
     count = len(lines)

@@ -75,19 +75,7 @@ def explain(
     rates: Mapping[str, float],
     schedules: Mapping[str, Mapping[Parameter, Multiplier]],
 ) -> str:
-    """Explain where the multipliers of ``param`` come from.
-
-    Parameters
-    ----------
-    resolved : ResolvedGroups
-        The groups of the trainer.
-    param : Parameter
-        One of the trainer's.
-    rates : dict of str to float
-        The optimizer's own learning rate and weight decay, by field.
-    schedules : dict of str to dict of Parameter to schedule
-        The schedules that are active, by field.
-    """
+    """Explain where the multipliers of ``param`` come from; ``rates`` are the optimizer's own, by field."""
     shape = "shape not known yet" if not shape_is_known(param.shape) else " x ".join(map(str, param.shape))
     if is_auxiliary(param):
         return f"{param.name}: {shape}, a statistic or a constant, which no multiplier moves"

@@ -56,20 +56,9 @@ class ParamGroup:
         self.root: Block | None = None
 
     @classmethod
-    def _in_network(
-        cls,
-        root: Block | None,
-        params: Any,
-        lr_mult: Multiplier | None = None,
-        wd_mult: Multiplier | None = None,
-        name: str | None = None,
-    ) -> ParamGroup:
-        """Make a group of a part of the network ``root``.
-
-        The trainer knows the Blocks of ``root`` as if the user had named it. The group is renamed if another one has
-        its name.
-        """
-        group = cls(params, lr_mult, wd_mult, name)
+    def _in_network(cls, root: Block | None, *args: Any, **kwargs: Any) -> ParamGroup:
+        """Make a group of a part of ``root``, a network that the trainer then treats as if the user had named it."""
+        group = cls(*args, **kwargs)
         group.root = root
         return group
 

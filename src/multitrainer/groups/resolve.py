@@ -57,17 +57,7 @@ class ResolvedGroups(NamedTuple):
 
 
 def resolve(params: Any) -> ResolvedGroups:
-    """Decide which Parameter gets which multiplier.
-
-    Parameters
-    ----------
-    params : see `MultiLRTrainer`
-        What the user gave to the trainer.
-
-    Returns
-    -------
-    ResolvedGroups
-        The Parameters in stock Trainer's order, the groups, and for each field the group that decides it.
+    """Decide which Parameter gets which multiplier, given the ``params`` of a trainer in any form that it takes.
 
     Raises
     ------
@@ -88,16 +78,7 @@ def resolve(params: Any) -> ResolvedGroups:
 
 
 def resolve_assignment(mapping: Mapping[Any, Any], field: str, members: Sequence[Parameter]) -> ResolvedGroups:
-    """Decide which of ``members`` get which multiplier, given a dict of target or exact name to multiplier.
-
-    Parameters
-    ----------
-    mapping : dict of target to multiplier
-        What the user gave to ``set_lr_mult`` or ``set_wd_mult``.
-    field : str
-        'lr_mult' or 'wd_mult'.
-    members : sequence of Parameter
-        All Parameters of the trainer.
+    """Decide which ``members`` of a trainer get which ``field``, given a dict of target or exact name to multiplier.
 
     Raises
     ------

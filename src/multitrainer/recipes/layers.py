@@ -49,10 +49,7 @@ def named_layers(blocks_or_net: Any) -> list[NamedTarget]:
 def check_disjoint(targets: Sequence[tuple[str, Any]]) -> None:
     """Raise ValueError if there are no targets, if one has nothing to train, or if two share a parameter.
 
-    Parameters
-    ----------
-    targets : sequence of (str, target)
-        Each target after the words for it in error messages.
+    Each target comes with the words for it in error messages.
     """
     if not targets:
         raise ValueError("expected a network or a list of Blocks, got an empty list")
