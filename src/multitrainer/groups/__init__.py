@@ -1,6 +1,6 @@
-"""Parameter groups: what a user may write as a target, a multiplier or a group, and which Parameter gets which.
+"""Parameter groups: targets, multipliers and groups as a user writes them, and which multiplier a Parameter gets.
 
-`resolve` reads Parameters and changes none. The trainer sets the multipliers, and `recipes` makes groups of a network.
+`resolve` only reads Parameters. The trainer sets the multipliers, and `recipes` makes groups of a network.
 """
 
 from .param_group import FIELDS, ParamGroup
