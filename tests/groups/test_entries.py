@@ -126,6 +126,7 @@ MISUSE = {
     "a triple": (lambda net: [(net, 0.1, 0.0)], TypeError, "0.1 is not a target.*wd_mult: ParamGroup"),
     "a pair the wrong way round": (lambda net: [(0.1, net)], TypeError, "entry 0.*0.1 is not a target"),
     "a ParamGroup in a pair": (lambda net: [(ParamGroup(net), 0.1)], TypeError, "carries its own multipliers"),
+    "a ParamGroup as multiplier": (lambda net: [(net, ParamGroup(net[0]))], TypeError, "entry 0.*is not a target"),
     "a ParamGroup in a ParamGroup": (lambda net: ParamGroup([ParamGroup(net)]), TypeError, "is not a target"),
     "True": (lambda net: [(net, True)], TypeError, "entry 0.*got True of type bool"),
     "a str as multiplier": (lambda net: [(net, "0.1")], TypeError, "entry 0.*got '0.1' of type str"),

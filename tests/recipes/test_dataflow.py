@@ -128,6 +128,13 @@ def test_a_network_with_several_inputs_is_run_on_all_of_them():
     assert before(net, net.b) == {net.a.weight}
 
 
+def test_a_symbol_block_is_run_on_all_its_inputs():
+    x, y = mx.sym.var("x"), mx.sym.var("y")
+    hidden = mx.sym.FullyConnected(x, num_hidden=2, no_bias=True, name="a") + y
+    net = gluon.SymbolBlock(mx.sym.FullyConnected(hidden, num_hidden=2, no_bias=True, name="b"), [x, y])
+    assert [param.name for param in first_used(net)] == ["a_weight", "b_weight"]
+
+
 def test_a_recurrent_cell_is_unrolled():
     net = rnn.HybridSequentialRNNCell()
     net.add(rnn.LSTMCell(3))

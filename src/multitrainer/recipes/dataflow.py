@@ -89,7 +89,7 @@ def _read_graph(nodes: list[dict[str, Any]], params: dict[str, Parameter], stops
             else:
                 parameters |= upstream[source]
         from_input.append(any(from_input[source] for source in sources))
-        if from_input[-1] and parameters:  # a weight may be reshaped or joined with others before it meets the data
+        if from_input[-1]:  # a weight may be reshaped or joined with others before it meets the data
             for param in _unmask(parameters, ordered):
                 first_uses.setdefault(param, FirstUse(position, data))
         upstream.append(0 if node["op"] in stops else data | parameters)
