@@ -158,14 +158,15 @@ class TestOrder:
         params = {name: Parameter(name, shape=(1,)) for name in ("b", "c", "a")}
         for param in params.values():
             param.initialize()
+        by_key = {"1": params["c"], "0": params["b"], "2": params["a"]}
         given = {
-            "dict": {"1": params["c"], "0": params["b"], "2": params["a"]},
+            "dict": by_key,
             "list": list(params.values()),
             "tuple": tuple(params.values()),
             "ParameterDict": ParameterDict(),
         }[form]
         if form == "ParameterDict":
-            given._params.update(params)
+            given.update(by_key)
         assert MultiLRTrainer(given, "sgd")._params == Trainer(given, "sgd")._params
 
     def test_parameters_of_several_groups_are_ordered_by_name(self):

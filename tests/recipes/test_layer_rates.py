@@ -66,8 +66,8 @@ class TestLayerwiseDecay:
         assert set(multipliers(layerwise_decay(resnet(), 1, head=3))) == {3}
 
     def test_a_decay_that_would_freeze_is_refused(self):
-        with pytest.raises(ValueError, match="decay 1e-60 over 10 layers makes the first multiplier 0"):
-            layerwise_decay(resnet(), 1e-60)
+        with pytest.raises(ValueError, match="decay 1e-36 over 10 layers makes the first multiplier 0"):
+            layerwise_decay(resnet(), 1e-36)
 
 
 class TestDiscriminative:
