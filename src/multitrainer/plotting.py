@@ -1,45 +1,42 @@
-"""Plot the learning rates of the updates to come."""
+"""Plot learning rates over the updates."""
 
 from __future__ import annotations
 
 import numbers
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 
-_LEGEND = 20  # entries that a legend can hold beside the axes
-
-
-_WIDE = 10  # groups whose rates are further apart than this factor are drawn on a logarithmic axis
+LEGEND_ENTRIES = 20  # as many as fit beside the axes
+LOG_SCALE_RATIO = 10  # between the rates of one update
 
 
 def plot_learning_rates(trainer: Any, num_updates: int, ax: Any = None) -> Any:
-    """Draw the learning rate of each group over the updates to come, without training.
+    """Plot the learning rate of each group over the next updates, without training.
 
     Parameters
     ----------
     trainer : MultiLRTrainer
-        It is not changed: copies of its lr_scheduler and of its schedules are asked. A plain function cannot be
-        copied; one that keeps count of its calls counts these too.
+        It is not changed: the rates come from copies of its lr_scheduler and its schedules. A plain function cannot be
+        copied; one that counts its calls counts these too.
     num_updates : int
         How many updates to draw, from the trainer's next one on.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure of matplotlib.pyplot.
+        The axes to draw on; by default those of a new figure of matplotlib.pyplot.
 
     Returns
     -------
     matplotlib.axes.Axes
-        One line a group, labelled with its name. Where a group is frozen its line has a gap. The axis is
-        logarithmic if the rates of one update differ by more than a factor of 10. Of more than 20 groups the legend
-        names 20.
+        One line for each group, labelled with its name. The line has a gap while the group is frozen. The axis is
+        logarithmic if the rates of one update differ by more than a factor of 10. The legend names at most 20 groups.
 
     Raises
     ------
     TypeError, ValueError
-        If ``trainer`` is no `MultiLRTrainer`, ``num_updates`` is no whole number above 0, or a schedule cannot be
+        If ``trainer`` is not a `MultiLRTrainer`, ``num_updates`` is not a whole number above 0, or a schedule cannot be
         copied.
     ImportError
-        Without matplotlib, with the extra to install.
+        If matplotlib is not installed, naming the extra that installs it.
 
     Examples
     --------
@@ -58,19 +55,31 @@ def plot_learning_rates(trainer: Any, num_updates: int, ax: Any = None) -> Any:
         raise ValueError(f"num_updates must be a whole number above 0, got {num_updates!r}")
     updates, lines = planned(int(num_updates))
     try:
-        from matplotlib import colormaps, pyplot
+        from matplotlib import pyplot
     except ImportError as error:
         raise ImportError("plot_learning_rates needs matplotlib: pip install 'multitrainer[plot]'") from error
     ax = pyplot.subplots(figsize=(9, 4.5), layout="constrained")[1] if ax is None else ax
-    colours = colormaps["tab10"].colors if len(lines) <= 10 else colormaps["viridis"](np.linspace(0, 0.95, len(lines)))
-    drawn, by_group = [], [rates for _, rates in lines]
-    for (name, rates), colour in zip(lines, colours):
-        shown = np.where(np.asarray(rates) > 0, rates, np.nan)
-        drawn += ax.plot(updates, shown, label=name, color=colour, drawstyle="steps-mid")
-    if any(max(now) > _WIDE * min(now) for now in (list(filter(None, rates)) for rates in zip(*by_group)) if now):
-        ax.set_yscale("log")
-    ax.set(xlabel="update", ylabel="learning rate", xlim=(updates[0] - 0.5, updates[-1] + 0.5))
-    chosen = [drawn[i] for i in sorted({round(i) for i in np.linspace(0, len(drawn) - 1, min(len(drawn), _LEGEND))})]
-    title = f"{len(chosen)} of {len(drawn)} groups" if len(chosen) < len(drawn) else None
-    ax.legend(handles=chosen, title=title, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    draw_learning_rates(ax, updates, lines)
+    ax.set(xlabel="update", ylabel="learning rate")
     return ax
+
+
+def draw_learning_rates(ax: Any, updates: Sequence[int], lines: Sequence[tuple[str, Sequence[float]]]) -> None:
+    """Draw the label and the learning rates of each group on ``ax``, as `plot_learning_rates` describes it."""
+    from matplotlib import colormaps
+
+    count = len(lines)
+    colours = colormaps["tab10"].colors if count <= 10 else colormaps["viridis"](np.linspace(0, 0.95, count))
+    drawn = []
+    for (label, rates), colour in zip(lines, colours):
+        shown = np.where(np.asarray(rates) > 0, rates, np.nan)
+        drawn += ax.plot(updates, shown, label=label, color=colour, drawstyle="steps-mid")
+    by_update = [[rate for rate in rates if rate] for rates in zip(*(rates for _, rates in lines))]
+    if any(max(rates) > LOG_SCALE_RATIO * min(rates) for rates in by_update if rates):
+        ax.set_yscale("log")
+    ax.set_xlim(updates[0] - 0.5, updates[-1] + 0.5)
+    named = sorted({round(i) for i in np.linspace(0, count - 1, min(count, LEGEND_ENTRIES))})
+    title = f"{len(named)} of {count} groups" if len(named) < count else None
+    handles = [drawn[i] for i in named]
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    ax.legend(handles=handles, title=title, fontsize="small", labelspacing=0.25, **place)

@@ -1,4 +1,4 @@
-"""What the trainer does, for people: the table of groups, the reasons behind a multiplier, the learning-rate plot."""
+"""Texts and figures about a trainer: the table of groups, the reasons for a multiplier, the planned learning rates."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mxnet.gluon.utils import shape_is_known
 
 from ._mxnet import is_auxiliary
 from .groups.param_group import FIELDS
-from .groups.resolve import Plan
+from .groups.resolve import ResolvedGroups
 from .groups.targets import Multiplier
 from .multipliers.schedules import evaluate
 
 
-class Row(NamedTuple):
+class SummaryRow(NamedTuple):
     """Parameters of one group that share their multipliers."""
 
     name: str
@@ -32,72 +32,18 @@ class Row(NamedTuple):
         return "frozen" if self.lr_mult == 0 else "trained"
 
 
-def rows(
-    plan: Plan, params: Sequence[Parameter], learning_rate: float, wd: float, by: Sequence[str] = FIELDS
-) -> list[Row]:
-    """Divide Parameters into rows, by the groups that decide the fields ``by`` and by the multipliers they have now."""
-    result = []
-    for name, held in shares(plan, params, by):
-        lr_mult, wd_mult = held[0].lr_mult, held[0].wd_mult
-        result.append(Row(name, len(held), _size(held), lr_mult, learning_rate * lr_mult, wd * wd_mult))
-    return result
+def summary_rows(
+    resolved: ResolvedGroups, params: Sequence[Parameter], learning_rate: float, wd: float, by: Sequence[str] = FIELDS
+) -> list[SummaryRow]:
+    """Divide Parameters by group and by the current values of the fields ``by``; return a row for each part."""
+    rows = []
+    for name, members in _divide(resolved, params, by):
+        lr_mult, wd_mult = members[0].lr_mult, members[0].wd_mult
+        rows.append(SummaryRow(name, len(members), _size(members), lr_mult, learning_rate * lr_mult, wd * wd_mult))
+    return rows
 
 
-def shares(plan: Plan, params: Sequence[Parameter], by: Sequence[str]) -> list[tuple[str, list[Parameter]]]:
-    """Divide Parameters as `rows` does; return the name of each share with its Parameters."""
-    parts: dict[tuple[int, ...], dict[tuple[float, ...], list[Parameter]]] = {}
-    for param in params:
-        values = tuple(getattr(param, field) for field in by)
-        parts.setdefault(_label(plan, param, by), {}).setdefault(values, []).append(param)
-    result = []
-    for label, shared in sorted(parts.items(), key=lambda item: item[0]):
-        differing = [i for i in range(len(by)) if len({values[i] for values in shared}) > 1]
-        for values, held in shared.items():
-            names = [plan.groups[i].name or "" for i in label] + [f"{by[i]}={values[i]:.10g}" for i in differing]
-            result.append((" ".join(names), held))
-    return result
-
-
-def explain(
-    plan: Plan, param: Parameter, rates: Mapping[str, float], schedules: Mapping[str, Mapping[Parameter, Multiplier]]
-) -> str:
-    """Say where the multipliers of ``param`` come from; ``rates`` are the optimizer's, by field."""
-    shape = "shape not known yet" if not shape_is_known(param.shape) else " x ".join(map(str, param.shape))
-    if is_auxiliary(param):
-        return f"{param.name}: {shape}, a statistic or a constant, which no multiplier moves"
-    lines = [f"{param.name}: {shape}, {'frozen' if param.lr_mult == 0 else 'trained'}"]
-    for field, title in zip(FIELDS, ("learning rate", "weight decay")):
-        number = getattr(param, field)
-        lines.append(f"  {title} {rates[field] * number:g} = {rates[field]:g} * {field} {number:g}")
-        lines.append(f"    {_source(plan, param, field, schedules[field].get(param))}")
-    return "\n".join(lines)
-
-
-def _source(plan: Plan, param: Parameter, field: str, schedule: Multiplier | None) -> str:
-    number, entries = getattr(param, field), plan.entries_for(param, field)
-    now = f"{number:g}" if schedule is None else f"{schedule!r}"
-    if not entries:
-        return "the default; no entry sets it" if now == "1" else f"{now}, the Parameter's own; no entry sets it"
-    *earlier, last = entries
-    said = getattr(plan.groups[last], field)
-    reason = f"{_shown(said)} by {_entry(plan, last)}"
-    for i in earlier[-1:]:
-        verb = "refines" if len(plan.groups[last].params) < len(plan.groups[i].params) else "agrees with"
-        reason += f", which {verb} {_entry(plan, i)} ({_shown(getattr(plan.groups[i], field))})"
-    if (schedule if callable(said) or schedule is not None else number) == said:
-        return reason
-    return f"{now}, set since the trainer was built with {reason}"
-
-
-def _entry(plan: Plan, number: int) -> str:
-    return f"entry {number} {plan.groups[number].name!r}"
-
-
-def _shown(multiplier: Multiplier) -> str:
-    return repr(multiplier) if callable(multiplier) else f"{multiplier:g}"
-
-
-def table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[SummaryRow]) -> str:
     """Return ``rows`` as aligned text."""
     head = ("group", "parameters", "values", "lr_mult", "learning rate", "wd", "state")
     cells = [head] + [
@@ -123,27 +69,67 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def planned(
-    plan: Plan,
+def explain(
+    resolved: ResolvedGroups,
+    param: Parameter,
+    rates: Mapping[str, float],
+    schedules: Mapping[str, Mapping[Parameter, Multiplier]],
+) -> str:
+    """Explain where the multipliers of ``param`` come from; ``rates`` are the optimizer's own, by field."""
+    shape = "shape not known yet" if not shape_is_known(param.shape) else " x ".join(map(str, param.shape))
+    if is_auxiliary(param):
+        return f"{param.name}: {shape}, a statistic or a constant, which no multiplier moves"
+    lines = [f"{param.name}: {shape}, {'frozen' if param.lr_mult == 0 else 'trained'}"]
+    for field, title in zip(FIELDS, ("learning rate", "weight decay")):
+        number = getattr(param, field)
+        lines.append(f"  {title} {rates[field] * number:g} = {rates[field]:g} * {field} {number:g}")
+        lines.append(f"    {_reason(resolved, param, field, schedules[field].get(param))}")
+    return "\n".join(lines)
+
+
+def _reason(resolved: ResolvedGroups, param: Parameter, field: str, schedule: Multiplier | None) -> str:
+    current = getattr(param, field) if schedule is None else schedule
+    shown = _format_multiplier(current)
+    setting = resolved.groups_setting(param, field)
+    if not setting:
+        return "the default; no entry sets it" if shown == "1" else f"{shown}, the Parameter's own; no entry sets it"
+    group = resolved.groups[setting[-1]]
+    given = getattr(group, field)
+    reason = f"{_format_multiplier(given)} by entry {setting[-1]} {group.name!r}"
+    for i in setting[-2:-1]:
+        earlier = resolved.groups[i]
+        verb = "refines" if len(group.params) < len(earlier.params) else "agrees with"
+        reason += f", which {verb} entry {i} {earlier.name!r} ({_format_multiplier(getattr(earlier, field))})"
+    return reason if current == given else f"{shown}, set since the trainer was built with {reason}"
+
+
+def _format_multiplier(multiplier: Multiplier) -> str:
+    return repr(multiplier) if callable(multiplier) else f"{multiplier:g}"
+
+
+def planned_rates(
+    resolved: ResolvedGroups,
     params: Sequence[Parameter],
     schedules: Mapping[Parameter, Multiplier],
     updates: Sequence[int],
     rates: Sequence[float],
 ) -> list[tuple[str, list[float]]]:
-    """Return the learning rates that each group will have at ``updates``, where the optimizer's own are ``rates``."""
-    found = []
-    for name, held in shares(plan, params, ("lr_mult",)):
-        by_schedule = {id(schedules.get(param)): param for param in reversed(held)}
-        for param in reversed(list(by_schedule.values())):
+    """Return the name of each group with its learning rates at ``updates``; ``rates`` are the optimizer's own."""
+    planned = []
+    for name, members in _divide(resolved, params, ("lr_mult",)):
+        by_schedule: dict[int, Parameter] = {}
+        for param in members:
+            by_schedule.setdefault(id(schedules.get(param)), param)
+        for param in by_schedule.values():
             schedule = schedules.get(param)
             label = name if len(by_schedule) == 1 else f"{name} {schedule or param.lr_mult!r}"
-            multiplier = param.lr_mult if schedule is None else _copied(schedule)
+            multiplier = param.lr_mult if schedule is None else _copy(schedule)
             multipliers = [evaluate({param: multiplier}, "lr_mult", update)[param] for update in updates]
-            found.append((label, [rate * number for rate, number in zip(rates, multipliers)]))
-    return found
+            planned.append((label, [rate * number for rate, number in zip(rates, multipliers)]))
+    return planned
 
 
-def _copied(schedule: Any) -> Any:
+def _copy(schedule: Any) -> Any:
     try:
         return copy.deepcopy(schedule)
     except Exception as error:
@@ -152,17 +138,35 @@ def _copied(schedule: Any) -> Any:
         ) from error
 
 
-def _label(plan: Plan, param: Parameter, by: Sequence[str]) -> tuple[int, ...]:
-    """Return the groups that a Parameter is shown under: those that decide its fields, else the last that holds it."""
-    first = plan.deciding["lr_mult"].get(param, plan.member_of[param])
-    others = (plan.deciding[field].get(param, first) for field in by)
+def _divide(
+    resolved: ResolvedGroups, params: Sequence[Parameter], by: Sequence[str]
+) -> list[tuple[str, list[Parameter]]]:
+    """Divide Parameters by group and by the current values of the fields ``by``; return a name for each part."""
+    parts: dict[tuple[int, ...], dict[tuple[float, ...], list[Parameter]]] = {}
+    for param in params:
+        values = tuple(getattr(param, field) for field in by)
+        parts.setdefault(_groups_shown(resolved, param, by), {}).setdefault(values, []).append(param)
+    named = []
+    for indices, by_values in sorted(parts.items(), key=lambda item: item[0]):
+        differing = [i for i in range(len(by)) if len({values[i] for values in by_values}) > 1]
+        for values, members in by_values.items():
+            words = [resolved.groups[i].name for i in indices] + [f"{by[i]}={values[i]:.10g}" for i in differing]
+            named.append((" ".join(words), members))
+    return named
+
+
+def _groups_shown(resolved: ResolvedGroups, param: Parameter, by: Sequence[str]) -> tuple[int, ...]:
+    """Return the groups that decide the fields ``by`` of a Parameter, after the one that decides its learning rate.
+
+    If no group sets its learning-rate multiplier, the last group that holds it stands for that one.
+    """
+    first = resolved.deciding["lr_mult"].get(param, resolved.member_of[param])
+    others = (resolved.deciding[field].get(param, first) for field in by)
     return tuple(dict.fromkeys((first, *others)))
 
 
 def _size(params: Sequence[Parameter]) -> int | None:
-    total = 0
-    for param in params:
-        if not shape_is_known(param.shape):
-            return None
-        total += math.prod(param.shape)
-    return total
+    """Return the number of values in ``params``, or None while a shape is still deferred."""
+    if not all(shape_is_known(param.shape) for param in params):
+        return None
+    return sum(math.prod(param.shape) for param in params)

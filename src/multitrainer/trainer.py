@@ -14,7 +14,7 @@ from . import _mxnet, checkpoint, report
 from .checkpoint import archive
 from .freezing.rank_agreement import StoreComparison
 from .fused.update import FusedUpdate
-from .groups import FIELDS, ParamGroup, resolve, resolve_within
+from .groups import ParamGroup, resolve, resolve_assignment
 from .groups.targets import Multiplier, known_name
 from .multipliers.initial import check_initial, inherited_multipliers
 from .multipliers.multipliers import Multipliers
@@ -78,14 +78,16 @@ class MultiLRTrainer(Trainer):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        plan = resolve(params)
-        inherited = inherited_multipliers(plan, optimizer)
-        check_initial(plan, inherited, optimizer, optimizer_params)
-        self._construct_stock_trainer(plan.parameters, optimizer, optimizer_params, *args, **kwargs)
-        self._plan = plan._replace(blocks=())  # a Block that was hybridized and called could not be copied with it
+        resolved = resolve(params)
+        inherited = inherited_multipliers(resolved, optimizer)
+        check_initial(resolved, inherited, optimizer, optimizer_params)
+        self._construct_stock_trainer(resolved.parameters, optimizer, optimizer_params, *args, **kwargs)
+        self._resolved = resolved._replace(
+            blocks=()
+        )  # a Block that was hybridized and called could not be copied with it
         self._fused = FusedUpdate()
         self._multipliers = Multipliers(self._params, self._optimizer, inherited)
-        self._multipliers.start({field: plan.assignments(field) for field in FIELDS}, plan.blocks)
+        self._multipliers.start(resolved.assignments, resolved.blocks)
 
     def _construct_stock_trainer(self, params: Sequence[Parameter], *args: Any, **kwargs: Any) -> None:
         self._comparison: StoreComparison | None = None
@@ -96,7 +98,7 @@ class MultiLRTrainer(Trainer):
     @property
     def groups(self) -> tuple[ParamGroup, ...]:
         """The groups in the order given, each with its ``params`` as a dict of name to Parameter."""
-        return self._plan.groups
+        return self._resolved.groups
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -122,7 +124,7 @@ class MultiLRTrainer(Trainer):
         net             2       5        1            0.1  0.0001  trained
         0               2      12        0              0  0.0001  frozen
         """
-        return report.table(self._rows())
+        return report.format_table(self._rows())
 
     def explain(self, name: str) -> str:
         """Explain the rates of a parameter: which entries gave its multipliers, and what they come to.
@@ -162,7 +164,7 @@ class MultiLRTrainer(Trainer):
         by_name = {param.name: param for param in self._params}
         param = by_name[known_name(name, by_name, "explain")]
         rates = {"lr_mult": self._rates([self._optimizer.num_update + 1])[0], "wd_mult": self._optimizer.wd}
-        return report.explain(self._plan, param, rates, self._multipliers.schedules)
+        return report.explain(self._resolved, param, rates, self._multipliers.schedules)
 
     def __repr__(self) -> str:
         if "_multipliers" not in vars(self):  # construction failed, and a debugger shows the object
@@ -442,8 +444,8 @@ class MultiLRTrainer(Trainer):
             super()._update(ignore_stale_grad)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
-        plan = resolve_within(multipliers, field, self._params)
-        self._multipliers.assign({field: plan.assignments(field)}, plan.blocks)
+        resolved = resolve_assignment(multipliers, field, self._params)
+        self._multipliers.assign({field: resolved.assignments[field]}, resolved.blocks)
 
     def _rates(self, updates: Iterable[int]) -> list[float]:
         """Evaluate the optimizer's own learning rate at ``updates``."""
@@ -451,12 +453,12 @@ class MultiLRTrainer(Trainer):
         scheduler, rate = copy.deepcopy(self._optimizer.lr_scheduler), self._optimizer.lr
         return [rate if scheduler is None else scheduler(update) for update in updates]
 
-    def _rows(self, **kwargs: Any) -> list[report.Row]:
+    def _rows(self, **kwargs: Any) -> list[report.SummaryRow]:
         (rate,) = self._rates([self._optimizer.num_update + 1])
-        return report.rows(self._plan, self._multipliers.trainable, rate, self._optimizer.wd, **kwargs)
+        return report.summary_rows(self._resolved, self._multipliers.trainable, rate, self._optimizer.wd, **kwargs)
 
     def _planned(self, num_updates: int) -> tuple[Sequence[int], list[tuple[str, list[float]]]]:
         """Give the numbers of the next updates, and the learning rates of each group at them."""
         updates = range(self._optimizer.num_update + 1, self._optimizer.num_update + 1 + num_updates)
         schedules, rates = self._multipliers.schedules["lr_mult"], self._rates(updates)
-        return updates, report.planned(self._plan, self._multipliers.trainable, schedules, updates, rates)
+        return updates, report.planned_rates(self._resolved, self._multipliers.trainable, schedules, updates, rates)

@@ -245,7 +245,7 @@ class TestFunctions:
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [
-            (lambda net: ("net",), TypeError, "freeze: 'net' is no target"),
+            (lambda net: ("net",), TypeError, "freeze: 'net' is not a target"),
             (lambda net: (nn.Flatten(),), ValueError, "holds no parameter that could train"),
             (lambda net: (net, 3), TypeError, "within must be the Block around"),
             (lambda net: (net, nn.Dense(1, in_units=1)), ValueError, "does not contain Dense"),

@@ -1,4 +1,4 @@
-"""`stages`: in the order that a network runs them, each parameter once; what cannot be ordered is an error."""
+"""`stages` are in the order that a network runs them and hold each parameter once; branches are an error."""
 
 import os
 import re
@@ -12,11 +12,12 @@ from mxnet.gluon import nn, rnn
 
 from multitrainer import freeze, stages
 from multitrainer.recipes.stages import layers_by_stage
+from recipe_support import Net, Scaled, sequential
 from support import mlp
 
 # -- GluonCV's model zoo ----------------------------------------------------------------------------------------------
 
-# Each name that the zoo lists is of the first family that it matches.
+# Each name that the zoo lists is in the first family that it matches.
 FAMILIES = {
     "quantized": r".*_int8",
     "action": r".*_(kinetics[47]00|hmdb51|ucf101|sthsthv2)|(i3d|resnet\d+|slowfast).*(?<!rcnn)_custom",
@@ -30,13 +31,13 @@ FAMILIES = {
 }
 COUNTS = {"quantized": 22, "action": 54, "detection": 76, "segmentation": 31, "pose": 14, "depth": 5, "tracking": 1}
 
-# These fetch weights while they are built, whatever is said about pretraining; the rest of "action" does not.
+# These fetch weights while they are built, even with pretrained=False; the rest of "action" does not.
 DOWNLOADED = {
     "quantized": r"(?!mobilenet1.0|resnet50_v1_|simple_pose).*",
     "action": r"(inceptionv[13]|resnet\d+_v1b|vgg16)_.*|i3d_resnet50_v1_(custom|hmdb51|ucf101)|\w+resnet50_custom",
 }
 BRANCHED = r"(icnet|slowfast|doublehead_rcnn)_.*"
-BROKEN = r"custom_faster_rcnn_fpn"  # it cannot be run at all: GluonCV's forward pass reads a variable it never set
+BROKEN = r"custom_faster_rcnn_fpn"  # it cannot be run: GluonCV's forward pass reads a variable that it never sets
 
 
 def family(name):
@@ -88,7 +89,7 @@ def with_parameters(block):
 
 
 def check(net, in_calls=True):
-    """Check what holds of every network's stages; without ``in_calls``, all but that they are called in this order."""
+    """Check what is true of the stages of every network; without ``in_calls``, except that they are called in order."""
     found = stages(net)
     assert held(found) == dict.fromkeys(net.collect_params().values(), 1)
     assert all(stage.collect_params().keys() for stage in found)
@@ -136,7 +137,7 @@ STRUCTURES = {
     "faster_rcnn_resnet50_v1b_voc": [1, 3, 4, 6, 3, 1],
     "center_net_resnet18_v1b_voc": [1, 2, 2, 2, 2, 6, 1],
 }
-# One of each class of network that the zoo has beside these, the cheapest to build.
+# The cheapest to build of each other class of network in the zoo.
 OTHERS = [
     "c3d_kinetics400",
     "cifar_residualattentionnet56",
@@ -186,7 +187,7 @@ OTHERS = [
 ]
 
 
-def test_every_name_of_the_zoo_is_of_one_family():
+def test_each_name_of_the_zoo_is_in_one_family():
     names = model_zoo.get_model_list()
     counts = Counter(map(family, names))
     assert counts == {**COUNTS, "classification": 129}
@@ -200,63 +201,30 @@ FAST = ["alexnet", "squeezenet1.1", "resnet18_v1", "resnet50_v1b", "cifar_resnet
 @pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in STRUCTURES]
 )
-def test_zoo(name):
+def test_stages_of_the_zoo(name):
     assert structure(build(name)) == STRUCTURES[name]
     check_zoo(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-def test_zoo_one_of_each_class(name):
+def test_stages_of_one_network_of_each_class_of_the_zoo(name):
     check_zoo(name)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("MULTITRAINER_WHOLE_ZOO" not in os.environ, reason="takes minutes; set MULTITRAINER_WHOLE_ZOO=1")
 @pytest.mark.parametrize("name", [name for name in model_zoo.get_model_list() if not is_downloaded(name)])
-def test_whole_zoo(name):
+def test_stages_of_the_whole_zoo(name):
     check_zoo(name)
 
 
-# -- networks of one's own --------------------------------------------------------------------------------------------
-
-
-def sequential(*layers):
-    net = nn.HybridSequential()
-    net.add(*layers)
-    return net
-
-
-class Net(gluon.HybridBlock):
-    """Layers by name, registered in the order given, and what to do with them."""
-
-    def __init__(self, run, layers, **params):
-        super().__init__()
-        self._run = run
-        with self.name_scope():
-            for name, layer in layers.items():
-                setattr(self, name, layer)
-            for name, shape in params.items():
-                setattr(self, name, self.params.get(name, shape=shape))
-
-    def hybrid_forward(self, op, x, **params):
-        return self._run(self, op, x, **params)
-
-
-class Scaled(gluon.HybridBlock):
-    """A layer that no symbol can run: it asks for a shape."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = self.params.get("scale", shape=(1,))
-
-    def hybrid_forward(self, op, x, scale):
-        return x * float(x.shape[0]) * scale
+# -- networks made here -----------------------------------------------------------------------------------------------
 
 
 class TestOrder:
     @pytest.mark.parametrize("kind", [nn.Sequential, nn.HybridSequential])
-    def test_a_row_of_layers_has_a_stage_for_each(self, kind):
+    def test_each_layer_of_a_sequence_is_a_stage(self, kind):
         net = kind()
         net.add(nn.Conv2D(4, 3), nn.BatchNorm(), nn.PReLU(), nn.MaxPool2D(), nn.Dense(3), nn.Dropout(0.5), nn.Dense(2))
         first, *rest = stages(net)
@@ -264,12 +232,12 @@ class TestOrder:
         assert rest == [net[4], net[6]]
         check(net)
 
-    def test_layers_before_and_after_the_layer_they_normalize(self):
+    def test_a_normalization_is_in_the_stage_of_the_layer_beside_it(self):
         dense = [nn.Dense(3) for _ in range(3)]
         net = sequential(nn.BatchNorm(), dense[0], dense[1], nn.LayerNorm(), dense[2], nn.BatchNorm())
         assert [held([stage]) for stage in stages(net)] == [held(net[:2]), held(net[2:4]), held(net[4:])]
 
-    def test_registration_is_not_the_order(self):
+    def test_the_order_is_that_of_the_graph_and_not_of_registration(self):
         def run(net, op, x):
             return net.last(net.middle(net.first(x)))
 
@@ -278,20 +246,20 @@ class TestOrder:
         assert stages(net) == [layers[1], layers[2], layers[0]]
 
     @pytest.mark.parametrize("layer", [rnn.LSTM, rnn.GRU, rnn.RNN])
-    def test_rnn(self, layer):
+    def test_an_rnn_is_one_stage(self, layer):
         net = sequential(nn.Embedding(10, 4), layer(5, num_layers=2, bidirectional=True), nn.Dense(2))
         assert stages(net) == [net[0], net[1], net[2]]
         check(net)
 
     @pytest.mark.parametrize("kind", [rnn.SequentialRNNCell, rnn.HybridSequentialRNNCell])
-    def test_rnn_cells(self, kind):
+    def test_cells_of_a_sequence_are_stages(self, kind):
         net = kind()
         for cell in (rnn.LSTMCell(4), rnn.DropoutCell(0.2), rnn.ResidualCell(rnn.GRUCell(4)), rnn.RNNCell(2)):
             net.add(cell)
         assert stages(net) == [net[0], net[2], net[3]]
 
-    def test_a_lone_layer_is_one_stage(self):
-        for net in (nn.Dense(2), rnn.LSTM(3), sequential(sequential(nn.Dense(2)))):
+    def test_a_single_layer_is_one_stage(self):
+        for net in (nn.Dense(2), nn.BatchNorm(), rnn.LSTM(3), sequential(sequential(nn.Dense(2)))):
             assert [held([stage]) for stage in stages(net)] == [held([net])]
 
     def test_residual_blocks_are_layers_of_their_stage(self):
@@ -307,9 +275,7 @@ class TestOrder:
         net = sequential(nn.Dense(4), body, nn.Dense(4), sequential(residual(4), residual(4)), nn.Dense(2))
         assert structure(net) == [1, 3, 3, 1]  # one layer between two rows goes with the second
 
-    def test_parts_of_ones_own(self):
-        """Parameters that belong to no layer come where they are used."""
-
+    def test_parameters_of_the_network_itself_are_stages_where_they_are_used(self):
         def run(net, op, x, position, scale):
             return net.output(op.broadcast_mul(net.middle(op.broadcast_add(net.embedding(x), position)), scale))
 
@@ -324,7 +290,7 @@ class TestOrder:
             [net.output.weight, net.output.bias],
         ]
 
-    def test_outputs_side_by_side_are_the_last_stage(self):
+    def test_several_outputs_are_the_last_stage(self):
         def run(net, op, x):
             x = net.stem(x)
             return net.head(net.body(x)), net.auxiliary(x)
@@ -337,13 +303,13 @@ class TestOrder:
         with pytest.raises(NotImplementedError, match="call the network"):
             last(mx.nd.ones((1, 2)))
 
-    def test_what_the_forward_pass_does_not_reach_goes_with_the_output(self):
+    def test_layers_that_the_forward_pass_does_not_use_are_in_the_last_stage(self):
         net = Net(lambda net, op, x: net.b(net.a(x)), {"idle": nn.Dense(1), "a": nn.Dense(2), "b": nn.Dense(3)})
         first, last = stages(net)
         assert first is net.a
         assert held([last]) == held([net.idle, net.b])
 
-    def test_what_gradients_do_not_pass_orders_nothing_unless_nothing_else_does(self):
+    def test_a_gradient_stop_orders_layers_only_if_they_cannot_be_ordered_without(self):
         def detector(net, op, x):
             x = net.features(x)
             regions = net.regions(x)
@@ -359,7 +325,7 @@ class TestOrder:
 class TestSharing:
     @pytest.mark.parametrize("first", ["embedding", "output"])
     @pytest.mark.parametrize("bias", [True, False])
-    def test_tied_weights_are_with_the_layer_that_uses_them_first(self, first, bias):
+    def test_tied_weights_are_in_the_stage_that_uses_them_first(self, first, bias):
         embedding = nn.Embedding(9, 3, prefix="tied_")
         output = nn.Dense(9, in_units=3, flatten=False, use_bias=bias, prefix="tied_", params=embedding.params)
         layers = {"embedding": embedding, "output": output, "middle": nn.Dense(3, flatten=False)}
@@ -369,21 +335,21 @@ class TestSharing:
         assert found[:2] == [[embedding.weight], [net.middle.weight, net.middle.bias]]
         assert found[2:] == ([[output.bias]] if bias else [])
 
-    def test_a_weight_that_two_layers_share(self):
+    def test_a_weight_that_two_layers_share_is_in_the_first_stage(self):
         one = nn.Dense(3, in_units=3, use_bias=False, prefix="tied_")
         other = nn.Dense(3, in_units=3, prefix="tied_", params=one.params)
         first, last = stages(sequential(one, other))
         assert first is one
         assert list(last.collect_params().values()) == [other.bias]
 
-    def test_a_layer_that_runs_twice_comes_where_it_runs_first(self):
+    def test_a_layer_that_runs_twice_is_in_the_stage_of_its_first_run(self):
         dense = nn.Dense(3, in_units=3)
         net = sequential(dense, nn.Dense(3, in_units=3), dense)
         assert stages(net) == [dense, net[1]]
 
 
-class TestWhatCannotBeOrdered:
-    def test_two_towers(self):
+class TestBranches:
+    def test_two_towers_are_an_error(self):
         def run(net, op, x):
             return net.output(net.left(x) + net.right(x))
 
@@ -393,7 +359,7 @@ class TestWhatCannotBeOrdered:
         with pytest.raises(ValueError, match="pass its Blocks, from input to output, instead of the network"):
             stages(sequential(net))
 
-    def test_two_towers_on_one_stem(self):
+    def test_two_towers_after_one_stem_are_an_error(self):
         def tower():
             return sequential(*(Net(lambda net, op, x: net.a(x), {"a": nn.Dense(2)}) for _ in range(3)))
 
@@ -404,19 +370,19 @@ class TestWhatCannotBeOrdered:
         with pytest.raises(ValueError, match="are branches side by side; pass its Blocks"):
             stages(Net(run, {"stem": nn.Dense(2), "left": tower(), "right": tower()}))
 
-    def test_branches_inside_a_stage_are_fine(self):
+    def test_branches_inside_a_stage_are_one_layer(self):
         branches = gluon.contrib.nn.HybridConcurrent()
         branches.add(nn.Dense(2), nn.Dense(3))
         net = sequential(nn.Dense(2), branches, nn.Dense(1))
         assert stages(net) == list(net)
 
-    def test_layers_that_no_symbol_runs_are_ordered_by_those_around_them(self):
+    def test_a_layer_that_fails_with_a_symbol_is_ordered_by_those_around_it(self):
         layers = {"b": nn.Dense(2), "scaled": Scaled(), "a": nn.Dense(3)}
         net = Net(lambda net, op, x: net.b(net.scaled(net.a(x))), layers)
         assert stages(net) == [net.a, net.scaled, net.b]
         assert "forward" not in vars(net.scaled)
 
-    def test_a_sequence_that_no_symbol_runs_is_in_its_own_order(self):
+    def test_a_sequence_that_fails_with_a_symbol_is_in_its_own_order(self):
         class Sized(gluon.Block):
             def __init__(self):
                 super().__init__()
@@ -431,14 +397,14 @@ class TestWhatCannotBeOrdered:
         with pytest.raises(ValueError, match=r"Sized 'sized\d+' cannot be ordered, for no symbol runs .*; pass"):
             stages(net[1])
 
-    def test_what_is_no_network(self):
+    def test_anything_but_a_network_is_refused(self):
         with pytest.raises(TypeError, match="expected a network, which is a Block, got 3"):
             stages(3)
         with pytest.raises(ValueError, match="holds no Parameter"):
             stages(nn.Activation("relu"))
 
 
-class TestNothingIsTouched:
+class TestNothingChanges:
     def test_shapes_stay_deferred_and_no_variable_is_kept(self):
         net = sequential(nn.Conv2D(3, 3), nn.BatchNorm(), nn.Dense(2))
         stages(net)
@@ -471,7 +437,7 @@ class TestNothingIsTouched:
         net(mx.nd.ones((1, 3)))
         assert ran == [1, 1]
 
-    def test_a_traced_network_goes_on_as_before(self):
+    def test_a_traced_network_keeps_its_trace_and_its_outputs(self):
         net = mlp()
         net.hybridize()
         x = mx.nd.ones((2, 3))
@@ -481,8 +447,8 @@ class TestNothingIsTouched:
         assert net._cached_graph is graph
         assert (net(x).asnumpy() == before).all()
 
-    def test_the_warning_of_an_old_trace_is_not_lost(self):
-        """`freeze` watches whether a layer is called since; ordering the network is no call."""
+    def test_the_warning_of_a_stale_trace_is_kept(self):
+        """`freeze` watches whether a layer is called since; ordering the network does not count as a call."""
         net = mlp()
         net.hybridize()
         net(mx.nd.ones((2, 3)))

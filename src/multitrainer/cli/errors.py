@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 import traceback
 import warnings
-from typing import Any, Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -63,10 +62,3 @@ def require(module: str) -> Any:
             f"{module.split('.')[0]} cannot be imported ({error}); install what this command needs: "
             "pip install 'multitrainer[finetune]'"
         ) from error
-
-
-def closest(name: str, known: Iterable[str], limit: int = 5) -> str:
-    """Return the known names nearest to one that is unknown, or all of them where they are few."""
-    names = sorted(known)
-    found = names if len(names) <= limit else difflib.get_close_matches(name, names, limit, cutoff=0.4) or names[:limit]
-    return ", ".join(found)

@@ -10,7 +10,8 @@ from typing import Any, Sequence
 
 import mxnet as mx
 
-from .errors import UserError, closest
+from ..groups.targets import closest_names
+from .errors import UserError
 
 MOMENTUM = 0.9
 BATCH_SIZE = 32
@@ -56,7 +57,8 @@ def parse_optimizer(name: str | None, lr: float | None, wd: float | None) -> tup
     name = (name or "sgd").lower()
     known = [each for each in registry if each not in UNUSABLE]
     if name not in known:
-        raise UserError(f"--optimizer {name}: MXNet has no such optimizer; closest: {closest(name, known)}")
+        closest = ", ".join(closest_names(name, known, 5))
+        raise UserError(f"--optimizer {name}: MXNet has no such optimizer; closest: {closest}")
     settings = {"wd": 1e-4 if wd is None else wd}
     if lr is not None:
         settings["learning_rate"] = lr

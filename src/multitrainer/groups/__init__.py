@@ -1,9 +1,9 @@
-"""Parameter groups: what a target and a multiplier can be, and which Parameter gets which multiplier.
+"""Parameter groups: targets, multipliers and groups as a user writes them, and which multiplier a Parameter gets.
 
-`resolve` reads what the user wrote and changes nothing; setting the multipliers is the trainer's work.
+`resolve` only reads Parameters. The trainer sets the multipliers, and `recipes` makes groups of a network.
 """
 
 from .param_group import FIELDS, ParamGroup
-from .resolve import Plan, resolve, resolve_within
+from .resolve import ResolvedGroup, ResolvedGroups, resolve, resolve_assignment
 
-__all__ = ["FIELDS", "ParamGroup", "Plan", "resolve", "resolve_within"]
+__all__ = ["FIELDS", "ParamGroup", "ResolvedGroup", "ResolvedGroups", "resolve", "resolve_assignment"]

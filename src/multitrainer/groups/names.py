@@ -12,34 +12,40 @@ from .param_group import ParamGroup
 
 
 def group_names(groups: Sequence[ParamGroup], blocks: Sequence[Block]) -> list[str]:
-    """Name every group: as the user did, else by the path from a Block that contains it, else by Gluon's name."""
-    given = [group.name for group in groups if group.name is not None and group.within is None]
-    for name, count in Counter(given).items():
+    """Return a unique name for each group.
+
+    It is the name that the user gave, else the attribute path of the target from one of ``blocks``, else Gluon's name.
+    """
+    by_user = [group.name for group in groups if group.name is not None and group.root is None]
+    for name, count in Counter(by_user).items():
         if count > 1:
             raise ValueError(f"two ParamGroups are named {name!r}; names must differ")
-    paths = _paths(blocks)
-    taken = dict.fromkeys(given, 1)  # name -> how often it was asked for
+    paths = _attribute_paths(blocks)
+    uses = dict.fromkeys(by_user, 1)
     names = []
     for group in groups:
-        if group.name is not None and group.within is not None:  # a recipe's: two networks may both have a stage1
-            names.append(_unused([group.name, f"{group.within.name} {group.name}"], taken))
-        else:
-            names.append(group.name or _unused(_derived(group.params, paths), taken))
+        if group.name is None:
+            names.append(_unused_name(_default_names(group.params, paths), uses))
+        elif group.root is None:
+            names.append(group.name)
+        else:  # made by a recipe: two networks may both have a stage1
+            names.append(_unused_name([group.name, f"{group.root.name} {group.name}"], uses))
     return names
 
 
-def _unused(candidates: Sequence[str], taken: dict[str, int]) -> str:
-    """Return the first candidate that is free, else the last one with a number; note it as taken."""
-    name = next((name for name in candidates if name not in taken), candidates[-1])
-    while name in taken:
-        taken[candidates[-1]] += 1
-        name = f"{candidates[-1]}#{taken[candidates[-1]]}"
-    taken[name] = 1
+def _unused_name(candidates: Sequence[str], uses: dict[str, int]) -> str:
+    """Return the first candidate that is not in use, else the last one with a number; count it in ``uses``."""
+    last = candidates[-1]
+    name = next((name for name in candidates if name not in uses), last)
+    while name in uses:
+        uses[last] += 1
+        name = f"{last}#{uses[last]}"
+    uses[name] = 1
     return name
 
 
-def _derived(target: Any, paths: Mapping[Block, str]) -> list[str]:
-    """Return names for a group without one, best first."""
+def _default_names(target: Any, paths: Mapping[Block, str]) -> list[str]:
+    """Return the names that a group of ``target`` can have by default, the best one first."""
     if isinstance(target, Block):
         return ([paths[target]] if target in paths else []) + [target.name or type(target).__name__.lower()]
     if isinstance(target, ParameterDict):
@@ -47,13 +53,13 @@ def _derived(target: Any, paths: Mapping[Block, str]) -> list[str]:
     if isinstance(target, Parameter):
         return [target.name]
     if isinstance(target, (list, tuple)) and not all(isinstance(item, Parameter) for item in target):
-        first = _derived(target[0], paths)
+        first = _default_names(target[0], paths)
         return first if len(target) == 1 else [f"{name}+{len(target) - 1}" for name in first]
     return ["parameters"]
 
 
-def _paths(blocks: Sequence[Block]) -> dict[Block, str]:
-    """Return the attribute path of every Block below one of ``blocks``, from the outermost that holds it."""
+def _attribute_paths(blocks: Sequence[Block]) -> dict[Block, str]:
+    """Return the attribute path of each Block inside ``blocks``, from the outermost one that contains it."""
     paths: dict[Block, list[str]] = {}
 
     def visit(block: Block, path: list[str]) -> None:

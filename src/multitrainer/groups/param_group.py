@@ -6,11 +6,7 @@ from typing import Any
 
 from mxnet.gluon import Block
 
-from .targets import (
-    Multiplier,
-    check_multiplier,
-    describe,
-)
+from .targets import Multiplier, check_multiplier, describe
 
 FIELDS = ("lr_mult", "wd_mult")
 
@@ -23,10 +19,10 @@ class ParamGroup:
     params : target
         A Block, a ParameterDict, a dict of name to Parameter, a Parameter, or a list of these.
     lr_mult, wd_mult : float or callable, optional
-        What the learning rate and the weight decay are multiplied by: a finite number >= 0, or a schedule, a callable
-        ``num_update -> number``. None leaves what each Parameter already has.
+        The factor of the learning rate and of the weight decay: a finite number >= 0, or a schedule, a callable
+        ``num_update -> number``. None keeps the multiplier that each Parameter has.
     name : str, optional
-        The name in tables and logs. By default made from the target.
+        The name in tables and logs. By default it is made from the target.
 
     Raises
     ------
@@ -41,7 +37,7 @@ class ParamGroup:
     ParamGroup(Dense 'head', lr_mult=10.0, wd_mult=0.0, name='head')
     """
 
-    __slots__ = ("lr_mult", "name", "params", "wd_mult", "within")
+    __slots__ = ("lr_mult", "name", "params", "root", "wd_mult")
 
     def __init__(
         self,
@@ -57,7 +53,14 @@ class ParamGroup:
         self.lr_mult = None if lr_mult is None else check_multiplier(lr_mult, f"lr_mult of {where}")
         self.wd_mult = None if wd_mult is None else check_multiplier(wd_mult, f"wd_mult of {where}")
         self.name = name
-        self.within: Block | None = None  # the network that a recipe made this group of
+        self.root: Block | None = None
+
+    @classmethod
+    def _in_network(cls, root: Block | None, *args: Any, **kwargs: Any) -> ParamGroup:
+        """Make a group of a part of ``root``, a network that the trainer then treats as if the user had named it."""
+        group = cls(*args, **kwargs)
+        group.root = root
+        return group
 
     def __repr__(self) -> str:
         given = [f"{key}={getattr(self, key)!r}" for key in (*FIELDS, "name") if getattr(self, key) is not None]

@@ -1,12 +1,12 @@
-"""What the user wrote -> which Parameter gets which multiplier. Reads Parameters and changes none."""
+"""Decide which Parameter gets which multiplier. Parameters are read and not changed."""
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 from mxnet.gluon import Block, Parameter, ParameterDict
 
-from .._mxnet import is_auxiliary
+from .entries import Entry, parse_entries
 from .names import group_names
 from .param_group import FIELDS, ParamGroup
 from .targets import (
@@ -15,7 +15,6 @@ from .targets import (
     Parameters,
     blocks_of,
     check_multiplier,
-    collect,
     describe,
     is_parameter_mapping,
     is_target,
@@ -23,62 +22,66 @@ from .targets import (
 )
 
 
-class Plan(NamedTuple):
-    """What `resolve` found: everything a trainer needs, with no Parameter changed yet."""
+class ResolvedGroup(ParamGroup):
+    """A `ParamGroup` of a trainer: ``params`` is a dict of name to trainable Parameter, and ``name`` is unique."""
 
-    parameters: list[Parameter]  # all of them, each once, in the order of stock Trainer
-    groups: tuple[ParamGroup, ...]  # as written, in order; `params` is a dict of name to Parameter
-    deciding: dict[str, dict[Parameter, int]]  # field -> Parameter -> the group whose value it gets
-    member_of: dict[Parameter, int]  # the last group that holds a Parameter
-    blocks: tuple[Block, ...]  # every Block among the targets
+    __slots__ = ()
+    params: Parameters
+    name: str
 
-    def entries_for(self, param: Parameter, field: str) -> list[int]:
-        """Return the groups that give ``param`` a ``field``, in order; the last decides and refines those before."""
+    def __init__(self, params: Parameters, lr_mult: Multiplier | None, wd_mult: Multiplier | None, name: str) -> None:
+        self.params, self.lr_mult, self.wd_mult, self.name = params, lr_mult, wd_mult, name
+        self.root = None
+
+
+class ResolvedGroups(NamedTuple):
+    """The groups of a trainer and the multipliers that they give to Parameters."""
+
+    parameters: list[Parameter]  # all of them, in the order of stock Trainer
+    groups: tuple[ResolvedGroup, ...]  # in the order given
+    deciding: dict[str, dict[Parameter, int]]  # field -> Parameter -> index of the group whose multiplier it gets
+    assignments: dict[str, dict[Parameter, Multiplier]]  # field -> Parameter -> the multiplier that it gets
+    member_of: dict[Parameter, int]  # trainable Parameter -> index of the last group that holds it
+    blocks: tuple[Block, ...]  # the Blocks among the targets, and the networks that recipes made groups of
+
+    def groups_setting(self, param: Parameter, field: str) -> list[int]:
+        """Return the indices of the groups that set ``field`` of ``param``; the last one decides."""
         return [
             i
             for i, group in enumerate(self.groups)
             if getattr(group, field) is not None and group.params.get(param.name) is param
         ]
 
-    def assignments(self, field: str) -> dict[Parameter, Multiplier]:
-        """Return the multiplier that each Parameter is to get, for those that get one."""
-        return {param: getattr(self.groups[i], field) for param, i in self.deciding[field].items()}
 
-
-def resolve(params: Any) -> Plan:
-    """Work out which Parameter gets which multiplier.
-
-    Parameters
-    ----------
-    params : see `MultiLRTrainer`
-        What the user wrote.
-
-    Returns
-    -------
-    Plan
-        The Parameters in stock Trainer's order, the groups, and for each field the group that decides it.
+def resolve(params: Any) -> ResolvedGroups:
+    """Decide which Parameter gets which multiplier, given the ``params`` of a trainer in any form that it takes.
 
     Raises
     ------
     TypeError, ValueError
         Naming the entry, what it was and what was expected.
     """
-    entries = _entries(params)
+    entries = parse_entries(params)
     merged = _merge(entries)
     if not merged:
         raise ValueError(f"params holds no Parameter to train: {describe(params)}")
-    in_list_order = isinstance(params, (list, tuple)) and all(isinstance(entry, Parameter) for entry in params)
-    if in_list_order:
+    if isinstance(params, (list, tuple)) and all(isinstance(item, Parameter) for item in params):
         ordered = list(merged.values())
     elif isinstance(params, ParameterDict) or is_parameter_mapping(params):
         ordered = list(dict.fromkeys(params[key] for key in sorted(params.keys())))
     else:
         ordered = [merged[name] for name in sorted(merged)]
-    return _plan(entries, ordered)
+    return _resolve_entries(entries, ordered)
 
 
-def resolve_within(mapping: Mapping[Any, Any], field: str, members: Sequence[Parameter]) -> Plan:
-    """Work out ``{target: multiplier}`` for the ``members`` of a trainer; a target may be an exact name too."""
+def resolve_assignment(mapping: Mapping[Any, Any], field: str, members: Sequence[Parameter]) -> ResolvedGroups:
+    """Decide which ``members`` of a trainer get which ``field``, given a dict of target or exact name to multiplier.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the entry, what it was and what was expected.
+    """
     if not isinstance(mapping, Mapping):
         raise TypeError(f"set_{field} takes a dict of target to multiplier, got {describe(mapping)}")
     if not mapping:
@@ -91,105 +94,23 @@ def resolve_within(mapping: Mapping[Any, Any], field: str, members: Sequence[Par
             target = by_name[known_name(target, by_name, where)]
         elif not is_target(target):
             raise TypeError(
-                f"{where}: {describe(target)} is no target; expected {TARGETS}, or a parameter's exact name"
+                f"{where}: {describe(target)} is not a target; expected {TARGETS}, or a parameter's exact name"
             )
-        value = check_multiplier(value, f"{field} of {where}")
-        entry = _Entry(where, _group(target, {field: value}), collect(target, where))
-        _refuse_empty(entry)
+        group = ParamGroup(target)
+        setattr(group, field, check_multiplier(value, f"{field} of {where}"))
+        entry = Entry(where, group)
+        entry.check_not_empty()
         for name, param in entry.trainable.items():
             if by_name.get(name) is not param:
                 raise ValueError(f"{where}: Parameter {name!r} does not belong to this trainer")
         entries.append(entry)
-    return _plan(entries, list(members))
+    return _resolve_entries(entries, list(members))
 
 
-class _Entry:
-    """One entry as written: how to speak of it, the group it asks for, and the Parameters it names."""
-
-    def __init__(self, where: str, group: ParamGroup, params: Parameters) -> None:
-        self.where = where
-        self.group = group
-        self.params = params
-        self.trainable = {name: param for name, param in params.items() if not is_auxiliary(param)}
-
-    @property
-    def says_nothing(self) -> bool:
-        return self.group.lr_mult is None and self.group.wd_mult is None and self.group.name is None
-
-
-def _entries(params: Any) -> list[_Entry]:
-    entries = []
-    for number, (item, group) in enumerate(_split(params)):
-        where = f"entry {number} ({describe(item)})"
-        group = group if isinstance(group, ParamGroup) else _as_group(item, where)
-        entry = _Entry(where, group, collect(group.params, where))
-        if not (entry.says_nothing and isinstance(group.params, Block)):
-            _refuse_empty(entry)
-        entries.append(entry)
-    return entries
-
-
-def _split(params: Any) -> Iterator[tuple[Any, ParamGroup | None]]:
-    """Yield the entries of ``params``; neighbouring lone Parameters, as stock Trainer takes them, are one entry."""
-    if isinstance(params, (ParamGroup, Block, ParameterDict, Parameter)) or is_parameter_mapping(params):
-        yield params, None
-    elif isinstance(params, Mapping):
-        for target, multiplier in params.items():
-            if isinstance(multiplier, Parameter):
-                raise TypeError(
-                    f"params mixes multipliers and Parameters as values: {target!r}: {describe(multiplier)}"
-                )
-            if is_target(multiplier):
-                raise TypeError(f"params[{describe(target)}] must be a multiplier, got {describe(multiplier)}")
-            yield (target, multiplier), None
-    elif isinstance(params, (list, tuple)):
-        lone: list[Parameter] = []
-        for item in params:
-            if isinstance(item, Parameter):
-                lone.append(item)
-                continue
-            if lone:
-                yield lone, ParamGroup(lone)
-                lone = []
-            yield item, None
-        if lone:
-            yield lone, ParamGroup(lone)
-    else:
-        raise TypeError(
-            f"params must be {TARGETS}, (target, lr_mult) pairs or ParamGroups, or a dict of target to lr_mult; "
-            f"got {describe(params)} of type {type(params).__name__}"
-        )
-
-
-def _as_group(item: Any, where: str) -> ParamGroup:
-    if isinstance(item, ParamGroup):
-        return item
-    if isinstance(item, tuple) and len(item) == 2 and not (is_target(item[1]) or isinstance(item[1], ParamGroup)):
-        target, multiplier = item
-        if isinstance(target, ParamGroup):
-            raise TypeError(f"{where}: a ParamGroup carries its own multipliers; write ParamGroup(..., lr_mult=...)")
-        if multiplier is None:
-            return ParamGroup(target)
-        return ParamGroup(target, lr_mult=check_multiplier(multiplier, f"{where}: lr_mult"))
-    if isinstance(item, Mapping) and not is_parameter_mapping(item):
-        raise TypeError(f"{where}: in a list, write a group as (target, lr_mult) or ParamGroup(target, lr_mult=...)")
-    return ParamGroup(item)
-
-
-def _refuse_empty(entry: _Entry) -> None:
-    if not entry.params:
-        raise ValueError(f"{entry.where}: the target holds no Parameter; a pattern that matched nothing?")
-    if not entry.trainable and not entry.says_nothing:
-        raise ValueError(
-            f"{entry.where}: the target holds only statistics or constants ({', '.join(list(entry.params)[:3])}), "
-            "which no multiplier moves"
-        )
-
-
-def _merge(entries: Sequence[_Entry]) -> Parameters:
-    """Return all Parameters by name; two of one name cannot share an optimizer."""
+def _merge(entries: Sequence[Entry]) -> Parameters:
+    """Return all Parameters by name; raise ValueError if two of them have the same name."""
     merged: Parameters = {}
-    source: dict[str, _Entry] = {}
+    source: dict[str, Entry] = {}
     for entry in entries:
         for name, param in entry.params.items():
             if merged.setdefault(name, param) is not param:
@@ -201,54 +122,52 @@ def _merge(entries: Sequence[_Entry]) -> Parameters:
     return merged
 
 
-def _group(target: Any, multipliers: Mapping[str, Multiplier]) -> ParamGroup:
-    return ParamGroup(target, multipliers.get("lr_mult"), multipliers.get("wd_mult"))
-
-
-def _plan(entries: Sequence[_Entry], parameters: list[Parameter]) -> Plan:
-    networks = [entry.group.within for entry in entries if entry.group.within is not None]
-    blocks = tuple(dict.fromkeys([*networks, *(b for entry in entries for b in blocks_of(entry.group.params))]))
-    names = group_names([entry.group for entry in entries], blocks)
+def _resolve_entries(entries: Sequence[Entry], parameters: list[Parameter]) -> ResolvedGroups:
+    written = [entry.group for entry in entries]
+    roots = [group.root for group in written if group.root is not None]
+    blocks = tuple(dict.fromkeys([*roots, *(block for group in written for block in blocks_of(group.params))]))
     groups = tuple(
-        _resolved(entry.group, dict(sorted(entry.trainable.items())), name) for entry, name in zip(entries, names)
+        ResolvedGroup(dict(sorted(entry.trainable.items())), entry.group.lr_mult, entry.group.wd_mult, name)
+        for entry, name in zip(entries, group_names(written, blocks))
     )
+    deciding = {field: _deciding_entries(entries, field) for field in FIELDS}
+    assignments = {
+        field: {param: getattr(groups[i], field) for param, i in indices.items()} for field, indices in deciding.items()
+    }
     member_of = {param: i for i, entry in enumerate(entries) for param in entry.trainable.values()}
-    return Plan(parameters, groups, {field: _decide(entries, field) for field in FIELDS}, member_of, blocks)
+    return ResolvedGroups(parameters, groups, deciding, assignments, member_of, blocks)
 
 
-def _resolved(group: ParamGroup, params: Parameters, name: str) -> ParamGroup:
-    resolved = ParamGroup.__new__(ParamGroup)
-    resolved.params, resolved.lr_mult, resolved.wd_mult, resolved.name = params, group.lr_mult, group.wd_mult, name
-    resolved.within = None
-    return resolved
+def _deciding_entries(entries: Sequence[Entry], field: str) -> dict[Parameter, int]:
+    """Return the index of the entry that decides ``field`` of each Parameter: the last one that sets it.
 
-
-def _decide(entries: Sequence[_Entry], field: str) -> dict[Parameter, int]:
-    """For each Parameter, the entry whose ``field`` it gets: the last one, if it refines or agrees with all before."""
-    holders: dict[Parameter, list[int]] = {}
+    Raises
+    ------
+    ValueError
+        If an entry neither refines an earlier one that it overlaps, nor has the same multiplier.
+    """
+    setting: dict[Parameter, list[int]] = {}
     for i, entry in enumerate(entries):
         value = getattr(entry.group, field)
         if value is None:
             continue
-        shared: dict[int, list[Parameter]] = {}
+        shared: dict[int, list[Parameter]] = {}  # index of an earlier entry -> the Parameters that both hold
         for param in entry.trainable.values():
-            if param not in holders:
-                holders[param] = [i]
-                continue
-            for j in holders[param]:
+            earlier_entries = setting.setdefault(param, [])
+            for j in earlier_entries:
                 shared.setdefault(j, []).append(param)
-            holders[param].append(i)
+            earlier_entries.append(i)
         for j, params in shared.items():
             earlier = entries[j]
             refines = len(params) == len(entry.trainable) < len(earlier.trainable)
             if not refines and getattr(earlier.group, field) != value:
                 raise ValueError(_conflict(params[0], field, earlier, entry))
-    return {param: indices[-1] for param, indices in holders.items()}
+    return {param: indices[-1] for param, indices in setting.items()}
 
 
-def _conflict(param: Parameter, field: str, earlier: _Entry, later: _Entry) -> str:
+def _conflict(param: Parameter, field: str, earlier: Entry, later: Entry) -> str:
     return (
         f"Parameter {param.name!r} gets {field} {getattr(earlier.group, field)!r} from {earlier.where} and "
-        f"{getattr(later.group, field)!r} from {later.where}. A later entry overrides an earlier one only where it "
+        f"{getattr(later.group, field)!r} from {later.where}. A later entry overrides an earlier one only if it "
         "is a proper part of it; write the larger target first, or give both the same value"
     )

@@ -1,4 +1,4 @@
-"""What a multiplier can be given to, and what a multiplier can be: the grammar of the user's input, piece by piece."""
+"""Targets and multipliers as a user writes them: recognize, check, describe and collect them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,14 @@ from mxnet.gluon import Block, Parameter, ParameterDict
 from .._mxnet import mark_statistics
 
 Schedule = Callable[[int], float]
-
-
 Multiplier = Union[float, Schedule]
-
-
 Parameters = Dict[str, Parameter]
-
 
 TARGETS = "a Block, a ParameterDict, a dict of name to Parameter, a Parameter, or a list of these"
 
 
 def check_multiplier(value: Any, where: str) -> Multiplier:
-    """Return ``value`` as a float, or as it is if it is a schedule; raise an error that begins with ``where``."""
+    """Return a number as a float and a schedule unchanged; raise an error that begins with ``where`` otherwise."""
     if type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool)):
         number = float(value)
         if math.isfinite(number) and number >= 0:
@@ -39,12 +34,16 @@ def check_multiplier(value: Any, where: str) -> Multiplier:
 
 
 def known_name(name: Any, known: Collection[str], where: str, holder: str = "this trainer") -> str:
-    """Return ``name`` if it is among ``known``, else raise a ValueError with the closest ones."""
+    """Return ``name`` if it is in ``known``, else raise a ValueError that lists the closest names."""
     if name in known:
         return str(name)
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or sorted(known)[:3]
-    raise ValueError(f"{where}: {holder} has no parameter {name!r}; the closest are {', '.join(map(repr, close))}")
+    closest = ", ".join(map(repr, closest_names(name, known)))
+    raise ValueError(f"{where}: {holder} has no parameter {name!r}; the closest are {closest}")
+
+
+def closest_names(name: Any, known: Collection[str], limit: int = 3) -> list[str]:
+    """Return up to ``limit`` names of ``known`` that resemble ``name``, else the first ones in the alphabet."""
+    return difflib.get_close_matches(str(name), known, limit, cutoff=0.4) or sorted(known)[:limit]
 
 
 def describe(value: Any) -> str:
@@ -70,7 +69,7 @@ def describe(value: Any) -> str:
 def collect(target: Any, where: str) -> Parameters:
     """Return every Parameter of ``target`` by name, statistics and constants included."""
     found: Parameters = {}
-    for param in _walk(target, where):
+    for param in _iterate(target, where):
         if found.setdefault(param.name, param) is not param:
             raise ValueError(
                 f"{where}: two different Parameters are called {param.name!r}; give their Blocks different prefix="
@@ -79,7 +78,7 @@ def collect(target: Any, where: str) -> Parameters:
 
 
 def blocks_of(target: Any) -> Iterator[Block]:
-    """Yield the Blocks that a target names."""
+    """Yield the Blocks in a target, but not those inside these Blocks."""
     if isinstance(target, Block):
         yield target
     elif isinstance(target, (list, tuple)):
@@ -100,7 +99,7 @@ def is_parameter_mapping(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Parameter) for item in value.values())
 
 
-def _walk(target: Any, where: str) -> Iterator[Parameter]:
+def _iterate(target: Any, where: str) -> Iterator[Parameter]:
     if isinstance(target, Parameter):
         yield target
     elif isinstance(target, Block):
@@ -116,12 +115,12 @@ def _walk(target: Any, where: str) -> Iterator[Parameter]:
             if isinstance(item, Parameter):
                 yield item
             else:
-                yield from _walk(item, where)
+                yield from _iterate(item, where)
     else:
-        raise TypeError(f"{where}: {describe(target)} is no target{_hint(target)}; expected {TARGETS}")
+        raise TypeError(f"{where}: {describe(target)} is not a target{_target_hint(target)}; expected {TARGETS}")
 
 
-def _hint(target: Any) -> str:
+def _target_hint(target: Any) -> str:
     if isinstance(target, str):
         return " (names are for set_lr_mult; here pass the Block, or net.collect_params('name'))"
     if isinstance(target, numbers.Real):

@@ -7,7 +7,7 @@ from typing import Any, Mapping
 from mxnet.optimizer import Optimizer
 
 from .._mxnet import supports_multiplier
-from ..groups import FIELDS, Plan
+from ..groups import FIELDS, ResolvedGroups
 from ..symbolic import attributes
 from .name_table import explicit_multipliers, parse_multipliers
 from .schedules import evaluate
@@ -15,7 +15,7 @@ from .supported import check_supported, optimizer_class
 from .tracker import Numbers
 
 
-def inherited_multipliers(plan: Plan, optimizer: Any) -> dict[str, Numbers]:
+def inherited_multipliers(resolved: ResolvedGroups, optimizer: Any) -> dict[str, Numbers]:
     """Collect, by field, what imported symbols say, and what the user told a ready-made Optimizer.
 
     Raises
@@ -24,15 +24,18 @@ def inherited_multipliers(plan: Plan, optimizer: Any) -> dict[str, Numbers]:
         If one of them is not a multiplier or names no Parameter.
     """
     told = {
-        field: parse_multipliers(explicit_multipliers(optimizer, field), plan.parameters, f"optimizer.{field}")
+        field: parse_multipliers(explicit_multipliers(optimizer, field), resolved.parameters, f"optimizer.{field}")
         for field in FIELDS
     }
-    imported = attributes.symbol_multipliers(plan.blocks)
+    imported = attributes.symbol_multipliers(resolved.blocks)
     return {field: {**imported[field], **told[field]} for field in FIELDS}
 
 
 def check_initial(
-    plan: Plan, inherited: Mapping[str, Numbers], optimizer: Any, optimizer_params: Mapping[str, Any] | None
+    resolved: ResolvedGroups,
+    inherited: Mapping[str, Numbers],
+    optimizer: Any,
+    optimizer_params: Mapping[str, Any] | None,
 ) -> None:
     """Raise an error if the optimizer would not apply one of the multipliers that the first update needs.
 
@@ -43,9 +46,9 @@ def check_initial(
     """
     kind = optimizer_class(optimizer)
     for field in FIELDS:
-        numbers = evaluate(plan.assignments(field), field, _first_update(optimizer, optimizer_params))
+        numbers = evaluate(resolved.assignments[field], field, _first_update(optimizer, optimizer_params))
         if not supports_multiplier(kind, field):  # else there is nothing to check, however many Parameters there are
-            own = {param: getattr(param, field) for param in plan.member_of}
+            own = {param: getattr(param, field) for param in resolved.member_of}
             check_supported(kind, field, {**own, **inherited[field], **numbers})
 
 

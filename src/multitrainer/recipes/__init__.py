@@ -1,4 +1,8 @@
-"""Groups that people make of a network: layer-wise decay and the others, and the stages they are made from."""
+"""Recipes: functions that make the groups of a network for layer-wise decay, gradual unfreezing and the like.
+
+`stages` finds the stages of a network in its graph, for the recipes to use. Recipes return groups as `groups` defines
+them; they set no multiplier and do not depend on the trainer.
+"""
 
 from .layer_rates import discriminative, layerwise_decay
 from .stages import stages

@@ -7,18 +7,17 @@ from typing import Any
 
 from ..groups.param_group import ParamGroup
 from ..groups.targets import check_multiplier, describe
-from .layers import _parts
+from .layers import named_layers, named_stages
 
 
 def layerwise_decay(blocks_or_net: Any, decay: float, head: float = 1.0) -> list[ParamGroup]:
-    """Let each layer learn slower than the one after it, by a constant factor.
+    """Give each layer a lower learning rate than the layer after it, by a constant factor.
 
     Parameters
     ----------
     blocks_or_net : Block or list of targets
-        A network, which is divided into its stages and those into layers (a residual Block is one layer); or what is
-        to be taken for its layers, from input to output. Only of a network is it certain that no parameter is left
-        out.
+        A network, which is divided into stages and these into layers (a residual Block is one layer); or the layers,
+        from input to output. Only if a network is given is it certain that no parameter is left out.
     decay : float
         The factor from one layer to the one before it, in (0, 1].
     head : float
@@ -27,20 +26,20 @@ def layerwise_decay(blocks_or_net: Any, decay: float, head: float = 1.0) -> list
     Returns
     -------
     list of ParamGroup
-        From input to output, named ``stage3 layer2``, or ``stage6`` where a stage has one layer. The last one's
+        From input to output, named ``stage3 layer2``, or ``stage6`` if a stage has one layer. The last one's
         ``lr_mult`` is ``head``, each earlier one's ``decay`` times the next one's.
 
     Raises
     ------
     TypeError, ValueError
-        If a number is not in its range, or makes a multiplier too small to be told from 0; if the network cannot be
-        ordered (see `stages`); if the list is empty, holds no target or one without parameters, or the same parameter
-        twice.
+        If a number is not in its range, or makes a multiplier so small that it becomes 0; if the network cannot be
+        ordered (see `stages`); if the list is empty, or holds a value that is not a target, a target without
+        parameters, or the same parameter twice.
 
     Notes
     -----
-    Layer-wise decay of ULMFiT's and ELECTRA's fine-tuning; of images, BEiT's (Bao et al. 2022, arXiv:2106.08254) and
-    that of ``param_groups_layer_decay`` in timm/optim/_param_groups.py.
+    Layer-wise decay is part of ULMFiT's and ELECTRA's fine-tuning. For images, BEiT uses it (Bao et al. 2022,
+    arXiv:2106.08254), and ``param_groups_layer_decay`` in timm/optim/_param_groups.py.
 
     Examples
     --------
@@ -56,22 +55,22 @@ def layerwise_decay(blocks_or_net: Any, decay: float, head: float = 1.0) -> list
     decay, head = _positive(decay, "decay"), _positive(head, "head")
     if decay > 1:
         raise ValueError(f"decay must be at most 1, got {decay!r}: layers near the input would learn fastest")
-    parts = _parts(blocks_or_net, by_layer=True)
-    multipliers = [head * decay**distance for distance in reversed(range(len(parts)))]
+    layers = named_layers(blocks_or_net)
+    multipliers = [head * decay**distance for distance in reversed(range(len(layers)))]
     if multipliers[0] == 0:
         raise ValueError(
-            f"decay {decay!r} over {len(parts)} layers makes the first multiplier 0, which would freeze it"
+            f"decay {decay!r} over {len(layers)} layers makes the first multiplier 0, which would freeze it"
         )
-    return [part.group(multiplier) for part, multiplier in zip(parts, multipliers)]
+    return [layer.group(multiplier) for layer, multiplier in zip(layers, multipliers)]
 
 
 def discriminative(blocks_or_net: Any, lowest: float, highest: float) -> list[ParamGroup]:
-    """Spread learning rates over the stages: the first gets the lowest, the last the highest, by equal factors.
+    """Give each stage a higher learning rate than the stage before it, by equal factors from lowest to highest.
 
     Parameters
     ----------
     blocks_or_net : Block or list of targets
-        A network, which is divided into its stages; or what is to be taken for them, from input to output.
+        A network, which is divided into stages; or the stages, from input to output.
     lowest, highest : float
         The multipliers of the first and of the last stage, above 0.
 
@@ -101,11 +100,11 @@ def discriminative(blocks_or_net: Any, lowest: float, highest: float) -> list[Pa
     lowest, highest = _positive(lowest, "lowest"), _positive(highest, "highest")
     if lowest > highest:
         raise ValueError(f"lowest must not be above highest, got {lowest!r} and {highest!r}")
-    parts = _parts(blocks_or_net)
-    last = len(parts) - 1
+    stages = named_stages(blocks_or_net)
+    last = len(stages) - 1
     between = [math.exp(math.log(lowest) + (math.log(highest) - math.log(lowest)) * i / last) for i in range(1, last)]
     multipliers = [lowest, *between, highest] if last else [highest]
-    return [part.group(multiplier) for part, multiplier in zip(parts, multipliers)]
+    return [stage.group(multiplier) for stage, multiplier in zip(stages, multipliers)]
 
 
 def _positive(value: Any, where: str) -> float:
@@ -113,7 +112,5 @@ def _positive(value: Any, where: str) -> float:
     if callable(number):
         raise TypeError(f"{where} must be a number, got {describe(value)}")
     if number == 0:
-        raise ValueError(
-            f"{where} must be above 0, got {value!r}; what is to be frozen gets a multiplier of 0 by itself"
-        )
+        raise ValueError(f"{where} must be above 0, got {value!r}; to freeze a layer, give it a multiplier of 0")
     return number

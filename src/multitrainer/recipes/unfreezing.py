@@ -7,7 +7,7 @@ from typing import Any, Sequence
 
 from ..groups.param_group import ParamGroup
 from ..groups.targets import Multiplier, check_multiplier, describe
-from .layers import _check_disjoint, _parts
+from .layers import check_disjoint, named_stages
 
 
 def gradual_unfreezing(
@@ -18,28 +18,29 @@ def gradual_unfreezing(
     Parameters
     ----------
     blocks_or_groups : Block or list of targets or of ParamGroup
-        A network, which is divided into its stages; or what is to be taken for them, from input to output. Groups, as
-        other recipes make them, keep their multipliers from the update on at which they are unfrozen.
+        A network, which is divided into stages; or the stages, from input to output. Groups, such as those that other
+        recipes return, have their own multipliers from the update on that unfreezes them.
     every : int or sequence of int
-        How many updates pass before the next stage is unfrozen; or a calendar, the number of the update that unfreezes
-        each stage but the last, from the output down. The first update is number 1.
+        The number of updates from one unfreezing to the next; or, for each stage but the last, from the output down,
+        the number of the update that unfreezes it. The first update is number 1.
     lr_mult : float or callable
-        The multiplier of what is not frozen; not to be given beside groups.
+        The multiplier of stages that are not frozen. It cannot be combined with groups.
 
     Returns
     -------
     list of ParamGroup
-        From input to output, named ``stage3``, with schedules of `unfreeze_at` for multipliers.
+        From input to output, named ``stage3``, with `unfreeze_at` schedules as multipliers.
 
     Raises
     ------
     TypeError, ValueError
-        As `layerwise_decay` does; if ``every`` is no positive number of updates, or a calendar of another length or
-        out of order.
+        As `layerwise_decay` does; if ``every`` is not a positive number of updates, or is a sequence of the wrong
+        length or out of order.
 
     Notes
     -----
-    Gradual unfreezing of ULMFiT (Howard and Ruder 2018, arXiv:1801.06146), which unfreezes a layer an epoch.
+    This is the gradual unfreezing of ULMFiT (Howard and Ruder 2018, arXiv:1801.06146), which unfreezes one layer in
+    each epoch.
 
     Examples
     --------
@@ -53,32 +54,33 @@ def gradual_unfreezing(
     unfreeze_at(1001, lr_mult=0.01)
     """
     multiplier = check_multiplier(lr_mult, "lr_mult of gradual_unfreezing")
-    groups = _given_groups(blocks_or_groups)
-    if groups is None:
-        groups = [part.group(multiplier) for part in _parts(blocks_or_groups)]
-    elif lr_mult != 1:
-        raise ValueError(f"lr_mult {lr_mult!r} was given beside groups, which have multipliers of their own")
-    updates = [1, *_calendar(every, len(groups) - 1)]
+    if _has_group(blocks_or_groups):
+        groups = _copy_groups(blocks_or_groups)
+        if lr_mult != 1:
+            raise ValueError(f"lr_mult {lr_mult!r} was given beside groups, which have multipliers of their own")
+    else:
+        groups = [stage.group(multiplier) for stage in named_stages(blocks_or_groups)]
+    updates = [1, *_unfreezing_updates(every, len(groups) - 1)]
     for group, update in zip(reversed(groups), updates):
         own = 1.0 if group.lr_mult is None else group.lr_mult
         group.lr_mult = own if update == 1 else unfreeze_at(update, own)
     return groups
 
 
-class unfreeze_at:  # noqa: N801  it is called as a function, and shown as the call that made it
-    """A schedule: 0, which is frozen, before an update, and a multiplier from it on.
+class unfreeze_at:  # noqa: N801  users call it like a function, and its repr is that call
+    """A schedule that freezes until an update: 0 before it, and a multiplier from it on.
 
     Parameters
     ----------
     num_update : int
-        The number of the first update that trains; the first update of a training is number 1.
+        The number of the first update that trains. The first update of all is number 1.
     lr_mult : float or callable
-        The multiplier from then on; a schedule is asked with the trainer's update number.
+        The multiplier from then on. A schedule is called with the trainer's update number.
 
     Raises
     ------
     TypeError, ValueError
-        If ``num_update`` is not a whole number above 0, or ``lr_mult`` no multiplier.
+        If ``num_update`` is not a whole number above 0, or ``lr_mult`` is not a multiplier.
 
     Examples
     --------
@@ -89,7 +91,7 @@ class unfreeze_at:  # noqa: N801  it is called as a function, and shown as the c
     """
 
     def __init__(self, num_update: int, lr_mult: Multiplier = 1.0) -> None:
-        self.num_update = _count(num_update, "num_update of unfreeze_at")
+        self.num_update = _check_update(num_update, "num_update of unfreeze_at")
         self.lr_mult = check_multiplier(lr_mult, "lr_mult of unfreeze_at")
 
     def __call__(self, num_update: int) -> float:
@@ -110,34 +112,39 @@ class unfreeze_at:  # noqa: N801  it is called as a function, and shown as the c
         return hash((self.num_update, self.lr_mult))
 
 
-def _given_groups(blocks_or_groups: Any) -> list[ParamGroup] | None:
-    """Return copies of the groups in a list of groups, or None if it is none."""
-    if not (isinstance(blocks_or_groups, (list, tuple)) and any(isinstance(g, ParamGroup) for g in blocks_or_groups)):
-        return None
+def _has_group(blocks_or_groups: Any) -> bool:
+    return isinstance(blocks_or_groups, (list, tuple)) and any(
+        isinstance(each, ParamGroup) for each in blocks_or_groups
+    )
+
+
+def _copy_groups(groups: Sequence[Any]) -> list[ParamGroup]:
+    """Return copies of ``groups``, with a name for each; raise an error if they are not groups or share a parameter."""
     copies = []
-    for number, group in enumerate(blocks_or_groups):
+    for number, group in enumerate(groups):
         if not isinstance(group, ParamGroup):
             raise TypeError(f"groups[{number}] must be a ParamGroup like the others, got {describe(group)}")
-        copies.append(ParamGroup(group.params, group.lr_mult, group.wd_mult, group.name or f"stage{number + 1}"))
-        copies[-1].within = group.within
-    _check_disjoint([(repr(group), group.params) for group in copies])
+        name = group.name or f"stage{number + 1}"
+        copies.append(ParamGroup._in_network(group.root, group.params, group.lr_mult, group.wd_mult, name))
+    check_disjoint([(repr(group), group.params) for group in copies])
     return copies
 
 
-def _calendar(every: Any, count: int) -> list[int]:
-    """Return the updates that unfreeze ``count`` stages."""
+def _unfreezing_updates(every: Any, count: int) -> list[int]:
+    """Return the numbers of the updates that unfreeze ``count`` stages, from the output down."""
     if isinstance(every, str) or not isinstance(every, Sequence):
-        step = _count(every, "every")
+        step = _check_update(every, "every")
         return [1 + step * (i + 1) for i in range(count)]
-    updates = [_count(update, f"every[{i}]") for i, update in enumerate(every)]
+    updates = [_check_update(update, f"every[{i}]") for i, update in enumerate(every)]
     if len(updates) != count:
         raise ValueError(f"every names {len(updates)} updates, but there are {count} stages before the last")
     if updates != sorted(updates):
-        raise ValueError(f"every must not go back, got {list(every)!r}: it unfreezes from the output down")
+        raise ValueError(f"every must not decrease, got {list(every)!r}: stages are unfrozen from the output down")
     return updates
 
 
-def _count(value: Any, where: str) -> int:
+def _check_update(value: Any, where: str) -> int:
+    """Return the number of an update, or of updates, as an int; raise an error that begins with ``where``."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{where} must be a whole number of updates, got {value!r}")
     if value < 1:

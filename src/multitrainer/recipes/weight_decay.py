@@ -1,4 +1,4 @@
-"""Weight decay for weights alone."""
+"""No weight decay for biases and normalization layers."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _UNDECAYED = ("bias", "gamma", "beta")
 
 
 def no_weight_decay(net: Any) -> ParamGroup:
-    """Leave weight decay to the weights: a group of every bias, gamma and beta, with ``wd_mult`` 0.
+    """Return a group of every bias, gamma and beta with ``wd_mult`` 0, so that only weights decay.
 
     Parameters
     ----------
     net : Block or any other target
-        What to search. Parameters are told by the ends of their names, as Gluon's own layers name them.
+        Where to search. Parameters are recognized by the ends of the names that Gluon's layers give them.
 
     Returns
     -------
     ParamGroup
-        It sets no ``lr_mult``, so it goes into one list with a recipe that does.
+        It sets no ``lr_mult``, so it can be combined with a recipe that does.
 
     Raises
     ------
     TypeError, ValueError
-        If ``net`` is no target, or has no such parameter.
+        If ``net`` is not a target, or has no such parameter.
 
     Notes
     -----
-    "Bag of tricks" (He et al. 2018, arXiv:1812.01187, section 3.1); timm and GluonCV do it for whole networks.
+    From "Bag of Tricks" (He et al. 2018, arXiv:1812.01187, section 3.1); timm and GluonCV do it for whole networks.
 
     Examples
     --------
@@ -53,6 +53,5 @@ def no_weight_decay(net: Any) -> ParamGroup:
             f"no_weight_decay: {describe(net)} has no parameter whose name ends in {', '.join(_UNDECAYED)}; for others "
             "write ParamGroup(target, wd_mult=0)"
         )
-    group = ParamGroup(found, wd_mult=0, name="no_weight_decay")
-    group.within = net if isinstance(net, Block) else None
-    return group
+    root = net if isinstance(net, Block) else None
+    return ParamGroup._in_network(root, found, wd_mult=0, name="no_weight_decay")

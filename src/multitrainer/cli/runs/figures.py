@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
+from ...plotting import draw_learning_rates
 from ..errors import require
 
 # Told apart by people of any colour vision (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("-", "--", "-.", ":")
-BESIDE, LISTED = 5, 20  # groups that a legend has room for among the lines, and outside of them
+BESIDE = 5  # groups that a legend has room for among the lines
 
 
 def accuracy_and_rates(rows: Sequence[dict[str, Any]], title: str) -> Any:
@@ -121,36 +121,22 @@ def _curves(rows: Sequence[dict[str, Any]], regime: str) -> list[dict[int, float
 
 def _draw_rates(axes: Any, epochs: list[int], rates: list[dict[str, float]]) -> None:
     names = list(dict.fromkeys(name for rate in rates for name in rate))
-    drawn = []
-    for place, name in enumerate(names):
-        values = [rate.get(name, 0.0) for rate in rates]
-        frozen = not any(values)
-        # A logarithmic axis has no place for 0: a frozen group shows in the legend alone.
-        drawn += axes.plot(
-            epochs,
-            [value or float("nan") for value in values],
-            color="0.6" if frozen else COLOURS[place % len(COLOURS)],
-            linestyle=STYLES[place % len(STYLES)],
-            linewidth=2,
-            label=f"{name}: frozen" if frozen else f"{name}: {_span(values)}",
-        )
+    values = {name: [rate.get(name, 0.0) for rate in rates] for name in names}
+    draw_learning_rates(axes, epochs, [(f"{name}: {_span(values[name])}", values[name]) for name in names])
     if any(any(rate.values()) for rate in rates):
         axes.set_yscale("log")
         _pad_logarithmic(axes, [value for rate in rates for value in rate.values() if value])
     axes.set_xlabel("epoch")
     axes.set_title("learning rate of each group", fontsize=10, loc="left")
     _whole_epochs(axes)
-    if len(drawn) <= BESIDE:
+    if len(names) <= BESIDE:
         axes.legend(frameon=False, fontsize=9, loc="best")
-        return
-    shown = drawn[:: -(-len(drawn) // LISTED)]
-    title = f"{len(shown)} of {len(drawn)} groups" if len(shown) < len(drawn) else None
-    axes.legend(handles=shown, title=title, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _span(values: list[float]) -> str:
+    """Return the range of ``values`` as text, or 'frozen' if all are 0."""
     low, high = min(values), max(values)
-    return f"{low:g}" if low == high else f"{low:.3g} to {high:.3g}"
+    return "frozen" if high == 0 else f"{low:g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 def _pad_logarithmic(axes: Any, values: list[float]) -> None:

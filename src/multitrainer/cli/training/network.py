@@ -11,7 +11,8 @@ import mxnet as mx
 from mxnet import gluon
 
 from ... import _mxnet
-from ..errors import UserError, closest, require
+from ...groups.targets import closest_names
+from ..errors import UserError, require
 from ..options import utf8_path
 
 MODEL = "mobilenetv2_1.0"
@@ -56,7 +57,8 @@ def build(model: str, classes: int) -> tuple[gluon.HybridBlock, str]:
     zoo = require("gluoncv.model_zoo")
     known = list(zoo.get_model_list())
     if model.lower() not in known:
-        raise UserError(f"--model {model}: GluonCV has no such model; closest: {closest(model.lower(), known)}")
+        closest = ", ".join(closest_names(model.lower(), known, 5))
+        raise UserError(f"--model {model}: GluonCV has no such model; closest: {closest}")
     try:
         net, other = (_make(zoo, model, count) for count in (classes, classes + 1))
     except Exception as error:  # whatever a detector, say, makes of the argument

@@ -63,9 +63,7 @@ class _Part(NamedTuple):
     lr_mult: Multiplier
 
     def group(self, net: gluon.Block) -> ParamGroup:
-        group = ParamGroup(self.params, self.lr_mult, name=self.name)
-        group.within = net  # where the BatchNorm of these Parameters is found
-        return group
+        return ParamGroup._in_network(net, self.params, self.lr_mult, name=self.name)
 
     def delayed(self, update: int) -> _Part:
         """Return the part, frozen until an update; what is frozen for good stays so."""

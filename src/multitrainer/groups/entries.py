@@ -1,0 +1,90 @@
+"""Read the ``params`` of a trainer as a list of entries, each with a `ParamGroup` and its Parameters."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any, Iterator, Mapping
+
+from mxnet.gluon import Block, Parameter, ParameterDict
+
+from .._mxnet import is_auxiliary
+from .param_group import ParamGroup
+from .targets import TARGETS, check_multiplier, collect, describe, is_parameter_mapping, is_target
+
+
+class Entry:
+    """One entry of ``params``: a group, the Parameters that it holds, and the words for it in error messages."""
+
+    def __init__(self, where: str, group: ParamGroup) -> None:
+        self.where = where
+        self.group = group
+        self.params = collect(group.params, where)
+        self.trainable = {name: param for name, param in self.params.items() if not is_auxiliary(param)}
+
+    @property
+    def sets_nothing(self) -> bool:
+        """Whether the group has neither a multiplier nor a name."""
+        return self.group.lr_mult is None and self.group.wd_mult is None and self.group.name is None
+
+    def check_not_empty(self) -> None:
+        """Raise ValueError if there is no Parameter, or if there is none that the multipliers could act on."""
+        if not self.params:
+            raise ValueError(f"{self.where}: the target holds no Parameter; a pattern that matched nothing?")
+        if not self.trainable and not self.sets_nothing:
+            raise ValueError(
+                f"{self.where}: the target holds only statistics or constants ({', '.join(list(self.params)[:3])}), "
+                "which no multiplier moves"
+            )
+
+
+def parse_entries(params: Any) -> list[Entry]:
+    """Read ``params`` in any form that `MultiLRTrainer` takes; raise TypeError or ValueError naming the entry."""
+    entries = []
+    for number, item in enumerate(_split(params)):
+        where = f"entry {number} ({describe(item)})"
+        entry = Entry(where, _as_group(item, where))
+        if not (entry.sets_nothing and isinstance(entry.group.params, Block)):
+            entry.check_not_empty()
+        entries.append(entry)
+    return entries
+
+
+def _split(params: Any) -> Iterator[Any]:
+    """Yield the entries of ``params``; neighbouring Parameters in a list are one entry, as stock Trainer takes them."""
+    if isinstance(params, (ParamGroup, Block, ParameterDict, Parameter)) or is_parameter_mapping(params):
+        yield params
+    elif isinstance(params, Mapping):
+        for target, multiplier in params.items():
+            if isinstance(multiplier, Parameter):
+                raise TypeError(
+                    f"params mixes multipliers and Parameters as values: {target!r}: {describe(multiplier)}"
+                )
+            if is_target(multiplier):
+                raise TypeError(f"params[{describe(target)}] must be a multiplier, got {describe(multiplier)}")
+            yield target, multiplier
+    elif isinstance(params, (list, tuple)):
+        for are_parameters, items in groupby(params, lambda item: isinstance(item, Parameter)):
+            if are_parameters:
+                yield list(items)
+            else:
+                yield from items
+    else:
+        raise TypeError(
+            f"params must be {TARGETS}, (target, lr_mult) pairs or ParamGroups, or a dict of target to lr_mult; "
+            f"got {describe(params)} of type {type(params).__name__}"
+        )
+
+
+def _as_group(item: Any, where: str) -> ParamGroup:
+    if isinstance(item, ParamGroup):
+        return item
+    if isinstance(item, tuple) and len(item) == 2 and not (is_target(item[1]) or isinstance(item[1], ParamGroup)):
+        target, multiplier = item
+        if isinstance(target, ParamGroup):
+            raise TypeError(f"{where}: a ParamGroup carries its own multipliers; write ParamGroup(..., lr_mult=...)")
+        if multiplier is None:
+            return ParamGroup(target)
+        return ParamGroup(target, lr_mult=check_multiplier(multiplier, f"{where}: lr_mult"))
+    if isinstance(item, Mapping) and not is_parameter_mapping(item):
+        raise TypeError(f"{where}: in a list, write a group as (target, lr_mult) or ParamGroup(target, lr_mult=...)")
+    return ParamGroup(item)
