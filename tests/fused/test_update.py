@@ -43,9 +43,9 @@ pytest.importorskip("numba")
 @pytest.fixture(autouse=True)
 def small_is_enough(monkeypatch):
     """Let the small networks of these tests go the fast way too, and several threads share one."""
-    monkeypatch.setattr(update, "MANY_ARRAYS", 1)
-    monkeypatch.setattr(update, "ALONE", 1000)
-    monkeypatch.delenv(update.SWITCH, raising=False)
+    monkeypatch.setattr(update, "MIN_PARAMETERS", 1)
+    monkeypatch.setattr(update, "SINGLE_THREAD_VALUES", 1000)
+    monkeypatch.delenv(update.ENVIRONMENT_SWITCH, raising=False)
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_what_is_set_between_steps():
 @pytest.mark.parametrize(("name", "given"), OPTIMIZERS[2:], ids=IDS[2:])
 def test_to_and_fro_in_mid_training(name, given, monkeypatch, stock_updates):
     def between(trainer, number):
-        monkeypatch.setenv(update.SWITCH, str(number % 2))
+        monkeypatch.setenv(update.ENVIRONMENT_SWITCH, str(number % 2))
 
     expected = run(*build(gluon.Trainer, name, dict(given)), steps=6)
     del stock_updates[:]
@@ -269,7 +269,7 @@ def test_freezing_and_unfreezing(name, monkeypatch):
             trainer.set_lr_mult({first: 0.5, second: 0})
 
     def trained(switch):
-        monkeypatch.setenv(update.SWITCH, switch)
+        monkeypatch.setenv(update.ENVIRONMENT_SWITCH, switch)
         net = mlp()
         trainer = MultiLRTrainer([net, (net[2], unfreeze_at(3))], name, {"learning_rate": 0.1, "wd": 1e-3})
         for number, (x, y) in enumerate(batches(7)):
@@ -301,7 +301,7 @@ def test_an_error_at_the_first_update_after_an_unfreeze(what, monkeypatch, caplo
     monkeypatch.setattr(log, "handlers", [])
 
     def trained(switch):
-        monkeypatch.setenv(update.SWITCH, switch)
+        monkeypatch.setenv(update.ENVIRONMENT_SWITCH, switch)
         params = parameters(SHAPES)
         trainer, values = MultiLRTrainer(params, "sgd", {"learning_rate": 0.1}), np.random.RandomState(7)
         for number in range(6):
@@ -398,7 +398,7 @@ def test_states_are_stocks_own(name, tmp_path, monkeypatch, stock_updates):
     gluon.Trainer.save_states(trainer, str(tmp_path / "stock"))
     weights = [param.data().asnumpy() for param in params]
     for file, switch in (("ours", "1"), ("ours", "0"), ("stock", "1")):
-        monkeypatch.setenv(update.SWITCH, switch)
+        monkeypatch.setenv(update.ENVIRONMENT_SWITCH, switch)
         params = parameters(SHAPES)
         for param, value in zip(params, weights):
             param.set_data(mx.nd.array(value))
@@ -539,7 +539,7 @@ def test_a_part_of_an_array_beside_arrays_of_their_own(stock_updates):
 
 
 def test_small_networks_are_left_to_stock(monkeypatch, stock_updates):
-    monkeypatch.setattr(update, "MANY_ARRAYS", MANY_ARRAYS)
+    monkeypatch.setattr(update, "MIN_PARAMETERS", MIN_PARAMETERS)
     net = mlp()
     train(net, MultiLRTrainer(net, "sgd"), batches())
     assert len(stock_updates) == 4
@@ -547,10 +547,10 @@ def test_small_networks_are_left_to_stock(monkeypatch, stock_updates):
 
 @pytest.mark.parametrize("number", ["1", "2"])
 def test_switch(number, monkeypatch, stock_updates):
-    monkeypatch.setenv(update.SWITCH, number)
+    monkeypatch.setenv(update.ENVIRONMENT_SWITCH, number)
     run(*build(MultiLRTrainer, "adam"))
     assert len(stock_updates) == 1
-    monkeypatch.setenv(update.SWITCH, "0")
+    monkeypatch.setenv(update.ENVIRONMENT_SWITCH, "0")
     run(*build(MultiLRTrainer, "adam"))
     assert len(stock_updates) == 5
 
@@ -659,8 +659,8 @@ def test_predictions_in_another_thread():
 @pytest.mark.slow
 def test_a_real_network_with_worker_processes(monkeypatch, stock_updates):
     """ResNet-18 takes the fast way by itself; a DataLoader forks its workers in between."""
-    monkeypatch.setattr(update, "MANY_ARRAYS", MANY_ARRAYS)
-    monkeypatch.setattr(update, "ALONE", ALONE)
+    monkeypatch.setattr(update, "MIN_PARAMETERS", MIN_PARAMETERS)
+    monkeypatch.setattr(update, "SINGLE_THREAD_VALUES", SINGLE_THREAD_VALUES)
     data = np.random.RandomState(0).rand(6, 3, 32, 32).astype("float32")
     found = []
     for kind in (gluon.Trainer, MultiLRTrainer):
@@ -681,7 +681,7 @@ def test_a_real_network_with_worker_processes(monkeypatch, stock_updates):
     assert found[0] == found[1]
 
 
-MANY_ARRAYS, ALONE = update.MANY_ARRAYS, update.ALONE
+MIN_PARAMETERS, SINGLE_THREAD_VALUES = update.MIN_PARAMETERS, update.SINGLE_THREAD_VALUES
 
 SCRIPT = """
 import sys
@@ -691,7 +691,7 @@ import mxnet as mx
 from mxnet import gluon
 from multitrainer import MultiLRTrainer
 from multitrainer.fused import update
-update.MANY_ARRAYS = 1
+update.MIN_PARAMETERS = 1
 for kind in (gluon.Trainer, MultiLRTrainer):
     mx.random.seed(3)
     net = gluon.nn.Dense(3, in_units=5, prefix="net_")
@@ -797,21 +797,21 @@ numbers = st.one_of(
 @settings(max_examples=200, deadline=None)
 @given(numbers)
 def test_a_number_is_read_as_mxnet_reads_it(value):
-    assert float_parsing.from_text(str(value)) == read_by_an_operator(value)
+    assert float_parsing.parse_field(str(value)) == read_by_an_operator(value)
     with contextlib.suppress(ValueError):
-        assert float_parsing.from_stream(repr(value)) == read_in_a_tuple(value)
+        assert float_parsing.parse_tuple_element(repr(value)) == read_in_a_tuple(value)
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e-40", "1e40", "True", "1,5", "", "0x1", "[1.0]"])
 def test_what_is_no_number_is_refused(text):
-    for read in (float_parsing.from_text, float_parsing.from_stream):
+    for read in (float_parsing.parse_field, float_parsing.parse_tuple_element):
         with pytest.raises(ValueError, match="number"):
             read(text)
 
 
 def test_half_way_is_refused():
     with pytest.raises(ValueError, match="half-way"):
-        float_parsing.from_stream(repr(1 + 2.0**-24))
+        float_parsing.parse_tuple_element(repr(1 + 2.0**-24))
 
 
 @pytest.mark.parametrize("clear", [lambda updater: updater.states.clear(), lambda updater: updater.states.pop(0)])
@@ -820,7 +820,7 @@ def test_states_that_the_user_has_cleared_are_made_again(clear, rule, monkeypatc
     """The way to reset momentum; as without the fused update."""
 
     def run(switch):
-        monkeypatch.setenv(update.SWITCH, switch)
+        monkeypatch.setenv(update.ENVIRONMENT_SWITCH, switch)
         mx.random.seed(1)
         net = mx.gluon.nn.HybridSequential(prefix="net_")
         net.add(*(mx.gluon.nn.Dense(16, in_units=16) for _ in range(16)))

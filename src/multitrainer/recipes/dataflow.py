@@ -103,7 +103,7 @@ def _members(mask: int, by_bit: Sequence[Parameter]) -> Iterator[Parameter]:
 
 
 def _trace(net: Block) -> Symbol:
-    with _mxnet.undisturbed(net):
+    with _mxnet.without_side_effects(net):
         try:
             return mx.sym.Group(list(_symbols(_run(net))))
         except Exception as first:
@@ -127,7 +127,7 @@ def _run(net: Block) -> Any:
 def _inputs(net: Block) -> int:
     """Return how many inputs ``net`` cannot do without."""
     if isinstance(net, SymbolBlock):
-        return _mxnet.symbol_inputs(net)
+        return _mxnet.input_count(net)
     own = type(net).forward is HybridBlock.forward
     arguments = list(inspect.signature(net.hybrid_forward if own else net.forward).parameters.values())[own:]
     names = _mxnet.own_parameters(net)

@@ -88,12 +88,12 @@ def record(params: Iterable[Parameter], blocks: Iterable[Block] = ()) -> None:
     for param in changed.values():
         node = _mxnet.variable(param)
         if node is not None:
-            _mxnet.write_attributes(node, param)
+            _mxnet.write_multipliers(node, param)
     for block in {each: None for root in blocks for each in _around_symbol_blocks(root)}:
         symbol = _mxnet.traced_symbol(block)
         for name, node in _variables(symbol) if symbol is not None else ():
             if name in changed:
-                _mxnet.write_attributes(node, changed[name])
+                _mxnet.write_multipliers(node, changed[name])
 
 
 def on_global_statistics(blocks: Iterable[Block]) -> set[Parameter]:
