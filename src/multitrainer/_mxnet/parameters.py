@@ -39,7 +39,7 @@ def owner(param: Parameter) -> Any:
 
 
 def set_owner(param: Parameter, trainer: Trainer | None) -> None:
-    """Make ``param`` belong to a Trainer, or to none."""
+    """Give ``param`` back to the Trainer it belonged to."""
     param._trainer = trainer
 
 
