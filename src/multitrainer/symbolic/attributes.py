@@ -104,8 +104,9 @@ def on_global_statistics(blocks: Iterable[Block]) -> set[Parameter]:
     for block, symbol in _symbol_blocks(blocks):
         params, attributes = block.collect_params(), symbol.attr_dict()
         for node in symbol.get_internals():
-            if attributes.get(node.name, {}).get("use_global_stats") in ("True", "1"):
-                found.update(params[name] for name in node.get_children().list_outputs() if name in params)
+            inputs = node.get_children()  # None for a variable, which may have the attributes of its operator
+            if inputs is not None and attributes.get(node.name, {}).get("use_global_stats") in ("True", "1"):
+                found.update(params[name] for name in inputs.list_outputs() if name in params)
     return found
 
 
