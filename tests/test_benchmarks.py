@@ -1,4 +1,4 @@
-"""The figures in the README come from scripts that run; the quick part of them runs here."""
+"""The figures in the docs come from scripts that run; the quick part of them runs here."""
 
 import importlib
 import json
@@ -14,7 +14,6 @@ import multitrainer
 from support import PATIENCE
 
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
-README = BENCHMARKS.parent / "README.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,41 +22,6 @@ def _in_one_folder():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield
-
-
-@pytest.fixture
-def readme():
-    return importlib.import_module("readme")
-
-
-class TestReadme:
-    def test_has_the_figures_of_the_results(self, readme, capsys):
-        assert readme.main(["--check"]) == 0, capsys.readouterr().out
-
-    def test_a_figure_changed_by_hand_is_found_and_put_back(self, readme, tmp_path, capsys):
-        copy = tmp_path / "README.md"
-        about = json.loads((BENCHMARKS / "results" / "distributed.json").read_text())
-        figure = f"{about['rows'][0]['milliseconds']:.0f} ms"
-        text = README.read_text()
-        assert figure in text
-        copy.write_text(text.replace(figure, "1 ms"))
-        assert readme.main(["--check", "--readme", str(copy)]) == 1
-        assert "-| `dist_sync`" in capsys.readouterr().out
-        assert readme.main(["--readme", str(copy)]) == 0
-        assert copy.read_text() == text
-
-    @pytest.mark.parametrize("marker", ["<!-- benchmark: distributed -->", "<!-- end -->"])
-    def test_a_marker_without_a_counterpart_is_an_error(self, readme, tmp_path, marker):
-        copy = tmp_path / "README.md"
-        copy.write_text(README.read_text().replace(marker, "", 1))
-        with pytest.raises(ValueError, match="do not pair up"):
-            readme.main(["--readme", str(copy)])
-
-    def test_results_that_are_missing_are_named(self, readme, tmp_path):
-        copy = tmp_path / "README.md"
-        copy.write_text("<!-- benchmark: nothing -->\n<!-- end -->\n")
-        with pytest.raises(FileNotFoundError, match=r"run benchmarks/nothing.py --json .*nothing.json"):
-            readme.main(["--readme", str(copy)])
 
 
 def run(script, *arguments, folder):
@@ -116,7 +80,7 @@ def test_checkpoint(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "scaling", "loop"])
 def test_what_a_step_costs(name, tmp_path):
-    """They measure what they say, and make the README's table of it; how long it takes is for them to say."""
+    """They measure what they say, and make the table of it; how long it takes is for them to say."""
     script = BENCHMARKS / f"{name}.py"
     command = [sys.executable, "-W", "ignore", script, "--quick", "--json", tmp_path / "rows.json"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
@@ -141,7 +105,7 @@ def transfer():
 
 @pytest.mark.slow
 def test_transfer(transfer, tmp_path):
-    """Each way to train is tuned, measured and compared seed by seed; the README's table says what the file says."""
+    """Each way to train is tuned, measured and compared seed by seed; the table says what the file says."""
     command = [sys.executable, "-W", "ignore", BENCHMARKS / "transfer.py", "--quick", "--only", "digits", "--jobs", "1"]
     done = subprocess.run(
         [*map(str, command), "--json", "rows.json", "--plot", "rows.png", "--cache", "kept"],

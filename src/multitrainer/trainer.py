@@ -8,21 +8,16 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
 from mxnet import nd
-from mxnet.gluon import Trainer
+from mxnet.gluon import Parameter, Trainer
 
 from . import _mxnet, checkpoint, report
-from ._mxnet import supports_multiplier
 from .checkpoint import archive
 from .freezing.rank_agreement import StoreComparison
-from .freezing.stale_traces import warn_of_old_traces
 from .fused.update import FusedUpdate
-from .groups.param_group import FIELDS, ParamGroup
-from .groups.resolve import resolve, resolve_within
+from .groups import FIELDS, ParamGroup, Plan, resolve, resolve_within
 from .groups.targets import Multiplier, known_name
+from .multipliers.initial import check_initial, inherited_multipliers
 from .multipliers.multipliers import Multipliers
-from .multipliers.name_table import explicit_multipliers, parse_multipliers
-from .multipliers.schedules import evaluate
-from .multipliers.supported import check_supported, optimizer_class, updates_before
 from .symbolic import attributes
 
 
@@ -36,7 +31,7 @@ class MultiLRTrainer(Trainer):
         `ParamGroup`; a dict of target to lr_mult. A target is a Block, a ParameterDict, a dict of name to Parameter, a
         Parameter, or a list of these. A multiplier is a finite number >= 0, or a schedule, a callable ``num_update ->
         number``. A later entry refines an earlier one that contains it. Name the whole network first: then no layer
-        is forgotten, and a hybridized network is traced anew where freezing calls for it.
+        is forgotten, and a hybridized network is traced again when freezing requires it.
     optimizer : str or mxnet.optimizer.Optimizer
         As `gluon.Trainer` takes it.
     optimizer_params : dict, optional
@@ -47,18 +42,18 @@ class MultiLRTrainer(Trainer):
     Raises
     ------
     TypeError, ValueError
-        Before anything has changed, naming the entry: no target, no multiplier, an empty target, two entries that
-        disagree, two Parameters of one name, a multiplier that the optimizer cannot honour (AdaDelta has no learning
-        rate to multiply).
+        Before anything has changed, naming the entry: something that is not a target or not a multiplier, an empty
+        target, two entries that disagree, two Parameters of one name, a multiplier that the optimizer does not support
+        (AdaDelta has no learning rate to multiply).
 
     Notes
     -----
     A multiplier is the Parameter's own ``lr_mult`` or ``wd_mult``, so ``param.lr_mult = x``,
     ``collect_params().setattr('lr_mult', x)`` and ``trainer.optimizer.set_lr_mult({name: x})`` work as well as
-    `set_lr_mult`, and take effect at the next `step`. The optimizer looks for the multiplier of an index in
+    `set_lr_mult`, and take effect at the next `step`. The optimizer looks up the multiplier of an index in
     ``param_dict``, then in ``lr_mult`` by index, then in ``lr_mult`` by the name in ``idx2name``
-    (``Optimizer._get_lrs`` in mxnet/optimizer/optimizer.py). The first is lost when it is pickled; the trainer keeps
-    the rest filled.
+    (``Optimizer._get_lrs`` in mxnet/optimizer/optimizer.py). The first is lost when the optimizer is pickled; the
+    trainer keeps the others filled.
 
     Examples
     --------
@@ -74,7 +69,7 @@ class MultiLRTrainer(Trainer):
     {'features': 0.0, 'output': 0.1}
     """
 
-    leaves_out_frozen = True  # its updates pass over frozen Parameters, whether or not these request a gradient
+    leaves_out_frozen = True  # `freeze` asks whether a trainer needs grad_req='null' to leave a Parameter out
 
     def __init__(
         self,
@@ -85,36 +80,26 @@ class MultiLRTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         plan = resolve(params)
-        given = {field: plan.assignments(field) for field in FIELDS}
-        brought = {
-            field: parse_multipliers(explicit_multipliers(optimizer, field), plan.parameters, f"optimizer.{field}")
-            for field in FIELDS
-        }
-        imported = attributes.symbol_multipliers(plan.blocks)
-        brought = {field: {**imported[field], **brought[field]} for field in FIELDS}
-        kind = optimizer_class(optimizer)
-        for field in FIELDS:
-            numbers = evaluate(given[field], field, updates_before(optimizer, optimizer_params) + 1)
-            if not supports_multiplier(kind, field):
-                own = {param: getattr(param, field) for param in plan.member_of}
-                check_supported(kind, field, {**own, **brought[field], **numbers})
+        inherited = inherited_multipliers(plan, optimizer)
+        check_initial(plan, inherited, optimizer, optimizer_params)
+        self._construct_stock_trainer(plan, optimizer, optimizer_params, *args, **kwargs)
+        self._apply_multipliers(plan, inherited)
+
+    def _construct_stock_trainer(self, plan: Plan, *args: Any, **kwargs: Any) -> None:
         self._comparison: StoreComparison | None = None
-        owners = [_mxnet.owner(param) for param in plan.parameters]
-        try:
+        with _mxnet.restoring_owners(plan.parameters):
             # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
-            super().__init__(dict(enumerate(plan.parameters)), optimizer, optimizer_params, *args, **kwargs)
-        except BaseException:
-            for param, owner in zip(plan.parameters, owners):
-                _mxnet.set_owner(param, owner)
-            raise
-        for field, numbers in brought.items():
+            super().__init__(dict(enumerate(plan.parameters)), *args, **kwargs)
+
+    def _apply_multipliers(self, plan: Plan, inherited: Mapping[str, Mapping[Parameter, float]]) -> None:
+        for field, numbers in inherited.items():
             for param, number in numbers.items():
                 setattr(param, field, number)
         attributes.join_symbols(plan.blocks)
         self._plan = plan._replace(blocks=())  # a Block that was hybridized and called could not be copied with it
         self._fused = FusedUpdate()
         self._multipliers = Multipliers(self._params, self._optimizer)
-        self._multipliers.assign(given, plan.blocks)
+        self._multipliers.assign({field: plan.assignments(field) for field in FIELDS}, plan.blocks)
         attributes.record(self._multipliers.trainable, plan.blocks)
 
     @property
@@ -124,7 +109,7 @@ class MultiLRTrainer(Trainer):
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """The learning rate that each group's next update goes by, by the group's name: for loggers.
+        """The learning rate of each group's next update, by the name of the group: for loggers.
 
         A group whose Parameters no longer share one multiplier has an entry for each.
         """
@@ -149,7 +134,7 @@ class MultiLRTrainer(Trainer):
         return report.table(self._rows())
 
     def explain(self, name: str) -> str:
-        """Say why a parameter learns as it does: which entry gave its multipliers, and the rates that come of them.
+        """Explain the rates of a parameter: which entries gave its multipliers, and what they come to.
 
         Parameters
         ----------
@@ -159,8 +144,8 @@ class MultiLRTrainer(Trainer):
         Returns
         -------
         str
-            For learning rate and weight decay: the value that the next update goes by, the multiplier, the entry that
-            set it and the one that this refines; or that it was set since, or is the Parameter's own.
+            For learning rate and weight decay: the value at the next update, the multiplier, the entry that set it and
+            the entry that this one refines; or that it was set later, or is the Parameter's own.
 
         Raises
         ------
@@ -189,7 +174,7 @@ class MultiLRTrainer(Trainer):
         return report.explain(self._plan, param, rates, self._multipliers.schedules)
 
     def __repr__(self) -> str:
-        if "_multipliers" not in vars(self):  # its construction failed, and a traceback or a debugger shows it
+        if "_multipliers" not in vars(self):  # construction failed, and a debugger shows the object
             return object.__repr__(self)
         trainable = self._multipliers.trainable
         return (
@@ -198,7 +183,7 @@ class MultiLRTrainer(Trainer):
         )
 
     def set_lr_mult(self, multipliers: Mapping[Any, Multiplier]) -> None:
-        """Set learning-rate multipliers; what is not named keeps its own.
+        """Set learning-rate multipliers; Parameters that are not named keep theirs.
 
         Parameters
         ----------
@@ -209,7 +194,7 @@ class MultiLRTrainer(Trainer):
         ------
         TypeError, ValueError
             Before anything has changed: a name or a target that is not in this trainer (with the closest names), an
-            empty target, no multiplier, or one that the optimizer cannot honour.
+            empty target, something that is not a multiplier, or a multiplier that the optimizer does not support.
 
         Examples
         --------
@@ -226,7 +211,7 @@ class MultiLRTrainer(Trainer):
         self._set("lr_mult", multipliers)
 
     def set_wd_mult(self, multipliers: Mapping[Any, Multiplier]) -> None:
-        """Set weight-decay multipliers; what is not named keeps its own.
+        """Set weight-decay multipliers; Parameters that are not named keep theirs.
 
         Parameters
         ----------
@@ -251,51 +236,46 @@ class MultiLRTrainer(Trainer):
 
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`."""
-        self._multipliers.sync(at_step=True)
-        warn_of_old_traces(self._multipliers.trainable)
-        with self._multipliers.updating(self):
+        with self._multipliers.update(self):
             super().step(batch_size, ignore_stale_grad)
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
-        self._multipliers.sync(at_step=True)
-        with _mxnet.leaving_out(self, self._multipliers.left_out()):
+        with self._multipliers.exchange(self):
             super().allreduce_grads()
 
     def update(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update after `allreduce_grads`; see `mxnet.gluon.Trainer.update`."""
-        self._multipliers.sync(at_step=True)
-        warn_of_old_traces(self._multipliers.trainable)
-        with self._multipliers.updating(self):
+        with self._multipliers.update(self):
             super().update(batch_size, ignore_stale_grad)
 
     def save_states(self, fname: str | os.PathLike[str]) -> None:
-        """Save all that training goes on from, but for the weights (`save_parameters`): a kill leaves a whole file.
+        """Save everything that training needs to continue, except the weights (see `save_parameters`).
 
-        Saved are the optimizer's states by parameter name, its settings and counts, multipliers and what is frozen, the
-        lr_scheduler and AMP's loss scale. The file is an .npz of uncompressed arrays, which ``numpy.load(fname)``
-        reads without pickle, and one JSON text, ``numpy.load(fname)['@header'].item()``. It is written beside `fname`,
-        flushed to disk and moved there.
+        Saved are the optimizer's states by parameter name, its settings and counts, the multipliers, which Parameters
+        are frozen, the lr_scheduler and AMP's loss scale. The file is an .npz of uncompressed arrays, which
+        ``numpy.load(fname)`` reads without pickle, and one JSON text, ``numpy.load(fname)['@header'].item()``. It is
+        written beside `fname`, flushed to disk and renamed, so that it is complete even if the process is killed.
 
         Parameters
         ----------
         fname : str or PathLike
-            The file, which is replaced. Where several workers update, rank 0 writes it and the others return.
+            The file, which is replaced. If several workers update, rank 0 writes it and the others return.
 
         Raises
         ------
         TypeError
             If the optimizer or its lr_scheduler keeps something that such a file cannot hold (a function, an object).
         RuntimeError
-            Where parameter servers update, for the states are theirs; or a Parameter has no values yet.
+            If parameter servers update, because they hold the states; or if a Parameter has no values yet.
         OSError
-            Where the file cannot be written; one that was there before is left as it was.
+            If the file cannot be written; an earlier file of that name is left as it was.
 
         Notes
         -----
-        What was assigned to Parameters since the last step is taken over first, as a step does. Schedules, like all
-        code, are not saved, but that they act or have ended is. Nor is the state of MXNet's random generators, from
-        which SGLD draws its noise.
+        Multipliers that were assigned since the last step take effect first, as at a step. A schedule is code and is
+        not saved; whether it acts or has ended is. The state of MXNet's random generators, from which SGLD draws its
+        noise, is not saved either.
 
         Examples
         --------
@@ -327,7 +307,7 @@ class MultiLRTrainer(Trainer):
         partial: bool = False,
         keep: str | Iterable[str] = (),
     ) -> dict[str, str]:
-        """Go on from a file of `save_states`; a file that is refused changes nothing.
+        """Restore the states from a file of `save_states`; a file that is refused changes nothing.
 
         Load the weights first, with ``net.load_parameters``.
 
@@ -336,38 +316,38 @@ class MultiLRTrainer(Trainer):
         fname : str or PathLike
             The file. Every rank loads it.
         allow_pickle : bool, default False
-            Take a file that stock `gluon.Trainer` wrote, too. It is a pickle, which can run any code when it is loaded,
-            goes by position, and leaves the multipliers as they are.
+            Also load a file that stock `gluon.Trainer` wrote. It is a pickle, which can run any code when it is loaded,
+            identifies Parameters by position, and leaves the multipliers as they are.
         partial : bool, default False
-            Load the Parameters that file and trainer share, where they do not have the same ones.
+            Load the Parameters that file and trainer share, even if others differ.
         keep : str or iterable of str
-            What the trainer is to keep of its own, where the file's holds otherwise: ``'learning_rate'`` (with the
-            lr_scheduler), ``'lr_mult'`` (with what is frozen), ``'wd_mult'``, ``'loss_scale'``, or another attribute of
-            the optimizer, as ``'wd'`` or ``'momentum'``.
+            What the trainer keeps instead of restoring it: ``'learning_rate'`` (with the lr_scheduler), ``'lr_mult'``
+            (with which Parameters are frozen), ``'wd_mult'``, ``'loss_scale'``, or another attribute of the optimizer,
+            such as ``'wd'`` or ``'momentum'``.
 
         Returns
         -------
         dict of str to str
-            The Parameters that `partial` left out, in the file or in the trainer, and why.
+            The Parameters of the file or of the trainer that `partial` left out, each with the reason.
 
         Raises
         ------
         ValueError
-            If the file is damaged, or was written by stock Trainer; is of another optimizer, lr_scheduler or AMP; has
-            other Parameters, or with another shape or dtype (all are listed); or if a Parameter went by a schedule in
-            it and has none here.
+            If the file is damaged or was written by stock Trainer; if it has another class of optimizer or
+            lr_scheduler, or differs in the use of AMP; if it has other Parameters, or other shapes or dtypes (all are
+            listed); or if a Parameter had a schedule in it and has none here.
         RuntimeError
-            Where parameter servers update, for the states are theirs; or a Parameter has no values yet.
+            If parameter servers update, because they hold the states; or if a Parameter has no values yet.
 
         Notes
         -----
-        Parameters are known by name, whatever their order. Those frozen in the file are frozen, those unfrozen in it
-        are not, whatever the groups of this trainer say; a schedule of this trainer goes on by the count of updates in
-        the file, unless the file says that it was ended. Classes are compared by name alone, so that one may move to
-        another module. The file may have been written with other contexts or another kvstore.
+        Parameters are identified by name, in any order. Those that were frozen when the file was written are frozen,
+        the others are not, whatever the groups of this trainer say. A schedule of this trainer goes on from the number
+        of updates in the file, unless the file says that it was ended. Classes are compared by name only, so a class
+        may have moved to another module. The file may have been written with other contexts or another kvstore.
 
-        Under a kvstore that updates, ``set_data`` and ``load_parameters`` drop the optimizer's states, as under stock:
-        there, the weights have to come first.
+        If a kvstore updates, ``set_data`` and ``load_parameters`` drop the optimizer's states, as under stock Trainer:
+        so load the weights first.
         """
         self._multipliers.sync()
         training = self._training()
@@ -375,8 +355,8 @@ class MultiLRTrainer(Trainer):
         if allow_pickle and not archive.is_archive(path):
             if partial or keep:
                 raise ValueError(
-                    f"{path} is no file of MultiLRTrainer.save_states: one of stock Trainer knows no names, so that "
-                    "partial and keep cannot be had of it"
+                    f"{path} was not written by MultiLRTrainer.save_states: a file of stock Trainer has no names, so "
+                    "it cannot be loaded with partial or keep"
                 )
             self._load_pickle(str(path))
             return {}
@@ -388,28 +368,28 @@ class MultiLRTrainer(Trainer):
         Raises
         ------
         RuntimeError
-            Where parameter servers update and have the optimizer already: it would never reach them.
+            If parameter servers update and have the optimizer already: it would never reach them.
         """
         self._multipliers.check_learning_rate(lr)
         super().set_learning_rate(lr)
 
     def _load_pickle(self, fname: str) -> None:
         super().load_states(fname)
-        self._multipliers.adopt(self._optimizer)
+        self._multipliers.use_optimizer(self._optimizer)
         self._multipliers.sync()  # schedules go by the update count that was loaded
 
     def _training(self) -> checkpoint.Training:
-        """Return what is saved and loaded, which a kvstore may hold: like stock Trainer, begin to use it."""
+        """Collect what is saved and restored; a kvstore may hold it, so set that up as stock Trainer does."""
         waiting = [param.name for param in self._params if not _mxnet.is_initialized(param)]
         if waiting:
             raise RuntimeError(
                 f"these Parameters have no values yet: {', '.join(waiting)}. Initialize the network, and run one "
-                "forward pass where shapes are left to be found, before states are saved or loaded"
+                "forward pass if shapes are still unknown, before states are saved or loaded"
             )
-        if self._servers_update():
+        if _mxnet.servers_update(self):
             raise RuntimeError(
-                "the states cannot be saved or loaded if parameter servers update: the servers hold them, and give "
-                "them to nobody. Let the workers update: a synchronous kvstore such as 'dist_sync', dense weights and "
+                "the states cannot be saved or loaded if parameter servers update: the servers hold them and do not "
+                "hand them out. Let the workers update: a synchronous kvstore such as 'dist_sync', dense weights and "
                 "gradients, update_on_kvstore=False"
             )
         if not self._kv_initialized:
@@ -429,43 +409,20 @@ class MultiLRTrainer(Trainer):
         )
 
     def _writes_states(self) -> bool:
-        """Whether this process is the one of all that hold the same states which writes them."""
+        """Whether this process writes the states, of all that hold the same ones."""
         return not self._distributed or self._kvstore.rank == 0
 
     def _init_kvstore(self) -> None:
-        if self._workers_should_update():
-            self._kvstore_params["update_on_kvstore"] = False
+        if _mxnet.workers_should_update(self):  # every multiplier and schedule works there
+            _mxnet.let_workers_update(self)
         super()._init_kvstore()
-        if self._distributed and self._update_on_kvstore:
-            self._multipliers.shipped()
+        if _mxnet.has_sent_optimizer(self):
+            self._multipliers.sent_to_servers()
 
     def _row_sparse_pull(self, *args: Any, **kwargs: Any) -> None:
         if not self._kv_initialized:  # the optimizer is about to be shipped, before any step
             self._multipliers.sync()
         super()._row_sparse_pull(*args, **kwargs)
-
-    def _store_kind(self) -> str:
-        store = self._kvstore_params["kvstore"]
-        return store if isinstance(store, str) else getattr(store, "type", "")
-
-    def _workers_should_update(self) -> bool:
-        """Whether it was left open who updates, and the workers can: there every multiplier and schedule works."""
-        return (
-            self._kvstore_params["update_on_kvstore"] is None
-            and "MXNET_UPDATE_ON_KVSTORE" not in os.environ
-            and "dist" in self._store_kind()
-            and "async" not in self._store_kind()
-            and not (self._contains_sparse_weight or self._contains_sparse_grad)
-        )
-
-    def _servers_update(self) -> bool:
-        """Whether parameter servers update, or will once the kvstore is set up: that gives them the optimizer."""
-        if self._kv_initialized:
-            return bool(self._distributed and self._update_on_kvstore)
-        chosen = self._kvstore_params["update_on_kvstore"]
-        if chosen is None:
-            chosen = not self._workers_should_update() and os.environ.get("MXNET_UPDATE_ON_KVSTORE", "1") != "0"
-        return "dist" in self._store_kind() and (chosen or "async" in self._store_kind())
 
     def _init_params(self) -> None:
         waiting = len(self._params_to_init)
@@ -475,8 +432,8 @@ class MultiLRTrainer(Trainer):
         if self._distributed and not self._update_on_kvstore and len(self._params_to_init) < waiting:
             if self._comparison is None and self._kvstore.num_workers > 1:
                 self._comparison = StoreComparison(self._kvstore, len(self._params), len(self._params))
-            # A server's key holds the initial weight until the first push and a sum of gradients after it. A rank
-            # whose pull is late would take gradients for weights, so nobody pushes before everybody has pulled.
+            # A server's key holds the initial weight until the first push and a sum of gradients after it. A rank that
+            # pulls late would get gradients instead of weights, so no rank pushes before all have pulled.
             nd.waitall()
             self._kvstore._barrier()
 
@@ -486,7 +443,7 @@ class MultiLRTrainer(Trainer):
         super()._allreduce_grads()
 
     def _update(self, ignore_stale_grad: bool = False) -> None:
-        # AMP looks for an overflow in the first gradient, and fails where there is none at all.
+        # AMP looks for an overflow in the first gradient, and fails if no Parameter has one.
         if all(param.grad_req == "null" for param in self._params):
             return
         fusable = not (self._update_on_kvstore or hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
@@ -498,8 +455,8 @@ class MultiLRTrainer(Trainer):
         self._multipliers.assign({field: plan.assignments(field)}, plan.blocks)
 
     def _rates(self, updates: Iterable[int]) -> list[float]:
-        """Return the optimizer's own learning rate at ``updates``."""
-        # Of a copy: schedulers keep count of what they were asked, and stock asks them in order.
+        """Evaluate the optimizer's own learning rate at ``updates``."""
+        # With a copy: schedulers count their calls, and stock Trainer asks them in order.
         scheduler, rate = copy.deepcopy(self._optimizer.lr_scheduler), self._optimizer.lr
         return [rate if scheduler is None else scheduler(update) for update in updates]
 
@@ -508,7 +465,7 @@ class MultiLRTrainer(Trainer):
         return report.rows(self._plan, self._multipliers.trainable, rate, self._optimizer.wd, **kwargs)
 
     def _planned(self, num_updates: int) -> tuple[Sequence[int], list[tuple[str, list[float]]]]:
-        """Return the numbers of the next updates, and the learning rates that each group will have at them."""
+        """Give the numbers of the next updates, and the learning rates of each group at them."""
         updates = range(self._optimizer.num_update + 1, self._optimizer.num_update + 1 + num_updates)
         schedules, rates = self._multipliers.schedules["lr_mult"], self._rates(updates)
         return updates, report.planned(self._plan, self._multipliers.trainable, schedules, updates, rates)

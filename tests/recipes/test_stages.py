@@ -489,7 +489,7 @@ class TestNothingIsTouched:
         freeze(net[1])
         watch = net[1]._multitrainer_watch
         stages(net)
-        assert not watch.dismissed()
+        assert not watch.stop_if_called()
 
 
 def test_an_imported_network_is_ordered_by_its_names(tmp_path):

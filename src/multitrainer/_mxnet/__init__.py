@@ -22,6 +22,7 @@ from .blocks import (
     use_global_stats,
     without_side_effects,
 )
+from .kvstores import has_sent_optimizer, let_workers_update, servers_update, workers_should_update
 from .modules import (
     fixed_parameters,
     module_optimizer,
@@ -41,7 +42,7 @@ from .parameters import (
     is_statistic,
     mark_gradients_used,
     owner,
-    set_owner,
+    restoring_owners,
     shape,
     single_array_and_gradient,
     stem,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable
+import contextlib
+from typing import Any, Iterable, Iterator, Sequence
 
 from mxnet.context import Context
-from mxnet.gluon import Constant, Parameter, Trainer
+from mxnet.gluon import Constant, Parameter
 from mxnet.gluon.utils import shape_is_known
 from mxnet.ndarray import NDArray, sparse
 
@@ -38,9 +39,16 @@ def owner(param: Parameter) -> Any:
     return param._trainer
 
 
-def set_owner(param: Parameter, trainer: Trainer | None) -> None:
-    """Give ``param`` back to the Trainer it belonged to."""
-    param._trainer = trainer
+@contextlib.contextmanager
+def restoring_owners(params: Sequence[Parameter]) -> Iterator[None]:
+    """Give ``params`` back to the Trainers they belonged to if what is done here fails."""
+    owners = [param._trainer for param in params]
+    try:
+        yield
+    except BaseException:
+        for param, trainer in zip(params, owners):
+            param._trainer = trainer
+        raise
 
 
 def discard_gradient(param: Parameter) -> None:

@@ -30,8 +30,9 @@ from mxnet.optimizer import Optimizer, Updater
 
 from .. import _mxnet
 from ..groups.param_group import FIELDS
-from ..multipliers.multipliers import ACTS, ENDED, Multipliers, Saved
+from ..multipliers.multipliers import Multipliers
 from ..multipliers.object_state import attributes_of, check_settings, check_turns, class_name, copied, of_type, same
+from ..multipliers.saved import ACTS, ENDED, SavedMultipliers
 from .archive import Reader, write
 from .decoding import Decoder, Update, can_be_added, is_shape
 from .encoding import Encoder, key
@@ -192,7 +193,7 @@ class _Loading:
         reader.finish()
         fields = [field for field in FIELDS if field not in keep]
         was_frozen = self._take(header, "was_frozen", bool)
-        self._go_on = training.multipliers.prepare_restore(self._read_saved(), self._num_update, was_frozen, fields)
+        self._prepared = training.multipliers.prepare_restore(self._read_saved(), self._num_update, was_frozen, fields)
 
     def go_on(self) -> None:
         """Change the trainer; nothing is left that could fail."""
@@ -205,7 +206,7 @@ class _Loading:
         for updater, states in zip(self._training.updaters, self._states):
             # Where a kvstore keeps the weights that it updates is its own affair.
             _mxnet.set_states(updater, kept, states, in_place=not self._training.on_kvstore)
-        self._go_on()
+        self._training.multipliers.restore(self._prepared)
 
     def _take(self, record: Any, name: str, *kinds: type) -> Any:
         value = record.get(name) if isinstance(record, dict) else self
@@ -406,7 +407,7 @@ class _Loading:
                 counts[index] = self._count(self._records[name], "updates")
         return counts
 
-    def _read_saved(self) -> dict[Parameter, Saved]:
+    def _read_saved(self) -> dict[Parameter, SavedMultipliers]:
         found = {}
         for param in self._training.multipliers.trainable:
             record = self._records.get(param.name, {})
@@ -414,7 +415,7 @@ class _Loading:
                 found[param] = self._saved(param.name, record, self._training.multipliers.saved(param))
         return found
 
-    def _saved(self, of: str, record: dict[str, Any], now: Saved) -> Saved:
+    def _saved(self, of: str, record: dict[str, Any], now: SavedMultipliers) -> SavedMultipliers:
         numbers = {name: self._take(record, name, float, int) for name in (*FIELDS, "before")}
         for name, value in numbers.items():
             # Before its trainer was built, a Parameter may have been given any multiplier, as under stock.
@@ -428,7 +429,9 @@ class _Loading:
             or self._take(record, "frozen", bool) != (numbers["lr_mult"] == 0)
         ):
             raise self._reader.damaged("it has a multiplier that is none")
-        return Saved(grad_req=grad_req, schedules=schedules, **{name: float(value) for name, value in numbers.items()})
+        return SavedMultipliers(
+            grad_req=grad_req, schedules=schedules, **{name: float(value) for name, value in numbers.items()}
+        )
 
 
 def _check_scale(values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Freeze and unfreeze Blocks: the update of what is frozen is left out, and BatchNorm statistics stay as they are."""
+"""`freeze` and `unfreeze`, for code without a `MultiLRTrainer`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .. import _mxnet
 from ..groups.targets import blocks_of, collect, describe
 from ..symbolic import attributes
 from .batchnorm import warn_of_statistics
-from .freezer import freeze_parameter, gradient_pending, hold_blocks, unfreeze_parameters
-from .gradients import request_gradients, switch_off_gradients, switch_on_gradients
-from .state import await_backward, before
+from .freezer import freeze_parameter, gradient_pending, unfreeze_parameters, update_blocks
+from .gradients import request_gradients, switch_off_gradients, switch_on_dependencies
+from .state import before_freezing, wait_for_backward
 from .user_warning import warn
 
 
@@ -20,28 +20,29 @@ def freeze(block: Any, within: Block | None = None) -> None:
     """Freeze a Block: its weights and its BatchNorm statistics stay bit for bit as they are.
 
     Gradients still flow through it to layers below. A `MultiLRTrainer` does this by itself for every multiplier of 0;
-    this function is for code that has no such trainer. (In a trainer, a schedule goes on regardless: there,
-    ``set_lr_mult({block: 0})`` ends it.) A stock `gluon.Trainer` leaves out what has ``grad_req='null'``, which is what
-    the frozen Parameters get unless another gradient depends on theirs.
+    this function is for code that has no such trainer. (It does not end a schedule of a trainer:
+    ``trainer.set_lr_mult({block: 0})`` does.) Frozen Parameters get ``grad_req='null'``, which a stock `gluon.Trainer`
+    leaves out, unless another gradient depends on theirs.
 
     Parameters
     ----------
     block : Block, or any other target
-        What to freeze. Only a Block tells where its BatchNorm layers are; of Parameters alone, a warning says that
-        their statistics still move.
+        What to freeze. If it is not a Block, its BatchNorm layers are unknown, and a warning says that their statistics
+        still move.
     within : Block, optional
-        The whole network. Needed if it was hybridized and called before, for it is traced anew.
+        The whole network. Needed if it was hybridized and called before: it is then traced again.
 
     Raises
     ------
     TypeError, ValueError
-        If ``block`` is no target or holds nothing to freeze, or ``within`` does not contain it.
+        If ``block`` is not a target or holds nothing to freeze, or ``within`` does not contain it.
 
     Warns
     -----
     UserWarning
-        If the weight of a layer is frozen without its bias and no `MultiLRTrainer` owns it: the gradient stays on,
-        since MXNet computes a wrong one for the bias otherwise, and a stock Trainer goes on moving the weight.
+        If the weight of a layer is frozen without its bias and no `MultiLRTrainer` owns it. The gradient of the weight
+        stays on, because MXNet would compute a wrong gradient of the bias without it, so a stock Trainer still moves
+        the weight.
 
     See Also
     --------
@@ -61,10 +62,10 @@ def freeze(block: Any, within: Block | None = None) -> None:
     pending = gradient_pending(params.values())
     for param in params.values():
         freeze_parameter(param)
-    _switch_off([param for param in params.values() if not _is_left_out(param)], roots)
+    _switch_off_gradients([param for param in params.values() if not _is_left_out(param)], roots)
     attributes.record(params.values(), roots)
-    covered = hold_blocks(roots, params.values(), lambda: pending) | attributes.on_global_statistics(roots)
-    warn_of_statistics(params.values(), collect(block, "freeze").values(), covered)
+    held = update_blocks(roots, params.values(), lambda: pending) | attributes.on_global_statistics(roots)
+    warn_of_statistics(params.values(), collect(block, "freeze").values(), held)
 
 
 def unfreeze(block: Any, within: Block | None = None) -> None:
@@ -75,12 +76,12 @@ def unfreeze(block: Any, within: Block | None = None) -> None:
     block : Block, or any other target
         What to unfreeze.
     within : Block, optional
-        The whole network. Needed if it was hybridized and called before, for it is traced anew.
+        The whole network. Needed if it was hybridized and called before: it is then traced again.
 
     Raises
     ------
     TypeError, ValueError
-        If ``block`` is no target or holds no Parameter, or ``within`` does not contain it.
+        If ``block`` is not a target or holds no trainable Parameter, or ``within`` does not contain it.
 
     Examples
     --------
@@ -95,27 +96,28 @@ def unfreeze(block: Any, within: Block | None = None) -> None:
     """
     params, roots = _targets(block, within, "unfreeze")
     pending = gradient_pending(params.values())
-    frozen = {param: before(param) for param in params.values()}
-    for param, was in frozen.items():
-        param.lr_mult = param.lr_mult or (was.lr_mult if was else 0) or 1.0
-    unfreeze_parameters([param for param, was in frozen.items() if was is not None])
-    await_backward(param for param, was in frozen.items() if was is not None)
-    request_gradients({p: "write" for p, was in frozen.items() if was is None and p.grad_req == "null"})
-    switch_on_gradients(params.values())
+    before = {param: before_freezing(param) for param in params.values()}
+    frozen = [param for param, found in before.items() if found is not None]
+    for param, found in before.items():
+        param.lr_mult = param.lr_mult or (found.lr_mult if found else 0) or 1.0
+    unfreeze_parameters(frozen)
+    wait_for_backward(frozen)
+    request_gradients({p: "write" for p in params.values() if before[p] is None and p.grad_req == "null"})
+    switch_on_dependencies(params.values())
     attributes.record(params.values(), roots)
-    hold_blocks(roots, params.values(), lambda: pending)
+    update_blocks(roots, params.values(), lambda: pending)
 
 
-def _switch_off(params: Collection[Parameter], roots: Sequence[Block]) -> None:
-    """Request no gradient of frozen Parameters; warn of those without which another gradient would be wrong."""
+def _switch_off_gradients(params: Collection[Parameter], roots: Sequence[Block]) -> None:
+    """Switch off the gradients of frozen Parameters, and warn about those on which another gradient depends."""
     switch_off_gradients(roots, params)
     held = {param for root in roots for param in root.collect_params().values()}
     request_gradients({param: "null" for param in params if param not in held})
     kept = [param.name for param in params if param in held and param.grad_req != "null"]
     if kept:
         warn(
-            f"freeze: the gradient of {', '.join(kept[:3])}{', ...' if len(kept) > 3 else ''} stays on, for MXNet "
-            "would compute a wrong one for the bias of the same layer: freeze the whole layer, or train with a "
+            f"freeze: the gradient of {', '.join(kept[:3])}{', ...' if len(kept) > 3 else ''} stays on, because "
+            "MXNet would compute a wrong one for the bias of the same layer: freeze the whole layer, or train with a "
             "MultiLRTrainer, which leaves the update out; a stock Trainer does not"
         )
 

@@ -1,7 +1,7 @@
-"""BatchNorm layers of frozen Blocks: they normalize with their running statistics, which stay as they are.
+"""Let the BatchNorm layers of frozen Blocks normalize with their running statistics, which then stay as they are.
 
-As in Keras, that holds for a BatchNorm none of whose own parameters trains. MXNet writes the choice into the trace of
-every hybridized parent, so those traces are dropped.
+As in Keras, this holds for a BatchNorm layer if none of its own parameters trains. MXNet writes the choice into the
+trace of every hybridized parent, so those traces are dropped.
 """
 
 from __future__ import annotations
@@ -11,38 +11,38 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 from mxnet.gluon import Block, Parameter
 
 from .. import _mxnet
-from .stale_traces import _Watch
+from .stale_traces import CallWatch
 from .state import is_frozen
 from .user_warning import warn
 
-# What a BatchNorm had before is kept on the object itself, where copies and pickles take it along.
+# What a BatchNorm had before is kept on the layer, so that copies and pickles of it have it too.
 _BEFORE = "_multitrainer_before"
 
 
 def hold_statistics(roots: Sequence[Block], pending: Callable[[], bool]) -> set[Parameter]:
-    """Put every BatchNorm below ``roots`` on the statistics that its parameters call for; forget traces that differ.
+    """Choose the statistics of every BatchNorm layer below ``roots``, and drop the traces that used other ones.
 
     Parameters
     ----------
     roots : sequence of Block
-        The Blocks that are known, a network or parts of it.
+        The known Blocks: a network, or parts of it.
     pending : callable () -> bool
-        Whether a step is due for a forward pass that has already run; asked only where a BatchNorm is switched.
+        Whether the next update belongs to a forward pass that was made before. Called only if a layer is switched.
 
     Returns
     -------
     set of Parameter
-        All parameters of the BatchNorms that were found.
+        All parameters of the layers that were found.
     """
     found: dict[_mxnet.BatchNorm, list[tuple[Block, ...]]] = {}
     for root in roots:
         for layer, path in _batchnorms(root, ()):
             found.setdefault(layer, []).append(path)
     wanted = {layer: any(map(_is_frozen, paths)) for layer, paths in found.items()}
-    turned = {layer: frozen for layer, frozen in wanted.items() if frozen != hasattr(layer, _BEFORE)}
+    switched = {layer: frozen for layer, frozen in wanted.items() if frozen != hasattr(layer, _BEFORE)}
     stale = {
         block
-        for layer, frozen in turned.items()
+        for layer, frozen in switched.items()
         if _mxnet.use_global_stats(layer) != (frozen or getattr(layer, _BEFORE))
         for path in found[layer]
         for block in path
@@ -50,27 +50,37 @@ def hold_statistics(roots: Sequence[Block], pending: Callable[[], bool]) -> set[
     # First the traces: if this is interrupted, the next call finds the same layers to switch.
     for block in stale:
         _mxnet.forget_trace(block)
-    for layer, frozen in turned.items():
+    for layer, frozen in switched.items():
         _switch(layer, frozen)
     inner = {block for paths in found.values() for path in paths for block in path[1:]}
     outermost = [path for layer, paths in found.items() if layer in stale for path in paths if path[0] not in inner]
-    # A slice of a network is a Block that nobody calls: the first on the way that can be traced is what to watch.
+    # Nobody calls a slice of a network: the first Block on the path that can be traced is the one to watch.
     watched = {next((block for block in path if _mxnet.is_hybridized(block)), None) for path in outermost}
     for block in watched - {None}:
-        _Watch(block, pending())
+        CallWatch(block, pending())
     return {param for layer in found for param in layer.params.values()}
 
 
-def warn_of_statistics(frozen: Iterable[Parameter], members: Iterable[Parameter], covered: Iterable[Parameter]) -> None:
-    """Warn of statistics among ``members`` that belong to ``frozen`` Parameters and to no BatchNorm that was found."""
+def warn_of_statistics(frozen: Iterable[Parameter], params: Iterable[Parameter], held: Iterable[Parameter]) -> None:
+    """Warn about statistics that still move although their layer is frozen.
+
+    Parameters
+    ----------
+    frozen : iterable of Parameter
+        The frozen Parameters.
+    params : iterable of Parameter
+        All Parameters, among them the statistics.
+    held : iterable of Parameter
+        The parameters of layers whose statistics stay as they are.
+    """
     stems = {_mxnet.stem(param) for param in frozen}
     if not stems:
         return
-    covered = set(covered)
+    held = set(held)
     moving = [
         param.name
-        for param in members
-        if _mxnet.stem(param) in stems and _mxnet.is_statistic(param) and param not in covered
+        for param in params
+        if _mxnet.stem(param) in stems and _mxnet.is_statistic(param) and param not in held
     ]
     if moving:
         warn(
@@ -81,7 +91,7 @@ def warn_of_statistics(frozen: Iterable[Parameter], members: Iterable[Parameter]
 
 
 def _batchnorms(block: Block, path: tuple[Block, ...]) -> Iterator[tuple[Any, tuple[Block, ...]]]:
-    """Yield each BatchNorm below ``block`` with the Blocks that lead to it, itself the last."""
+    """Yield each BatchNorm layer at or below ``block``, with the Blocks that lead to it; the layer is the last."""
     path = (*path, block)
     if isinstance(block, _mxnet.BatchNorm):
         yield block, path
@@ -90,7 +100,7 @@ def _batchnorms(block: Block, path: tuple[Block, ...]) -> Iterator[tuple[Any, tu
 
 
 def _switch(layer: Any, frozen: bool) -> None:
-    """Put one BatchNorm on its running statistics, or on those that it used before."""
+    """Let one layer use its running statistics, or the statistics that it used before it was frozen."""
     if frozen:
         setattr(layer, _BEFORE, _mxnet.use_global_stats(layer))
         _mxnet.set_use_global_stats(layer, True)
@@ -100,7 +110,7 @@ def _switch(layer: Any, frozen: bool) -> None:
 
 
 def _is_frozen(path: Sequence[Block]) -> bool:
-    """Whether the innermost Block of ``path`` with parameters that could train has none that does."""
+    """Whether all trainable parameters are frozen in the innermost Block of ``path`` that has any."""
     for block in reversed(path):
         trainable = [param for param in block.collect_params().values() if not _mxnet.is_auxiliary(param)]
         if trainable:

@@ -1,42 +1,176 @@
-"""Freeze and unfreeze Parameters."""
+"""Freeze and unfreeze Parameters, and bring gradients, traces and BatchNorm layers in line with that."""
 
 from __future__ import annotations
 
-from typing import Callable, Collection, Iterable, Sequence
+from typing import Callable, Collection, Iterable, Mapping, Sequence
 
 from mxnet.gluon import Block, Parameter
 
 from .. import _mxnet
+from ..symbolic import attributes
 from . import trace_splitting
-from .batchnorm import hold_statistics
-from .gradients import restore_gradients
-from .state import forget, is_frozen, remember
+from .batchnorm import hold_statistics, warn_of_statistics
+from .gradients import request_gradients, restore_gradients, switch_off_gradients
+from .known_blocks import KnownBlocks
+from .state import (
+    change_count,
+    is_frozen,
+    mark_frozen,
+    mark_unfrozen,
+    stop_waiting,
+    wait_for_backward,
+    waiting_for_backward,
+)
+
+
+class Freezer:
+    """Freezes and unfreezes the Parameters of one trainer as their ``lr_mult`` says.
+
+    Parameters
+    ----------
+    params : sequence of Parameter
+        All Parameters of the trainer, statistics included.
+    trainable : sequence of Parameter
+        Those that a multiplier can move.
+
+    Attributes
+    ----------
+    blocks : KnownBlocks
+        Where layers, traces and new Parameters are looked for.
+    """
+
+    def __init__(self, params: Sequence[Parameter], trainable: Sequence[Parameter]) -> None:
+        self._params, self._trainable = params, trainable
+        self.blocks = KnownBlocks()
+        self._blocks_checked = True
+        self._record_state()
+
+    @property
+    def freezes(self) -> bool:
+        """Whether a Parameter is frozen."""
+        return bool(self._frozen)
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether nobody froze or unfroze Parameters since, or requested a gradient that was switched off."""
+        return self._changes == change_count() and all(param.grad_req == "null" for param in self._switched_off)
+
+    def left_out(self) -> set[Parameter]:
+        """Give the Parameters that the next update leaves out: frozen ones, and unfrozen ones without a gradient."""
+        return {*self._frozen, *waiting_for_backward(self._trainable)}
+
+    def add_blocks(self, blocks: Iterable[Block]) -> None:
+        """Add Blocks to the known ones; the next `apply` looks at all of them."""
+        self.blocks.add(blocks)
+        self._blocks_checked = False
+
+    def freeze_before_assignment(self, multipliers: Mapping[Parameter, float]) -> None:
+        """Freeze the Parameters that get the multiplier 0, while each still has the multiplier it will get back."""
+        for param, number in multipliers.items():
+            if number == 0 and isinstance(param.lr_mult, (int, float)) and param.lr_mult > 0:
+                freeze_parameter(param)
+
+    def apply(
+        self, previous: Mapping[Parameter, float], requested: Collection[Parameter], backward_done: bool = False
+    ) -> None:
+        """Freeze what has the multiplier 0, unfreeze what has another, and update gradients and Blocks.
+
+        Parameters
+        ----------
+        previous : dict of Parameter to float
+            The multipliers of all trainable Parameters at the last call: a frozen one gets it back.
+        requested : collection of Parameter
+            Those that were given a multiplier: one above 0 requests a gradient even if ``grad_req`` was 'null'.
+        backward_done : bool
+            Whether the backward pass for the next update has been made, even if it left no gradient.
+        """
+        changed = [p for p, lr_mult in previous.items() if not (lr_mult == 0) == (p.lr_mult == 0) == is_frozen(p)]
+        without_gradient = [p for p in requested if p.lr_mult != 0 and p.grad_req == "null" and not is_frozen(p)]
+        if changed or without_gradient or not (self._blocks_checked and self.is_up_to_date):
+            pending = backward_done or (bool(changed or without_gradient) and gradient_pending(self._trainable))
+            self._freeze_and_unfreeze(previous, requested)
+            if pending:
+                wait_for_backward(param for param in (*changed, *without_gradient) if param.lr_mult != 0)
+            held = self._update_blocks(pending)
+            if not self._blocks_checked or any(param.lr_mult == 0 for param in changed):
+                self._warn_of_statistics(held)
+            self._blocks_checked = True
+        self._record_state()
+
+    def restore(self, saved: Mapping[Parameter, tuple[float, str, float]]) -> None:
+        """Freeze Parameters as they were when they were saved; `apply` does the rest.
+
+        Parameters
+        ----------
+        saved : dict of Parameter to (float, str, float)
+            The multiplier to set, and ``grad_req`` and ``lr_mult`` from before the Parameter was frozen.
+        """
+        for param, (lr_mult, _, _) in saved.items():
+            if lr_mult == 0:
+                freeze_parameter(param)
+        frozen = {param: values for param, values in saved.items() if is_frozen(param)}
+        request_gradients({param: grad_req for param, (_, grad_req, _) in frozen.items() if param.grad_req != "null"})
+        for param, (_, grad_req, before) in frozen.items():
+            mark_frozen(param, grad_req, before)
+        self._blocks_checked = False
+
+    def end_update(self) -> None:
+        """Note that an update was made: no Parameter waits any longer for its backward pass."""
+        stop_waiting(self._trainable)
+
+    def check_no_unowned_parameter(self) -> None:
+        """Raise a ValueError if a Parameter of a known Block received a gradient and belongs to no trainer."""
+        unowned = [param.name for param in self.blocks.unowned_parameters()]
+        if unowned:
+            raise ValueError(
+                f"{', '.join(unowned[:3])}{', ...' if len(unowned) > 3 else ''} received a gradient and belongs to "
+                "no trainer, so it would never be trained: the layer was added to the network after its trainer was "
+                "built. Build a new trainer on the network, or give the layer one of its own"
+            )
+
+    def _freeze_and_unfreeze(self, previous: Mapping[Parameter, float], requested: Iterable[Parameter]) -> None:
+        for param, lr_mult in previous.items():
+            if param.lr_mult == 0:
+                freeze_parameter(param, lr_mult)
+        unfreeze_parameters([param for param in self._trainable if param.lr_mult != 0 and is_frozen(param)])
+        request_gradients({p: "write" for p in requested if p.lr_mult != 0 and p.grad_req == "null"})
+
+    def _update_blocks(self, pending: bool) -> set[Parameter]:
+        roots, params = self.blocks.roots, self._trainable
+        switch_off_gradients(roots, params)
+        return update_blocks(roots, params, lambda: pending or gradient_pending(params))
+
+    def _warn_of_statistics(self, held: set[Parameter]) -> None:
+        held = held | attributes.on_global_statistics(self.blocks.roots)
+        warn_of_statistics([param for param in self._trainable if param.lr_mult == 0], self._params, held)
+
+    def _record_state(self) -> None:
+        self._changes = change_count()
+        self._frozen = [param for param in self._trainable if param.lr_mult == 0]
+        self._switched_off = [param for param in self._frozen if param.grad_req == "null"]
 
 
 def freeze_parameter(param: Parameter, lr_mult: float | None = None) -> None:
-    """Note that one Parameter is frozen, with its gradient request and its multiplier.
-
-    ``lr_mult`` is the multiplier to note if the Parameter already holds the 0.
-    """
+    """Freeze one Parameter; ``lr_mult`` is the multiplier it gets back if it already holds the 0."""
     if not is_frozen(param):
-        remember(param, param.grad_req, param.lr_mult if lr_mult is None else lr_mult)
+        mark_frozen(param, param.grad_req, param.lr_mult if lr_mult is None else lr_mult)
     param.lr_mult = 0.0
 
 
 def unfreeze_parameters(params: Collection[Parameter]) -> None:
-    """Give Parameters the gradient request back that they had; what is in their gradients counts as used."""
+    """Request the gradients of Parameters as before they were frozen; what is in the gradients counts as used."""
     restore_gradients(params)
     for param in params:
-        forget(param)
+        mark_unfrozen(param)
 
 
-def hold_blocks(roots: Sequence[Block], params: Iterable[Parameter], pending: Callable[[], bool]) -> set[Parameter]:
-    """Bring traces and BatchNorms of known Blocks in line with which ``params`` are frozen; see `hold_statistics`."""
+def update_blocks(roots: Sequence[Block], params: Iterable[Parameter], pending: Callable[[], bool]) -> set[Parameter]:
+    """Bring traces and BatchNorm layers of known Blocks in line with what is frozen; see `hold_statistics`."""
     if any(map(is_frozen, params)):
         trace_splitting.divide_traces(roots)
     return hold_statistics(roots, pending)
 
 
 def gradient_pending(params: Iterable[Parameter]) -> bool:
-    """Whether a backward pass was made whose gradients no step has used yet."""
+    """Whether a backward pass was made whose gradients no update has used yet."""
     return any(_mxnet.has_fresh_gradient(param) for param in params if not is_frozen(param))

@@ -1,10 +1,4 @@
-"""The frozen beginning of a hybridized network, run as an operator of its own.
-
-MXNet runs a trace as one `CachedOp`, which keeps what the gradient of each of its inputs would need, wanted or not
-(its constructor in src/imperative/cached_op.cc counts the uses in the whole backward graph). So frozen layers hold as
-much memory as trained ones. Here a trace is divided at the first operator that a trained Parameter enters. What comes
-before it runs without being recorded, and keeps nothing.
-"""
+"""Divide the graph of a trace in two, without changing the order in which its operators run."""
 
 from __future__ import annotations
 
@@ -16,7 +10,7 @@ from mxnet.symbol import Symbol
 
 
 def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str], Symbol] | None:
-    """Divide a graph at the first operator that one of the ``trained`` variables enters.
+    """Divide a graph before the first operator that takes one of the ``trained`` variables.
 
     Parameters
     ----------
@@ -28,9 +22,9 @@ def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str],
     Returns
     -------
     tuple of Symbol, list of str, Symbol, or None
-        What runs before that operator, with all outputs that are needed later; what these are called in the rest; and
-        the rest. Both run their operators in the order in which the whole runs them, so that random numbers are drawn
-        in that order too. None if nothing runs before, if no operator is reached, or if the order cannot be kept.
+        The operators before that one, with every output that is needed later; the names of these outputs in the rest;
+        and the rest. Both parts run their operators in the order of the whole graph, so random numbers are drawn in
+        that order too. None if no operator comes before, none takes a trained variable, or the order cannot be kept.
 
     Examples
     --------
@@ -48,7 +42,7 @@ def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str],
     stop = next((i for i, node in enumerate(nodes) if any(trains[source[0]] for source in node["inputs"])), 0)
     entries = [*(source for node in nodes[stop:] for source in node["inputs"]), *graph["heads"]]
     needed = sorted({(node, output) for node, output, *_ in entries if node < stop and nodes[node]["op"] != "null"})
-    # A graph runs in the order of a depth-first walk from its heads, so that order depends on theirs.
+    # A graph runs in the order of a depth-first walk from its heads, so the order of the heads matters.
     cut = next((each for each in (needed, needed[::-1]) if _runs_in_order(nodes, each)), [])
     if not cut:
         return None
@@ -65,7 +59,7 @@ def divide(symbol: Symbol, trained: Collection[str]) -> tuple[Symbol, list[str],
         return None
     heads = []
     for head in map(moved, graph["heads"]):
-        if head[0] >= len(nodes):  # an output of the network: of an operator, not a variable, for gradients to start at
+        if head[0] >= len(nodes):  # gradients start at an operator, not at a variable
             rest.append({"op": "_copy", "name": f"copy of {names[head[0] - len(nodes)]}", "inputs": [head]})
             head = [len(rest) - 1, 0, 0]
         heads.append(head)
@@ -80,10 +74,10 @@ _READ_FIRST = (
 
 
 def read_backward(symbol: Symbol, trained: Collection[str]) -> set[str]:
-    """Return the inputs of a graph that its backward pass is known to read.
+    """Find the inputs of a graph that its backward pass is known to read.
 
-    MXNet 1.9.1 computes wrong gradients with ``static_alloc=True``, or raises in the backward pass, if an input that is
-    no Parameter and needs no gradient enters sums alone: of ``w`` in ``x + w``, for one.
+    MXNet 1.9.1 computes wrong gradients with ``static_alloc=True``, or raises in the backward pass, if only sums take
+    an input that is not a Parameter and needs no gradient, such as ``x`` in ``x + w``.
 
     Parameters
     ----------
@@ -114,7 +108,7 @@ def read_backward(symbol: Symbol, trained: Collection[str]) -> set[str]:
 
 
 def shield(symbol: Symbol, inputs: Collection[str]) -> Symbol:
-    """Put a BlockGrad behind some inputs of a graph, whose outputs may enter sums alone; see `read_backward`.
+    """Put a BlockGrad behind some inputs of a graph that only sums may take; see `read_backward`.
 
     Parameters
     ----------
@@ -146,7 +140,7 @@ def _runs_in_order(nodes: Sequence[dict[str, Any]], heads: Sequence[Sequence[int
     stack = [head[0] for head in reversed(heads)]
     while stack:
         node = stack.pop()
-        if node < 0:  # all that comes before it was visited
+        if node < 0:  # its inputs were all visited
             order.append(~node)
         elif node not in seen:
             seen.add(node)
@@ -157,7 +151,7 @@ def _runs_in_order(nodes: Sequence[dict[str, Any]], heads: Sequence[Sequence[int
 
 
 def _graph(symbol: Symbol, graph: dict[str, Any], nodes: list[dict[str, Any]], heads: list[Sequence[int]]) -> Symbol:
-    """Return a graph of the same kind as ``symbol`` with other nodes, of which only those below ``heads`` matter."""
+    """Make a graph of the same kind as ``symbol`` with other nodes; those that ``heads`` do not need are dropped."""
     variables = [i for i, node in enumerate(nodes) if node["op"] == "null"]
     text = json.dumps({"nodes": nodes, "arg_nodes": variables, "heads": heads, "attrs": graph["attrs"]})
     loaded = mx.sym.load_json(text)

@@ -1,4 +1,4 @@
-"""The Blocks that a trainer was told of: where frozen layers, BatchNorms, traces and new Parameters are looked for."""
+"""The Blocks that a trainer knows: where layers, BatchNorms, traces and new Parameters are looked for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from .. import _mxnet
 
 
 class KnownBlocks:
-    """The outermost Blocks that a trainer knows, and what has changed in them since.
+    """The outermost Blocks that a trainer knows, and what has changed in them since they were added.
 
-    A copy of the trainer knows the Blocks that were copied before it, in one call of `copy.deepcopy`. It copies none by
-    itself, and pickles hold none: a network that was hybridized and called allows neither, and its trainer does.
+    A copy of the trainer knows the Blocks that were copied before it in the same call of `copy.deepcopy`. It copies no
+    Block by itself, and pickles hold none: a network that was hybridized and called cannot be copied, but its trainer
+    can.
+
+    Attributes
+    ----------
+    roots : list of Block
+        The outermost Blocks.
     """
 
     def __init__(self) -> None:
@@ -22,15 +28,15 @@ class KnownBlocks:
         self._params: set[Parameter] = set()
 
     def add(self, blocks: Iterable[Block]) -> None:
-        """Know some more Blocks."""
+        """Add Blocks."""
         self.roots = _outermost([*self.roots, *blocks])
         self._structure = _mxnet.Structure(self.roots)
         self._params.update(self._structure.parameters())
 
-    def strangers(self) -> list[Parameter]:
-        """Return new Parameters that have received a gradient and that no trainer has.
+    def unowned_parameters(self) -> list[Parameter]:
+        """List Parameters that were added later, received a gradient and belong to no trainer.
 
-        A layer that is assigned to a network after its trainer was built would never be trained, and nothing said.
+        A layer that is assigned to a network after its trainer was built would otherwise never be trained, silently.
         """
         if self._structure is None:
             self.add(())
@@ -54,13 +60,13 @@ class KnownBlocks:
 
 
 def _outermost(blocks: Iterable[Block]) -> list[Block]:
-    """Leave out what tells nothing new: a Block below another one, or a slice whose parts all are."""
+    """Leave out the Blocks below other ones, and the slices of networks whose layers all are."""
     below: set[Block] = set()
-    kept = []
+    outermost = []
     for block in dict.fromkeys(blocks):
-        parts = [child for _, child in _mxnet.children(block)]
-        if block in below or (parts and below.issuperset(parts)):
+        children = [child for _, child in _mxnet.children(block)]
+        if block in below or (children and below.issuperset(children)):
             continue
-        kept.append(block)
+        outermost.append(block)
         block.apply(below.add)
-    return kept
+    return outermost

@@ -1,4 +1,4 @@
-"""All ranks train the same Parameters in a step: one that leaves out another lets the rest wait for ever."""
+"""Check that all ranks train the same Parameters: a rank that leaves one out would let the others wait forever."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from mxnet.gluon import Parameter
 
 
 class StoreComparison:
-    """Compares over a distributed kvstore, whose servers add up what the workers push, what the ranks train.
+    """Compares what the ranks train over a distributed kvstore, whose servers add up what the workers push.
 
     Parameters
     ----------
     kvstore : KVStore
-        With workers that update.
+        A distributed one, on which the workers update.
     key : int
         A key that nothing else uses.
     size : int
@@ -27,7 +27,7 @@ class StoreComparison:
         kvstore.broadcast(key, start, start)
 
     def check(self, params: Sequence[Parameter]) -> None:
-        """Raise a RuntimeError on all ranks if one requests other gradients of ``params`` than the others."""
+        """Raise a RuntimeError on all ranks if they request the gradients of different ``params``."""
         trained = nd.array([param.grad_req != "null" for param in params])
         self._kvstore.pushpull(self._key, trained, out=trained)
         check_counts(params, trained.asnumpy().tolist(), self._kvstore.num_workers)
@@ -39,9 +39,9 @@ def check_counts(params: Sequence[Parameter], counts: Sequence[float], ranks: in
     Parameters
     ----------
     params : sequence of Parameter
-        All of a trainer's.
+        All Parameters of a trainer.
     counts : sequence of float
-        The sum over the ranks of 1 for each Parameter that is trained.
+        For each Parameter, the number of ranks that train it.
     ranks : int
         The number of ranks.
     """

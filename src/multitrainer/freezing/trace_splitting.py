@@ -1,4 +1,10 @@
-"""Run the frozen beginning of a hybridized network as an operator of its own, without a backward pass."""
+"""Run the frozen beginning of a hybridized network as an operator of its own, without a backward pass.
+
+MXNet runs a trace as one `CachedOp`, which keeps what the gradient of each of its inputs would need, requested or not
+(its constructor in src/imperative/cached_op.cc counts the uses in the whole backward graph). So frozen layers hold as
+much memory as trained ones. Here a trace is divided before the first operator that takes a trained Parameter. The
+operators before it run unrecorded and keep nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +20,10 @@ from .graph_splitting import divide, read_backward, shield
 
 
 def divide_traces(blocks: Iterable[Block]) -> None:
-    """Let hybridized networks at and below ``blocks`` run what comes before their first trained layer by itself.
+    """Let hybridized networks at and below ``blocks`` run the layers before their first trained one separately.
 
-    Which layer that is, is looked up at every call that is recorded. The operators, their order and their modes are
-    those of the whole trace, and so is every bit that comes out. `export` saves the whole.
+    The first trained layer is looked up at every recorded call. The operators, their order and their modes are those of
+    the whole trace, and so is every bit of the result. `export` saves the whole trace.
     """
     for block in blocks:
         block.apply(_mxnet.replace_traces)
@@ -29,13 +35,13 @@ class Trace:
     Parameters
     ----------
     whole : CachedOp
-        What MXNet made of the trace.
+        The operator that MXNet made of the trace.
     symbol : Symbol
         Its graph.
     sources : sequence of Parameter or None
-        Where each input of the graph comes from; None is an input of the Block.
+        The Parameter that each input of the graph is; None for an input of the Block.
     flags : sequence of (str, value)
-        What the Block was hybridized with.
+        The options that the Block was hybridized with.
     """
 
     def __init__(
@@ -52,66 +58,66 @@ class Trace:
         self._params = {name for name, source in zip(self._names, sources) if source is not None}
         self._trainable = {n for n, p in zip(self._names, sources) if p is not None and not _mxnet.is_auxiliary(p)}
         self._flags = list(flags)
-        # Each division has operators of its own: one whose inputs need a gradient at one call and not at the next
-        # computes wrong gradients with static_shape=True.
-        self._divisions: dict[tuple[bool, ...], _Parts] = {}
-        self._undivided = len(set(self._names)) < len(self._names)
+        # Each division has operators of its own: with static_shape=True, an operator whose inputs need a gradient at
+        # one call and not at the next computes wrong gradients.
+        self._divisions: dict[tuple[bool, ...], _Division] = {}
+        self._runs_whole = len(set(self._names)) < len(self._names)
 
     def __call__(self, *arrays: NDArray) -> Any:
-        """Run the trace, divided if that is possible, on the inputs of its graph."""
-        if self._undivided or not autograd.is_recording():
+        """Run the trace on the inputs of its graph, divided if possible."""
+        if self._runs_whole or not autograd.is_recording():
             return self._whole(*arrays)
-        needed = tuple(map(_needs_gradient, self._sources, arrays))
-        if needed not in self._divisions:
-            self._divisions[needed] = self._divided(needed)
-        parts = self._divisions[needed]
+        needs_gradient = tuple(map(_needs_gradient, self._sources, arrays))
+        if needs_gradient not in self._divisions:
+            self._divisions[needs_gradient] = self._divide(needs_gradient)
+        division = self._divisions[needs_gradient]
         values = dict(zip(self._names, arrays))
         outputs: list[NDArray] = []
-        if parts.first is not None:
+        if division.first is not None:
             with autograd.pause(train_mode=autograd.is_training()):
-                outputs = parts.first(values)
-        if parts.rest is None:
+                outputs = division.first(values)
+        if division.rest is None:
             return outputs
-        values.update(zip(parts.between, outputs))
-        return parts.rest(values)
+        values.update(zip(division.between, outputs))
+        return division.rest(values)
 
     def _register_op_hook(self, callback: Any, monitor_all: bool = False) -> None:
-        """Show a monitor the whole trace, from now on."""
-        self._undivided = True
+        """Let a monitor see the trace; from now on it runs undivided."""
+        self._runs_whole = True
         self._whole._register_op_hook(callback, monitor_all)
 
-    def _divided(self, needed: Sequence[bool]) -> _Parts:
-        if not any(needed):
-            return _Parts(_Part(self._whole, self._names), [], None)
-        trained = {name for name, need in zip(self._names, needed) if need}
+    def _divide(self, needs_gradient: Sequence[bool]) -> _Division:
+        if not any(needs_gradient):
+            return _Division(_TracePart(self._whole, self._names), [], None)
+        trained = {name for name, need in zip(self._names, needs_gradient) if need}
         symbols = divide(self._symbol, trained)
         if symbols is not None and not self._params.isdisjoint(symbols[0].list_inputs()):
             first, between, rest = symbols
-            if not self._unread(rest, trained):
-                return _Parts(self._part(first), between, self._part(rest))
-        unread = self._unread(self._symbol, trained)
+            if not self._inputs_not_read(rest, trained):
+                return _Division(self._part(first), between, self._part(rest))
+        unread = self._inputs_not_read(self._symbol, trained)
         if trained >= self._trainable or not unread:
-            return _Parts(None, [], _Part(self._whole, self._names))
-        return _Parts(None, [], self._part(shield(self._symbol, unread)))
+            return _Division(None, [], _TracePart(self._whole, self._names))
+        return _Division(None, [], self._part(shield(self._symbol, unread)))
 
-    def _unread(self, symbol: Symbol, trained: Collection[str]) -> set[str]:
-        """Return the inputs that are neither Parameters nor known to be read by the backward pass."""
+    def _inputs_not_read(self, symbol: Symbol, trained: Collection[str]) -> set[str]:
+        """Find the inputs that are not Parameters and that the backward pass is not known to read."""
         return set(symbol.list_inputs()) - self._params - set(trained) - read_backward(symbol, trained)
 
-    def _part(self, symbol: Symbol) -> _Part:
+    def _part(self, symbol: Symbol) -> _TracePart:
         inputs = symbol.list_inputs()
-        return _Part(_mxnet.cached_op(symbol, [name in self._params for name in inputs], self._flags), inputs)
+        return _TracePart(_mxnet.cached_op(symbol, [name in self._params for name in inputs], self._flags), inputs)
 
 
 def _needs_gradient(source: Parameter | None, array: NDArray) -> bool:
     """Whether an input of a trace is a variable, or was computed from one."""
     if source is None:
         return _mxnet.is_recorded(array)
-    return source.grad_req != "null" or _mxnet.has_gradient(array)  # the user may attach one to a frozen weight
+    return source.grad_req != "null" or _mxnet.has_gradient(array)  # users may attach one to a frozen weight
 
 
-class _Part:
-    """A part of a trace, as an operator that takes its inputs by name."""
+class _TracePart:
+    """A part of a trace: an operator that takes its inputs by name."""
 
     def __init__(self, operator: CachedOp, inputs: Sequence[str]) -> None:
         self._operator = operator
@@ -122,10 +128,12 @@ class _Part:
         return [outputs] if isinstance(outputs, NDArray) else outputs
 
 
-class _Parts(NamedTuple):
-    first: _Part | None  # what no input that needs a gradient enters; None if that is nothing
-    between: list[str]  # what the outputs of the first part are called in the rest
-    rest: _Part | None  # None if no input needs a gradient
+class _Division(NamedTuple):
+    """The two parts of a trace."""
+
+    first: _TracePart | None  # the operators before the first one that needs a gradient; None if there are none
+    between: list[str]  # the names that the rest gives to the outputs of the first part
+    rest: _TracePart | None  # None if no input needs a gradient
 
 
 _mxnet.replace_operators(Trace)

@@ -7,7 +7,7 @@ import warnings
 
 
 def warn(message: str) -> None:
-    """Warn, pointing at the line outside this package that led here."""
+    """Emit a UserWarning that points at the line outside this package from which the call came."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("multitrainer."):
         level, frame = level + 1, frame.f_back

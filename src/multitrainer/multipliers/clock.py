@@ -1,4 +1,4 @@
-"""``num_update`` counts updates, whichever Parameters take part in them."""
+"""Count updates, whichever Parameters take part in them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from .. import _mxnet
 
 
 class UpdateClock:
-    """The number of updates of one optimizer.
+    """Makes ``num_update`` of an optimizer count updates once a Parameter has been left out of one.
 
-    MXNet takes the largest count of any one Parameter. That stands still while the one with the largest is frozen, and
-    lags while one that was unfrozen late comes first in an update; lr_scheduler and schedules go by it.
+    MXNet's own ``num_update`` is the largest count of any one Parameter. It stands still while that Parameter is
+    frozen, and lags while a Parameter that was unfrozen late comes first in an update. The lr_scheduler and the
+    schedules of multipliers use it.
 
     Parameters
     ----------
@@ -33,12 +34,12 @@ class UpdateClock:
 
     @property
     def next_update(self) -> int:
-        """The number of the update that comes."""
+        """The number of the next update."""
         return self.optimizer.num_update + 1
 
     @contextlib.contextmanager
     def update(self, trains: bool) -> Iterator[None]:
-        """Surround one update, in which a Parameter ``trains`` or all are left out."""
+        """Surround one update; ``trains`` says whether any Parameter takes part in it."""
         if not self.counts_updates:
             yield
             return

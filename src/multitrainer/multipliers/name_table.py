@@ -1,4 +1,4 @@
-"""What an optimizer knows of multipliers: whether it asks for them, and the table it falls back to."""
+"""The table of multipliers by name that an optimizer falls back to."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ from mxnet.gluon import Parameter
 from mxnet.optimizer import LARS, Optimizer
 
 from .._mxnet import is_auxiliary
-from ..groups.param_group import FIELDS
+from ..groups import FIELDS
 from ..groups.targets import check_multiplier, known_name
 
-_FILLED = "_multitrainer_filled"
-
-
+FILLED_ATTRIBUTE = "_multitrainer_filled"
 _DECAYING = ("_weight", "_gamma")  # the endings whose weight decay Optimizer.set_wd_mult leaves alone
 
 
 class NameTable:
-    """The multipliers that an optimizer looks up where it has no Parameters, kept by parameter name.
+    """The multipliers that an optimizer looks up if it has no Parameters, kept by parameter name.
 
     Notes
     -----
     ``Optimizer.__getstate__`` drops ``param_dict``, so an optimizer that was pickled, to parameter servers or by hand,
     goes by ``lr_mult[idx2name[index]]`` (``Optimizer._get_lrs`` in mxnet/optimizer/optimizer.py). LARS reads
-    ``idx2name`` for ends of its own and would train bias, gamma and beta otherwise than under stock Trainer once it
-    is filled; it gets its table by index, where ``_get_lrs`` looks first.
+    ``idx2name`` for its own purpose and would train bias, gamma and beta differently from stock Trainer once it is
+    filled; its table is kept by index, where ``_get_lrs`` looks first.
     """
 
     def __init__(self, params: Sequence[Parameter], optimizer: Optimizer) -> None:
@@ -40,15 +38,15 @@ class NameTable:
         self.fill()
 
     def fill(self) -> None:
-        """Make the table say what the Parameters say."""
+        """Write the multipliers of the Parameters to the table."""
         self._tables: dict[str, dict[Any, float]] = {}
         self._written: dict[str, dict[Any, float]] = {}
         for field in FIELDS:
             table = dict(zip(self._keys, map(operator.attrgetter(field), self._params)))
             setattr(self._optimizer, field, table)
             self._tables[field], self._written[field] = table, table.copy()
-        # Goes along when the optimizer is pickled: what was filled in is no wish of the user's.
-        setattr(self._optimizer, _FILLED, self._written)
+        # Pickled with the optimizer: what was filled in here was not asked for by the user.
+        setattr(self._optimizer, FILLED_ATTRIBUTE, self._written)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
@@ -57,17 +55,17 @@ class NameTable:
         self._optimizer.param_dict = self._param_dict
 
     def read(self) -> dict[str, dict[Parameter, float]]:
-        """Return what somebody else wrote to the table since, as `Optimizer.set_lr_mult` does, field by field.
+        """Read what somebody else wrote to the table since, field by field, as `Optimizer.set_lr_mult` does.
 
-        A table that was replaced, which is what `Optimizer.set_lr_mult` does, says all that is in it again.
+        `Optimizer.set_lr_mult` replaces the table; then every entry of the new table counts as written.
 
         Raises
         ------
         TypeError, ValueError
-            If that names no Parameter, is no multiplier, or cannot be told from MXNet's own zeros. The table then
-            says again what the Parameters say.
+            If an entry names an unknown Parameter, is not a multiplier, or cannot be told from the zeros that MXNet
+            adds. The table is then filled from the Parameters again.
         RuntimeError
-            If the optimizer serves another Trainer now.
+            If the optimizer was given to another Trainer.
         """
         if self._optimizer.param_dict is not self._param_dict:
             raise RuntimeError(
@@ -78,11 +76,11 @@ class NameTable:
         try:
             for field in FIELDS:
                 table, written = getattr(self._optimizer, field), self._written[field]
-                # `set_wd_mult` adds to the table what it was not given, `set_lr_mult` does not.
+                # `set_wd_mult` adds entries that it was not given, so only `set_lr_mult` can be recognized this way.
                 replaced = field == "lr_mult" and table is not self._tables[field]
                 if replaced or table != written:
                     new = {key: value for key, value in table.items() if replaced or written.get(key) != value}
-                    _refuse_default_wd_mult(new if field == "wd_mult" else {})
+                    _check_no_default_wd_mult(new if field == "wd_mult" else {})
                     found[field] = parse_multipliers(new, self._params, f"optimizer.set_{field}")
         except (TypeError, ValueError):
             self.fill()
@@ -91,7 +89,13 @@ class NameTable:
 
 
 def parse_multipliers(table: Mapping[Any, Any], params: Sequence[Parameter], where: str) -> dict[Parameter, float]:
-    """Return the multipliers that an optimizer's table, by name or by index, gives to ``params``."""
+    """Read an optimizer's table, whose keys are names or indices, as multipliers of ``params``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a key names an unknown Parameter or a statistic, or a value is not a number >= 0.
+    """
     by_name = {param.name: param for param in params}
     found = {}
     for key, value in table.items():
@@ -109,13 +113,13 @@ def parse_multipliers(table: Mapping[Any, Any], params: Sequence[Parameter], whe
 
 
 def explicit_multipliers(optimizer: Any, field: str) -> dict[Any, Any]:
-    """Return the multipliers that a ready Optimizer brings along, by name or by index.
+    """Collect the multipliers that the user told a ready-made Optimizer, by name or by index.
 
-    What a trainer filled in is not the user's, nor is the 0 that MXNet gives the weight decay of biases and the like.
+    Left out is what a trainer filled in, and the 0 that MXNet gives to the weight decay of biases and the like.
     """
     if not isinstance(optimizer, Optimizer):
         return {}
-    filled = getattr(optimizer, _FILLED, {}).get(field, {})
+    filled = getattr(optimizer, FILLED_ATTRIBUTE, {}).get(field, {})
     defaults = set(optimizer.idx2name.values()) if field == "wd_mult" else ()
     return {
         key: value
@@ -124,8 +128,8 @@ def explicit_multipliers(optimizer: Any, field: str) -> dict[Any, Any]:
     }
 
 
-def _refuse_default_wd_mult(table: Mapping[Any, Any]) -> None:
-    # Optimizer.set_wd_mult adds 0 for every name without these endings, and nothing tells those from the named ones.
+def _check_no_default_wd_mult(table: Mapping[Any, Any]) -> None:
+    # Optimizer.set_wd_mult adds 0 for every name without these endings, which looks like an entry that was named.
     added = [name for name, value in table.items() if value == 0 and not str(name).endswith(_DECAYING)]
     if added:
         raise ValueError(

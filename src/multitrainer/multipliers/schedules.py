@@ -8,36 +8,42 @@ from typing import Iterable, Mapping
 
 from mxnet.gluon import Parameter
 
-from ..groups.param_group import FIELDS
+from ..groups import FIELDS
 from ..groups.targets import Multiplier, check_multiplier
 from .rewinding import ask
 
-# Which Schedules a Parameter's multiplier goes by, of all trainers; the last one that was given it.
-_followed: dict[str, weakref.WeakKeyDictionary[Parameter, weakref.ref[Schedules]]] = {
+# The Schedules object, among those of all trainers, that was last given a schedule for a Parameter.
+_owners: dict[str, weakref.WeakKeyDictionary[Parameter, weakref.ref[Schedules]]] = {
     field: weakref.WeakKeyDictionary() for field in FIELDS
 }
-
-
 _assignments = itertools.count(1)
-
-
 _last_assignment = 0
 
 
 class Schedules:
-    """The schedules of one trainer, by field and Parameter."""
+    """The schedules of one trainer.
+
+    Attributes
+    ----------
+    acting : dict of str to dict of Parameter to callable
+        The schedules in force, by field.
+    ended : dict of str to set of Parameter
+        The Parameters whose schedule was ended by another multiplier, by field.
+    evaluated_for : int or None
+        The number of the update that the multipliers were evaluated for; None if they are to be evaluated again.
+    """
 
     def __init__(self) -> None:
         self.acting: dict[str, dict[Parameter, Multiplier]] = {field: {} for field in FIELDS}
         self.ended: dict[str, set[Parameter]] = {field: set() for field in FIELDS}
-        self.evaluated_for: int | None = None  # the number of the update that the multipliers are for
-        self._checked_after = 0  # the assignment after which nobody had taken a Parameter over
+        self.evaluated_for: int | None = None
+        self._owned_at = 0  # the last assignment of any trainer at which all Parameters here were still ours
 
     def __bool__(self) -> bool:
         return any(self.acting.values())
 
     def assign(self, field: str, multipliers: Mapping[Parameter, Multiplier]) -> None:
-        """Let those ``multipliers`` that are schedules act, in the place of the Parameters' earlier ones."""
+        """Let those ``multipliers`` that are schedules act; end the earlier schedules of the same Parameters."""
         self.end(field, multipliers)
         schedules = {param: multiplier for param, multiplier in multipliers.items() if callable(multiplier)}
         self.acting[field].update(schedules)
@@ -46,7 +52,7 @@ class Schedules:
             global _last_assignment
             _last_assignment = next(_assignments)
         for param in schedules:
-            _followed[field][param] = weakref.ref(self)
+            _owners[field][param] = weakref.ref(self)
 
     def end(self, field: str, params: Iterable[Parameter]) -> None:
         """End the schedules of some Parameters."""
@@ -56,16 +62,19 @@ class Schedules:
         self.ended[field] |= ended
 
     def evaluate(self, num_update: int) -> dict[str, dict[Parameter, float]]:
-        """Return what all schedules say for one update, by field and Parameter."""
+        """Evaluate all schedules for one update, by field and Parameter."""
         return {field: evaluate(acting, field, num_update) for field, acting in self.acting.items()}
 
-    def check_followed(self, except_for: Mapping[str, Iterable[Parameter]]) -> None:
-        """Raise a RuntimeError if a Parameter goes by the schedule of another trainer since."""
-        if self._checked_after == _last_assignment:
+    def check_owned(self, overridden: Mapping[str, Iterable[Parameter]]) -> None:
+        """Raise a RuntimeError if another trainer was given a schedule for a Parameter since.
+
+        ``overridden`` are Parameters that are about to get another multiplier here, by field.
+        """
+        if self._owned_at == _last_assignment:
             return
         for field, acting in self.acting.items():
-            for param in acting.keys() - set(except_for.get(field, ())):
-                reference = _followed[field].get(param)
+            for param in acting.keys() - set(overridden.get(field, ())):
+                reference = _owners[field].get(param)
                 other = self if reference is None else reference()
                 if other is not self and other is not None and param in other.acting[field]:
                     raise RuntimeError(
@@ -73,12 +82,20 @@ class Schedules:
                         f"one by a second trainer since. Only one can act: set a number in one of the trainers, with "
                         f"set_{field}, or give the Parameter to one of them only"
                     )
-        if not except_for:
-            self._checked_after = _last_assignment
+        if not overridden:
+            self._owned_at = _last_assignment
 
 
 def evaluate(multipliers: Mapping[Parameter, Multiplier], field: str, num_update: int) -> dict[Parameter, float]:
-    """Return each multiplier as a number: a schedule as what it says for update ``num_update``, asked once."""
+    """Evaluate each multiplier for update ``num_update``; a schedule that several Parameters share is asked once.
+
+    Raises
+    ------
+    RuntimeError
+        If a schedule raises an exception.
+    TypeError, ValueError
+        If a schedule gives something that is not a finite number >= 0.
+    """
     values: dict[int, float] = {}
     for param, multiplier in multipliers.items():
         if callable(multiplier) and id(multiplier) not in values:

@@ -1,0 +1,43 @@
+"""Who updates: the workers, a kvstore in this process, or parameter servers; read from a stock Trainer's settings."""
+
+from __future__ import annotations
+
+import os
+
+from mxnet.gluon import Trainer
+
+
+def workers_should_update(trainer: Trainer) -> bool:
+    """Whether the user left it open who updates on a distributed kvstore, and the workers can."""
+    return (
+        trainer._kvstore_params["update_on_kvstore"] is None
+        and "MXNET_UPDATE_ON_KVSTORE" not in os.environ
+        and "dist" in _store_type(trainer)
+        and "async" not in _store_type(trainer)
+        and not (trainer._contains_sparse_weight or trainer._contains_sparse_grad)
+    )
+
+
+def let_workers_update(trainer: Trainer) -> None:
+    """Choose that the workers update, before the kvstore is set up."""
+    trainer._kvstore_params["update_on_kvstore"] = False
+
+
+def servers_update(trainer: Trainer) -> bool:
+    """Whether parameter servers update, or will once the kvstore is set up."""
+    if trainer._kv_initialized:
+        return has_sent_optimizer(trainer)
+    chosen = trainer._kvstore_params["update_on_kvstore"]
+    if chosen is None:
+        chosen = not workers_should_update(trainer) and os.environ.get("MXNET_UPDATE_ON_KVSTORE", "1") != "0"
+    return "dist" in _store_type(trainer) and (chosen or "async" in _store_type(trainer))
+
+
+def has_sent_optimizer(trainer: Trainer) -> bool:
+    """Whether the kvstore that was set up sent the optimizer to parameter servers."""
+    return bool(trainer._distributed and trainer._update_on_kvstore)
+
+
+def _store_type(trainer: Trainer) -> str:
+    store = trainer._kvstore_params["kvstore"]
+    return store if isinstance(store, str) else getattr(store, "type", "")
