@@ -1,5 +1,9 @@
 """Small networks, and one training loop to run on them with any trainer."""
 
+import subprocess
+import sys
+import textwrap
+
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
@@ -7,6 +11,12 @@ from mxnet.gluon import nn
 
 CONTEXTS = [mx.cpu(0), mx.cpu(1)]
 PATIENCE = 600  # seconds; ends what waits for ever, and is far more than anything takes on a busy machine
+
+
+def run_python(code, *options):
+    """Run a script in a process of its own; return the `CompletedProcess` with what it printed."""
+    command = [sys.executable, "-W", "ignore", *options, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def mlp(ctx=None, prefix="net_", batchnorm=True):
