@@ -6,7 +6,7 @@ import multitrainer
 from support import run_python
 
 
-def test_public_names():
+def test_public_names_are_sorted_and_exist():
     assert multitrainer.__all__ == sorted(multitrainer.__all__)
     assert all(hasattr(multitrainer, name) for name in multitrainer.__all__)
     assert multitrainer.__version__ == "0.1.0"
@@ -26,7 +26,7 @@ def test_the_core_works_without_any_extra():
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_package_is_typed():
+def test_the_package_is_typed():
     from importlib import resources
 
     if sys.version_info >= (3, 9):

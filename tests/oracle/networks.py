@@ -54,7 +54,7 @@ class Memory(gluon.HybridBlock):
         self.encoder, self.decoder, self.drop = encoder, decoder, nn.Dropout(0.3)
 
     def hybrid_forward(self, F, x):  # noqa: N803
-        # In the order in which a graph is visited from its output, so that a twin without a trace draws the same numbers.
+        # In the order in which a graph is visited from its output: a twin without a trace draws the same numbers.
         around = self.drop(x)
         memory = self.drop(self.encoder(x))
         return self.decoder(around + memory) + memory
