@@ -215,7 +215,7 @@ def test_copies_and_pickles_train_as_with_stock(what, how):
         if copies:
             copied = how({"network": net, "Parameter": net[0].weight, "trainer": trainer}[what])
             if what == "trainer" and how is not copy.copy:
-                for param in copied._params:  # a copy of an array is no variable, under stock either
+                for param in copied._params:  # the copy of an array is not a variable, with stock either
                     param.grad_req = "null"
                     param.grad_req = "write"
                 for number in range(2):

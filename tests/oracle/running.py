@@ -413,7 +413,7 @@ class Run:
     def _load_states(self, k):
         reference = self._reference
         if reference.schedules and "add" in reference.request.values():
-            return  # a schedule may unfreeze what was frozen in the file, or what was not, and that is not told apart
+            return  # the reference does not know if a schedule unfreezes layers that the file froze
         if k in self._saved and self._clocked and reference.can_load(k, self._saved[k]):
             mine, theirs = self._files(k)
             self._both(lambda: self._trainers[k].load_states(mine), lambda: reference.load(k, theirs, self._saved[k]))
