@@ -14,11 +14,10 @@ from . import _mxnet, checkpoint, report
 from .checkpoint import archive
 from .freezing.rank_agreement import StoreComparison
 from .fused.update import FusedUpdate
-from .groups import FIELDS, ParamGroup, Plan, resolve, resolve_within
+from .groups import FIELDS, ParamGroup, resolve, resolve_within
 from .groups.targets import Multiplier, known_name
 from .multipliers.initial import check_initial, inherited_multipliers
 from .multipliers.multipliers import Multipliers
-from .symbolic import attributes
 
 
 class MultiLRTrainer(Trainer):
@@ -82,25 +81,17 @@ class MultiLRTrainer(Trainer):
         plan = resolve(params)
         inherited = inherited_multipliers(plan, optimizer)
         check_initial(plan, inherited, optimizer, optimizer_params)
-        self._construct_stock_trainer(plan, optimizer, optimizer_params, *args, **kwargs)
-        self._apply_multipliers(plan, inherited)
-
-    def _construct_stock_trainer(self, plan: Plan, *args: Any, **kwargs: Any) -> None:
-        self._comparison: StoreComparison | None = None
-        with _mxnet.restoring_owners(plan.parameters):
-            # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
-            super().__init__(dict(enumerate(plan.parameters)), *args, **kwargs)
-
-    def _apply_multipliers(self, plan: Plan, inherited: Mapping[str, Mapping[Parameter, float]]) -> None:
-        for field, numbers in inherited.items():
-            for param, number in numbers.items():
-                setattr(param, field, number)
-        attributes.join_symbols(plan.blocks)
+        self._construct_stock_trainer(plan.parameters, optimizer, optimizer_params, *args, **kwargs)
         self._plan = plan._replace(blocks=())  # a Block that was hybridized and called could not be copied with it
         self._fused = FusedUpdate()
-        self._multipliers = Multipliers(self._params, self._optimizer)
-        self._multipliers.assign({field: plan.assignments(field) for field in FIELDS}, plan.blocks)
-        attributes.record(self._multipliers.trainable, plan.blocks)
+        self._multipliers = Multipliers(self._params, self._optimizer, inherited)
+        self._multipliers.start({field: plan.assignments(field) for field in FIELDS}, plan.blocks)
+
+    def _construct_stock_trainer(self, params: Sequence[Parameter], *args: Any, **kwargs: Any) -> None:
+        self._comparison: StoreComparison | None = None
+        with _mxnet.restoring_owners(params):
+            # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
+            super().__init__(dict(enumerate(params)), *args, **kwargs)
 
     @property
     def groups(self) -> tuple[ParamGroup, ...]:

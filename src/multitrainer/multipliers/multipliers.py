@@ -37,6 +37,8 @@ class Multipliers:
         In the order of the optimizer's indices.
     optimizer : Optimizer
         The trainer's own.
+    inherited : dict of str to dict of Parameter to float
+        By field, the multipliers that Parameters get before any group sets one; see `inherited_multipliers`.
 
     Attributes
     ----------
@@ -44,7 +46,8 @@ class Multipliers:
         Those that a multiplier can move: all but statistics and constants.
     """
 
-    def __init__(self, params: Sequence[Parameter], optimizer: Optimizer) -> None:
+    def __init__(self, params: Sequence[Parameter], optimizer: Optimizer, inherited: Mapping[str, Numbers]) -> None:
+        self._write(inherited)
         self.trainable = [param for param in params if not _mxnet.is_auxiliary(param)]
         self._params = list(params)
         self._freezer = Freezer(self._params, self.trainable)
@@ -65,6 +68,12 @@ class Multipliers:
         return self._schedules.acting
 
     # -- setting and noticing multipliers ------------------------------------------------------------------------------
+
+    def start(self, given: _Given, blocks: Iterable[Block]) -> None:
+        """Set the multipliers of the groups, and write all multipliers to the symbols that stand for Parameters."""
+        attributes.join_symbols(blocks)
+        self.assign(given, blocks)
+        attributes.record(self.trainable, blocks)
 
     def assign(self, given: _Given, blocks: Iterable[Block] = ()) -> None:
         """Set multipliers, by field and Parameter, and freeze or unfreeze at once; `blocks` may hold the Parameters.

@@ -1,0 +1,53 @@
+"""The layout of the sources: imports point downwards only, and every module has its tests beside its name."""
+
+import ast
+import pathlib
+
+import pytest
+
+import multitrainer
+
+ROOT = pathlib.Path(multitrainer.__file__).parent
+# Each room may import what stands before it.
+ROOMS = [
+    *("_mxnet", "groups", "symbolic", "freezing", "multipliers", "fused", "checkpoint", "recipes", "report"),
+    *("plotting", "trainer", "", "horovod", "cli"),
+]
+
+
+def imports(path):
+    """Yield the module of this package that each import statement of a file names, as a tuple of its parts."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1] + tuple(
+                (node.module or "").split(".") if node.module else ()
+            )
+            for alias in node.names:
+                inner = ROOT.joinpath(*base, alias.name)
+                yield (*base, alias.name) if inner.is_dir() or inner.with_suffix(".py").exists() else base
+
+
+def room(parts):
+    return parts[0] if parts and parts[0] in ROOMS else ""
+
+
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_downwards(path):
+    here = room(path.relative_to(ROOT).with_suffix("").parts)
+    above = {room(parts) for parts in imports(path) if ROOMS.index(room(parts)) > ROOMS.index(here)}
+    assert not above
+
+
+def test_modules_do_not_import_each_other():
+    graph = {
+        path: {ROOT.joinpath(*parts).with_suffix(".py") for parts in imports(path)} & set(MODULES) for path in MODULES
+    }
+    while graph:
+        leaves = [path for path, imported in graph.items() if not imported & graph.keys()]
+        assert leaves, f"a circle among {sorted(str(path.relative_to(ROOT)) for path in graph)}"
+        for path in leaves:
+            del graph[path]
