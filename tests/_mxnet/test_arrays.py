@@ -73,3 +73,14 @@ def test_is_recorded_keeps_the_state_of_the_gradient(fresh):
     array._fresh_grad = fresh
     _mxnet.is_recorded(array)
     assert array._fresh_grad == fresh
+
+
+@pytest.mark.skipif(not mx.runtime.Features().is_enabled("MKLDNN"), reason="MXNet was built without MKL-DNN")
+def test_layout_functions_say_and_change_the_layout():
+    _, make_plain = _mxnet.layout_functions()
+    params = [param.data() for param in convolution().collect_params().values()]
+    mx.nd.waitall()
+    for array in params:
+        if in_mkldnn_layout(array):
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(make_plain)(_mxnet.memory_block(array))
+        assert not in_mkldnn_layout(array)

@@ -43,5 +43,8 @@ def test_names_by_index_are_those_the_optimizer_gets(devices):
     assert len(_mxnet.names_by_index(module)) == 2 * devices
 
 
-def test_a_kvstore_that_updates_has_no_indices():
-    assert _mxnet.names_by_index(ready(kvstore=mx.kv.create("local"))) == {}
+def test_a_kvstore_that_updates_in_this_process_has_neither_servers_nor_indices():
+    module = ready(kvstore=mx.kv.create("local"))
+    assert module._update_on_kvstore
+    assert not _mxnet.updates_on_servers(module)
+    assert _mxnet.names_by_index(module) == {}
