@@ -12,19 +12,19 @@ from cli_support import MODEL, start, write_images
 
 
 def pytest_addoption(parser):
-    group = parser.getgroup("oracle", "random programmes (tests/oracle)")
-    group.addoption("--long", type=int, default=300, metavar="N", help="how many random programmes to run (300)")
+    group = parser.getgroup("oracle", "random programs (tests/oracle)")
+    group.addoption("--long", type=int, default=300, metavar="N", help="how many random programs to run (300)")
     group.addoption("--oracle-first", type=int, default=0, metavar="N", help="the seed of the first one (0)")
-    group.addoption("--oracle-seed", type=int, metavar="N", help="run the programme of this seed alone")
+    group.addoption("--oracle-seed", type=int, metavar="N", help="run the program of this seed alone")
 
 
 def pytest_terminal_summary(terminalreporter):
-    totals = {"programmes": 0, "differences": 0}
+    totals = {"programs": 0, "differences": 0}
     for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
         for name, value in report.user_properties:
             totals[name] = totals.get(name, 0) + value if report.when == "call" else totals.get(name, 0)
-    if totals["programmes"]:
-        terminalreporter.write_line("{programmes} random programmes, {differences} differed".format(**totals))
+    if totals["programs"]:
+        terminalreporter.write_line("{programs} random programs, {differences} differed".format(**totals))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Files of states that were damaged, by accident or on purpose, and what loading them does: ``damage.py FOLDER``."""
+"""Load damaged files of states, and report what each does: ``damage.py FOLDER`` writes ``verdicts.json`` there."""
 
 # isort: off
 import multitrainer  # noqa: F401
@@ -23,7 +23,7 @@ import numpy as np
 from multitrainer import MultiLRTrainer, ParamGroup
 from support import batches, fingerprint, mlp, train
 
-SECONDS, MEGABYTES = 2, 200  # what the refusal of a file may take, of one processor and of memory
+SECONDS, MEGABYTES = 2, 200  # of processor time and memory that refusing a file may take
 
 
 def build(steps=0):
@@ -37,7 +37,7 @@ def build(steps=0):
 
 
 class Evil:
-    """Leaves a mark where it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = str(mark)
@@ -47,7 +47,7 @@ class Evil:
 
 
 def accidents(good, seed=7):
-    """Yield files as a disk or a network leaves them: cut, with bits flipped, overwritten, mixed up."""
+    """Yield files as a broken disk or network leaves them: cut, with flipped bits, overwritten or extended."""
     rng = random.Random(seed)
     for i in range(70):
         yield f"cut {i}", good[: len(good) * i // 70]
@@ -71,7 +71,7 @@ def accidents(good, seed=7):
 
 
 def attacks(good, mark):
-    """Yield files that somebody made to hurt; none of them may load."""
+    """Yield malicious files; none of them may load."""
     evil = pickle.dumps(Evil(mark))
     yield "pickle", evil
     yield "old pickle", pickle.dumps(Evil(mark), protocol=0)
@@ -80,6 +80,7 @@ def attacks(good, mark):
     np.lib.format.write_array(objects, np.array([Evil(mark)], dtype=object), allow_pickle=True)
     header = json.loads(members["@header.npy"][members["@header.npy"].index(b"\n") + 1 :])
     weight = next(name for name in members if name.endswith("dense1_weight.npy"))
+    state = "parameters", array_name(weight), "state"
     for name in members:
         yield f"{name} is a pickle in an array", write({**members, name: objects.getvalue()})
         yield f"{name} is a bare pickle", write({**members, name: evil})
@@ -94,33 +95,39 @@ def attacks(good, mark):
     yield "deflated", write(members, zipfile.ZIP_DEFLATED)
     for dtype in ("float64", "int32", "float16", "S4", "O8", ">f4", "V4"):
         yield f"array of {dtype}", write({**members, weight: as_dtype(members[weight], dtype)})
-        yield f"header says {dtype}", forged(members, header, ("parameters", of(weight), "state", "array", 0), dtype)
+        yield (
+            f"header says {dtype}",
+            forged(members, header, (*state, "array", 0), dtype),
+        )
     for shape in ((4, 2), (8,), (2, 4, 1), (2**40, 4), (0, 4), (-1, 4), (2**62, 2**62), (10**400,)):
         yield f"array of {shape}", write({**members, weight: as_shape(members[weight], shape)})
         yield (
             f"header says {shape}",
-            forged(members, header, ("parameters", of(weight), "state", "array", 1), list(shape)),
+            forged(members, header, (*state, "array", 1), list(shape)),
         )
         both = {**members, weight: as_shape(members[weight], shape)}
-        yield f"both say {shape}", forged(both, header, ("parameters", of(weight), "state", "array", 1), list(shape))
+        yield (
+            f"both say {shape}",
+            forged(both, header, (*state, "array", 1), list(shape)),
+        )
     yield "a bomb of a header", write({**members, "@header.npy": text(b" " * (300 << 20))}, zipfile.ZIP_DEFLATED)
     yield "a bomb of an array", write({**members, weight: bytes(300 << 20)}, zipfile.ZIP_DEFLATED)
     yield "a header of commas", write({**members, "@header.npy": text(b"[" + b"[]," * (20 << 20) + b"[]]")})
     yield "a deep header", write({**members, "@header.npy": text(b"[" * 4_000_000)})
-    yield "a deep state", write({**members, "@header.npy": text(deep(header, of(weight)))})
+    yield "a deep state", write({**members, "@header.npy": text(deep(header, array_name(weight)))})
     yield "a long number", write({**members, "@header.npy": text(b'{"format": ' + b"9" * 4_000_000 + b"}")})
     twice = b'{"num_update": 3, ' + json.dumps(header).encode()[1:]
     yield "a number of 1000 digits", forged(members, header, ("optimizer", "attributes", "wd"), 10**1000)
     yield "two of one name", write({**members, "@header.npy": text(twice)})
     yield "not a number", forged(members, header, ("num_update",), float("nan"))
-    yield "many members", crowd()
+    yield "many members", million_members()
     yield "one array for many", overlapping(members, header)
     yield "a directory of 4 GB", good[:-10] + struct.pack("<LLH", 2**32 - 2, 0, 0)
     many = [[2**62] * 100_000, [1] * 100_000, [2] * 33]
     for shape in many:
         label = f"{len(shape)} axes of {shape[0]}"
-        yield f"{label}: a parameter", forged(members, header, ("parameters", of(weight), "shape"), shape)
-        for where in (("optimizer", "attributes", "wd"), ("parameters", of(weight), "state")):
+        yield f"{label}: a parameter", forged(members, header, ("parameters", array_name(weight), "shape"), shape)
+        for where in (("optimizer", "attributes", "wd"), state):
             for kind in ("array", "numpy", "row_sparse"):
                 node = {kind: ["float32", shape, *([1] if kind == "row_sparse" else [])]}
                 yield f"{label}: {kind} for {where[-1]}", forged(members, header, where, node)
@@ -157,8 +164,8 @@ def scheduler_with(header, **attributes):
     return {"object": [name, {**nodes, **attributes}]}
 
 
-def crowded(good, count=20_000):
-    """A file that holds a Parameter and its state many times under other names; it loads what is known."""
+def with_unknown_parameters(good, count=20_000):
+    """Return a file with many unknown Parameters; those that the trainer has can be loaded."""
     members = read(good)
     header = json.loads(np.load(io.BytesIO(members["@header.npy"])).item())
     weight = "net_dense1_weight"
@@ -169,7 +176,7 @@ def crowded(good, count=20_000):
 
 
 def paths(header):
-    """What every file has and nothing can do without."""
+    """Yield the paths of values that every file must have."""
     yield from ((key,) for key in header if key not in ("groups", "loss_scaler", "lr_scheduler", "shared"))
     weight = "net_dense1_weight"
     yield from (("parameters", weight, key) for key in ("shape", "dtype", "lr_mult", "wd_mult", "frozen", "grad_req"))
@@ -191,12 +198,12 @@ def forged(members, header, path, value):
 
 
 def deep(header, name):
-    """A header whose state of one parameter is a list in a list, a thousand times."""
+    """Return a header in which the state of one parameter is a list nested 900 times."""
     whole = json.dumps({**header, "parameters": {**header["parameters"], name: {"state": "HERE"}}})
     return whole.replace('"HERE"', "[" * 900 + "]" * 900).encode()
 
 
-def of(member):
+def array_name(member):
     return member[: -len(".npy")]
 
 
@@ -222,22 +229,22 @@ def text(data):
 
 
 def as_dtype(member, dtype):
-    return retold(member, b"'<f4'", repr("|O" if dtype == "O8" else np.dtype(dtype).str).encode())
+    return replace_header(member, b"'<f4'", repr("|O" if dtype == "O8" else np.dtype(dtype).str).encode())
 
 
 def as_shape(member, shape):
-    return retold(member, b"(2, 4)", repr(shape).encode())
+    return replace_header(member, b"(2, 4)", repr(shape).encode())
 
 
-def retold(member, before, after):
-    """Change what an .npy file says of itself, without its data."""
+def replace_header(member, before, after):
+    """Replace part of the header of an .npy file, and keep its data."""
     length = int.from_bytes(member[8:10], "little")
     header = member[10 : 10 + length].replace(before, after)
     return member[:8] + len(header).to_bytes(2, "little") + header + member[10 + length :]
 
 
-def crowd():
-    """A zip file of a million empty members."""
+def million_members():
+    """Return a zip file of a million empty members."""
     name, count = b"a.npy", 1_000_000
     entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, len(name), 0, 0, 0, 0, 0, 0) + name
     begin = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, 0, 0, 0, len(name), 0) + name
@@ -246,7 +253,7 @@ def crowd():
 
 
 def overlapping(members, header):
-    """A file of 2 MB whose 300 arrays are all the same bytes."""
+    """Return a file of 2 MB whose 300 arrays are all the same bytes."""
     header = copy.deepcopy(header)
     header["optimizer"]["attributes"]["wd"] = {"tuple": [{"array": ["float32", [1 << 19]]}] * 300}
     array = io.BytesIO()
@@ -264,7 +271,7 @@ def overlapping(members, header):
 
 
 def judge(folder):
-    """Load every damaged file into one trainer; return a verdict on each, and exit if one takes too much."""
+    """Load every damaged file and write the verdicts; exit if one takes too much time or memory."""
     _, trainer = build(3)
     trainer.save_states(folder / "good")
     good = (folder / "good").read_bytes()
@@ -279,19 +286,19 @@ def judge(folder):
     files = [
         *((kind, data, True, False) for kind, data in accidents(good)),
         *((kind, data, False, False) for kind, data in attacks(good, mark)),
-        ("a crowd of strangers", crowded(good), True, True),
+        ("many unknown Parameters", with_unknown_parameters(good), True, True),
     ]
     limit = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (limit + (MEGABYTES << 20), resource.RLIM_INFINITY))
     verdicts = {}
     for kind, data, may_load, partial in files:
         path.write_bytes(data)
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose signal ends the process
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process
         try:
             fresh.load_states(path, partial=partial)
         except (ValueError, RuntimeError) as error:
             verdict = "refused" if fingerprint(fresh, first) == before else "refused, and changed something"
-            if isinstance(error.__cause__, mx.MXNetError):  # that is how it says that there is no more memory
+            if isinstance(error.__cause__, mx.MXNetError):  # there was not enough memory
                 verdict = str(error)
         except Exception as error:
             verdict = f"{type(error).__name__}: {error}"

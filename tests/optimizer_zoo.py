@@ -7,11 +7,9 @@ import pytest
 from mxnet.gluon import nn
 from mxnet.optimizer import Optimizer
 
-from support import (
-    mlp,
-)
+from support import mlp
 
-# What stock MXNet itself cannot run, and why. Anything else that fails under stock fails the tests.
+# What stock MXNet cannot run, and why. Any other failure of stock fails the tests.
 STOCK_FAILS = {
     ("dcasgd", "momentum"): "takes the truth value of its momentum array",
     ("dcasgd", "momentum, wd"): "takes the truth value of its momentum array",
@@ -21,8 +19,8 @@ STOCK_FAILS = {
 
 
 def variants():
-    """Every registered optimizer, plain, with weight decay and, where its signature has it, with momentum."""
-    # MXNet's other tests may register optimizers too: only those that mxnet itself brings are meant.
+    """Yield every registered optimizer plain, with weight decay and, if it takes one, with momentum."""
+    # Other tests may have registered optimizers of their own.
     for name, kind in sorted(Optimizer.opt_registry.items()):
         if not kind.__module__.startswith("mxnet."):
             continue
@@ -35,7 +33,7 @@ def variants():
 
 
 def network(name, ctx=None):
-    """Return a network that stock MXNet can train with optimizer ``name``, with BatchNorm where it can."""
+    """Return a network that stock MXNet can train with optimizer ``name``, with BatchNorm if possible."""
     if name == "adamax":
         return mlp(ctx, batchnorm=False)  # a bias before BatchNorm has gradient 0, and adamax divides 0 by 0 there
     if name != "groupadagrad":
@@ -70,7 +68,7 @@ class Embedder(nn.Block):
 
 
 def mark_fresh(params):
-    """Do to gradients set by hand what backward does: mark them as new."""
+    """Mark gradients that were set by hand as new, as backward does."""
     for param in params.values():
         if param.grad_req != "null":
             param.data()._fresh_grad = True

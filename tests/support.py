@@ -1,4 +1,8 @@
-"""Small networks, and one training loop to run on them with any trainer."""
+"""Small networks, a training loop for any trainer, and comparisons of what it leaves behind."""
+
+import subprocess
+import sys
+import textwrap
 
 import mxnet as mx
 import numpy as np
@@ -6,7 +10,13 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 CONTEXTS = [mx.cpu(0), mx.cpu(1)]
-PATIENCE = 600  # seconds; ends what waits for ever, and is far more than anything takes on a busy machine
+PATIENCE = 600  # seconds; stops processes that hang, and is far more than any test needs on a busy machine
+
+
+def run_python(code, *options):
+    """Run a script in a process of its own; return the `CompletedProcess` with what it printed."""
+    command = [sys.executable, "-W", "ignore", *options, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def mlp(ctx=None, prefix="net_", batchnorm=True):
@@ -23,7 +33,7 @@ def mlp(ctx=None, prefix="net_", batchnorm=True):
 
 
 def convolution(shift=0):
-    """Return a network that has predicted before: MKL-DNN has put its weights into a layout of its own."""
+    """Return a network that has predicted before, so that its weights are in a layout of MKL-DNN."""
     mx.random.seed(3)
     net = nn.HybridSequential(prefix="net_")
     with net.name_scope():
@@ -63,7 +73,7 @@ def train(net, trainer, data, ctx=None, step=None):
 def snapshot(target):
     """Return the arrays of a Block or of Parameters by name, on the first context."""
     params = target.collect_params() if isinstance(target, gluon.Block) else target
-    mx.nd.waitall()  # asnumpy changes the layout of a weight in place, though a pass under way reads a frozen one still
+    mx.nd.waitall()  # asnumpy changes the layout of a weight in place, and a pass under way may still read it
     return {name: param.list_data()[0].asnumpy() for name, param in params.items()}
 
 
@@ -86,8 +96,8 @@ def close(one, other, tolerance=1e-5):
 def same_as_stock(ours, stock, runs=20):
     """Whether a history agrees with that of ``stock()`` in every bit, or within rounding if stock's own runs differ.
 
-    They do under AVX-512 for recurrent layers traced with ``static_shape``, whose bits depend on where the arrays lie,
-    and for NAG after a prediction.
+    They differ under AVX-512 for recurrent layers traced with ``static_shape``, whose bits depend on the addresses of
+    arrays, and for NAG after a prediction.
     """
     expected = stock()
     if same(ours, expected):
@@ -108,7 +118,7 @@ def weights(names):
 
 
 def fingerprint(trainer, net):
-    """Return everything that decides how a trainer goes on, to be compared bit for bit."""
+    """Return everything on which further training depends, to be compared bit for bit."""
     params = trainer._params
     updaters = [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
     optimizer = trainer.optimizer
@@ -143,7 +153,7 @@ NOT_COMPARED = {
 
 
 def bits(value):
-    """Return a tree of values as one that `==` compares bit for bit and type for type."""
+    """Return a tree of values in a form that `==` compares bit for bit and type for type."""
     if isinstance(value, mx.nd.NDArray):
         value = value.asnumpy()
     if isinstance(value, (np.ndarray, np.generic)):

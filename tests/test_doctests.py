@@ -8,7 +8,7 @@ import pytest
 
 import multitrainer
 
-# Without those that need an extra.
+# All modules but those that need an extra.
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(multitrainer.__path__, "multitrainer.")
@@ -17,12 +17,12 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name):
+def test_examples_of_a_module_run(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 @pytest.mark.parametrize("name", multitrainer.__all__)
-def test_every_public_name_has_an_example_that_runs(name):
+def test_every_public_name_has_an_example(name):
     public = getattr(multitrainer, name)
     examples = [test for test in doctest.DocTestFinder().find(public, name) if test.examples]
     assert examples, f"{name} has no example"

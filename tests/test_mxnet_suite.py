@@ -1,6 +1,6 @@
-"""MXNet's own tests of Trainer, with the class swapped (promise 1).
+"""MultiLRTrainer is a drop-in: MXNet's own tests of Trainer pass with the class swapped.
 
-They are not part of MXNet's wheel. Point MXNET_SOURCE to a checkout of apache/mxnet at tag 1.9.1 to run them:
+They are not part of MXNet's wheel. To run them, set MXNET_SOURCE to a checkout of apache/mxnet at tag 1.9.1:
 ``git clone --branch 1.9.1 --depth 1 https://github.com/apache/mxnet``.
 """
 
@@ -16,7 +16,7 @@ from support import PATIENCE
 
 SOURCE = os.environ.get("MXNET_SOURCE")
 
-# Their test file needs nose, which Python 3.10 and later cannot import; these are the two names it takes from there.
+# The tests need nose, which Python 3.10 and later cannot import; this replaces the names that they use.
 NOSE = """
 import functools, pytest
 

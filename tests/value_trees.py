@@ -7,14 +7,12 @@ from hypothesis import strategies as st
 from multitrainer.checkpoint import archive
 
 DTYPES = st.sampled_from(archive.DTYPES)
-
-
 ND_DTYPES = st.sampled_from(["float16", "float32", "float64", "int8", "int32", "int64", "uint8"])
 SHAPES = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
 
 
 def filled(dtype, shape, seed):
-    """Return an array of any bits that the dtype can have."""
+    """Return an array of random bits."""
     raw = np.random.RandomState(seed).bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize)
     return (
         np.frombuffer(raw, "uint8").reshape(-1).view("uint8" if dtype == "bool" else dtype).reshape(shape).astype(dtype)
@@ -33,7 +31,7 @@ SCALARS = (
     | st.booleans()
     | st.integers(-(10**50), 10**50)
     | st.floats(allow_nan=False)
-    | st.just(float("nan"))  # one of them: in a number that is no array, a nan is a nan
+    | st.just(float("nan"))  # one bit pattern of nan, for scalars do not keep others
     | st.text(max_size=5)
     | st.floats(width=32, allow_nan=False).map(np.float32)
     | st.integers(-5, 5).map(np.int16)

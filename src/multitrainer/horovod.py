@@ -1,4 +1,4 @@
-"""`DistributedMultiLRTrainer`: `MultiLRTrainer` where Horovod sums the gradients. Needs the extra ``horovod``."""
+"""`DistributedMultiLRTrainer`: a `MultiLRTrainer` whose gradients Horovod sums. Needs the extra ``horovod``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ except ImportError as error:
 
 
 class _HorovodTrainer(hvd.DistributedTrainer):
-    """What Horovod's trainer lacks between `MultiLRTrainer` and itself."""
+    """Adds to Horovod's trainer what `MultiLRTrainer` needs: equal weights on all ranks, and checks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,12 +44,11 @@ class _HorovodTrainer(hvd.DistributedTrainer):
         super()._allreduce_grads()
 
     def _compare_frozen(self) -> None:
-        """Raise if ranks train different Parameters; Horovod would wait for their gradients without a word."""
+        """Raise an error if ranks train different Parameters; Horovod would wait for their gradients for ever."""
         trained = nd.array([param.grad_req != "null" for param in self._params])
         name = f"{self._prefix}trained"
         counts = hvd.allreduce(trained, average=False, name=name, process_set=self._process_set).asnumpy()
-        ranks = self._process_set.size()
-        check_counts(self._params, counts.tolist(), ranks)
+        check_counts(self._params, counts.tolist(), self._process_set.size())
 
     def _broadcast_weights(self) -> None:
         use_plain_layout(self._params)
@@ -63,12 +62,12 @@ class _HorovodTrainer(hvd.DistributedTrainer):
 
 
 class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
-    """A `MultiLRTrainer` for one process a device: Horovod averages the gradients, every rank makes the same update.
+    """A `MultiLRTrainer` for one process per device: Horovod averages gradients, and all ranks make the same update.
 
     Parameters
     ----------
     params, optimizer, optimizer_params
-        As `MultiLRTrainer` takes them, the same on all ranks.
+        As for `MultiLRTrainer`, and the same on all ranks.
     *args, **kwargs
         Passed on to ``horovod.mxnet.DistributedTrainer``: ``compression``, ``gradient_predivide_factor``, ``prefix``,
         ``num_groups``, ``process_set``. There is no kvstore.
@@ -76,25 +75,25 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
     Raises
     ------
     TypeError, ValueError
-        As `MultiLRTrainer` does; also for Parameters on more than one context, for a ``DistributedOptimizer``, and
+        As `MultiLRTrainer` does. Also for Parameters on more than one context, for a ``DistributedOptimizer``, and
         before ``hvd.init()``.
 
     Notes
     -----
-    *Weights.* The trainer hands the weights of rank 0 to all ranks, deferred ones when they are initialized, so
+    *Weights.* The trainer broadcasts the weights of rank 0 to all ranks; deferred weights when they are initialized.
     ``hvd.broadcast_parameters`` is needed only for weights that are loaded or set afterwards, or belong to no trainer.
-    With a ``process_set`` it is the lowest rank of that set, and the Parameters must be initialized before. BatchNorm
-    statistics that are not frozen follow each rank's own batches from there on; save the network on rank 0.
+    With a ``process_set``, the weights come from its lowest rank, and the Parameters must be initialized before.
+    BatchNorm statistics that are not frozen then depend on the batches of each rank; save the network on rank 0.
 
-    *All ranks must agree on what is frozen*: multipliers of 0, schedules and calls of `set_lr_mult` have to be the same
-    on every rank, before the same step. A frozen layer takes no part in the exchange, and Horovod would wait for ever
-    for the rank that does not offer a gradient; so each step compares first, one number a Parameter, and raises a
-    RuntimeError on all ranks. Multipliers above 0 are not compared: where they differ, the ranks' weights part.
+    *All ranks must agree on what is frozen.* Multipliers of 0, schedules and calls of `set_lr_mult` must be the same
+    on every rank before the same step. A frozen layer takes no part in the exchange, and Horovod would wait for ever
+    for a rank that offers no gradient. Each step therefore compares first, with one number per Parameter, and raises
+    RuntimeError on all ranks if they differ. Multipliers above 0 are not compared: if they differ, so will the weights.
 
-    *Batch size.* `step` takes the batch size of one rank, for the gradients are averaged over the ranks.
+    *Batch size.* `step` takes the batch size of one rank, because the gradients are averaged over the ranks.
 
-    *Optimizer states.* `save_states` writes on rank 0 (of the ``process_set``) and returns on the others; `load_states`
-    belongs on every rank.
+    *Optimizer states.* `save_states` writes on rank 0 (of the ``process_set``) and does nothing on the other ranks.
+    Call `load_states` on every rank.
 
     Examples
     --------
@@ -120,7 +119,7 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
         if isinstance(optimizer, hvd.DistributedOptimizer):
             raise TypeError(
                 "optimizer must be one that MXNet knows, not a DistributedOptimizer around it: that has divided "
-                "rescale_grad by the number of ranks already, and the trainer would do so once more"
+                "rescale_grad by the number of ranks already, and the trainer would divide it again"
             )
         super().__init__(params, optimizer, optimizer_params, *args, **kwargs)
 

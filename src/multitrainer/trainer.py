@@ -82,9 +82,8 @@ class MultiLRTrainer(Trainer):
         inherited = inherited_multipliers(resolved, optimizer)
         check_initial(resolved, inherited, optimizer, optimizer_params)
         self._construct_stock_trainer(resolved.parameters, optimizer, optimizer_params, *args, **kwargs)
-        self._resolved = resolved._replace(
-            blocks=()
-        )  # a Block that was hybridized and called could not be copied with it
+        # Without the Blocks: one that was hybridized and called could not be copied with the trainer.
+        self._resolved = resolved._replace(blocks=())
         self._fused = FusedUpdate()
         self._multipliers = Multipliers(self._params, self._optimizer, inherited)
         self._multipliers.start(resolved.assignments, resolved.blocks)

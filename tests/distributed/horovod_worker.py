@@ -1,4 +1,4 @@
-"""What one rank of a Horovod job does: ``horovod_worker.py CASE FOLDER``; what it saw at every step goes to FOLDER."""
+"""One rank of a Horovod job: ``horovod_worker.py CASE FOLDER`` saves the results of every step in FOLDER."""
 
 # isort: off
 import multitrainer
@@ -29,7 +29,7 @@ def main(case, folder):
     taking_part = sets[0].ranks if sets else list(range(hvd.size()))
     if hvd.rank() in taking_part:
         rank_main(case, folder, hvd, sets, taking_part)
-    hvd.allreduce(mx.nd.ones(1), name="end").wait_to_read()  # a rank that leaves takes every process set with it
+    hvd.allreduce(mx.nd.ones(1), name="end").wait_to_read()  # a rank that exits removes all process sets
 
 
 def rank_main(case, folder, hvd, sets, taking_part):
@@ -66,7 +66,7 @@ def rank_main(case, folder, hvd, sets, taking_part):
 
 
 def alone(case):
-    """Train the same on the whole batch, in this process and without Horovod; return the weights after every step."""
+    """Train on the whole batch in this process, without Horovod; return the weights after every step."""
     net = make_net(case, shift=0)
     trainer = make_trainer(multitrainer.MultiLRTrainer, case, net)
     history = []
@@ -78,7 +78,7 @@ def alone(case):
 
 
 def make_net(case, shift):
-    """Return the net of the first rank, or one whose weights are off by ``shift``: rank 0's are to hold everywhere."""
+    """Return the network of rank 0, or one whose weights differ by ``shift``; all ranks must get those of rank 0."""
     if case.get("deferred"):
         mx.random.seed(3 + shift)
         net = nn.HybridSequential(prefix="net_")
@@ -105,7 +105,7 @@ def make_trainer(kind, case, net, **options):
 
 
 def change(step, case, net, trainer, rank):
-    """Do what the case wants done before ``step``, on all ranks or on one."""
+    """Make the changes of the case before ``step``, on all ranks or on one."""
     for at, door, path, value, *only_on in case.get("changes", []):
         if at != step or (only_on and rank not in only_on):
             continue
@@ -126,7 +126,7 @@ def train(step, net, trainer, share):
 
 
 def record_reductions(hvd):
-    """Note what is handed to Horovod: ``[name, number of tensors, dtype, arguments that scale]``."""
+    """Record the calls of Horovod: ``[name, number of tensors, dtype, scale]``."""
     calls = []
     one, grouped = hvd.allreduce_, hvd.grouped_allreduce_
 

@@ -1,4 +1,4 @@
-"""`DistributedMultiLRTrainer` under `horovodrun`: every rank holds the same weights, and multipliers hold on each."""
+"""`DistributedMultiLRTrainer` under `horovodrun`: all ranks have the same weights and apply the same multipliers."""
 
 import importlib.util
 import json
@@ -17,8 +17,8 @@ import pytest
 from support import PATIENCE, moved
 
 HERE = pathlib.Path(__file__).parent
-BOUND = 1e-6  # float32: the sum over two ranks is not made in the order of a batch twice as large
-FP16 = 1e-3  # what the gradients lose on the way, times a learning rate of 0.05 and a few steps
+BOUND = 1e-6  # of float32: the sum over two ranks has another order than one over a batch twice as large
+FP16 = 1e-3  # the rounding of gradients to fp16, times a learning rate of 0.05 and a few steps
 FIRST, SECOND = {"net_dense0_weight", "net_dense0_bias"}, {"net_dense1_weight", "net_dense1_bias"}
 BATCHNORM = {"net_batchnorm0_" + name for name in ("gamma", "beta", "running_mean", "running_var")}
 
@@ -28,7 +28,7 @@ needs_horovod = pytest.mark.skipif(
 
 
 class Result:
-    """What the ranks of one job left behind."""
+    """The weights, states and reductions that the ranks of one job saved."""
 
     def __init__(self, folder, ranks):
         self.ranks = []
@@ -56,13 +56,13 @@ class Result:
         return max(float(abs(one - two).max()) for one, two in pairs)
 
     def names(self, step):
-        """Return the names under which gradients were reduced at ``step``."""
+        """Return the names of the gradients that were reduced at ``step``."""
         return [name for name, *_ in self.reduced[step]]
 
 
 @pytest.fixture
 def train(tmp_path_factory):
-    """Run a case on ``np`` ranks, or on those of its process set; the ranks agree bit for bit after every step."""
+    """Run a case on ``np`` ranks, or on those of its process set; check that their bits agree after every step."""
 
     def go(np=2, differ=(), **case):
         folder = tmp_path_factory.mktemp("run")
@@ -77,7 +77,7 @@ def train(tmp_path_factory):
 
 
 def horovodrun(folder, case, np=2, timeout=PATIENCE, **env):
-    """Return the exit code and the output of one job; no process of it is left, whatever happened."""
+    """Return the exit code and the output of one job, and check that none of its processes is left."""
     command = [shutil.which("horovodrun", path=os.path.dirname(sys.executable)), "-np", str(np)]
     command += ["-H", f"localhost:{np}", "--gloo", sys.executable, "-W", "ignore"]
     command += [str(HERE / "horovod_worker.py"), json.dumps(case), str(folder)]
@@ -129,28 +129,28 @@ def _by_step(arrays):
 
 
 def start(**case):
-    """Return the weights that every case begins with."""
+    """Return the weights with which every case begins."""
     return {name: param.data().asnumpy() for name, param in horovod_worker.make_net(case, 0).collect_params().items()}
 
 
 @needs_horovod
 @pytest.mark.slow
 class TestAllRanksAgree:
-    """Promise 7; the `train` fixture compares the ranks after every step, which begin with weights of their own."""
+    """Ranks begin with different weights; the `train` fixture compares them after every step."""
 
     @pytest.mark.parametrize(
         "optimizer", [("sgd", {"momentum": 0.9, "wd": 0.01}), ("adam", {})], ids=["sgd with momentum", "adam"]
     )
-    def test_as_one_process_on_the_whole_batch(self, train, optimizer):
+    def test_ranks_train_as_one_process_on_the_whole_batch(self, train, optimizer):
         name, params = optimizer
         case = {"optimizer": name, "optimizer_params": params, "groups": {0: 0.1, 1: 3}, "steps": 5}
         assert train(**case).distance(horovod_worker.alone(case)) < (BOUND if name == "sgd" else 1e-4)
 
-    def test_weights_that_are_initialized_by_the_first_forward(self, train):
+    def test_deferred_weights_agree(self, train):
         case = {"deferred": True, "groups": {0: 0.1}}
         assert train(**case).distance(horovod_worker.alone(case)) < BOUND
 
-    def test_weights_that_have_predicted_before(self, train):
+    def test_weights_in_a_layout_of_mkldnn_agree(self, train):
         case = {"convolution": True, "groups": {1: 0.1}}
         assert train(**case).distance(horovod_worker.alone(case)) < BOUND
 
@@ -161,7 +161,7 @@ class TestAllRanksAgree:
         assert result.distance(horovod_worker.alone(case)) < BOUND
         assert moved(start(**case), result.history[-1]) == FIRST | SECOND
 
-    def test_statistics_that_are_not_frozen_are_of_each_rank(self, train):
+    def test_statistics_that_are_not_frozen_differ(self, train):
         result = train(batchnorm=True, differ={"net_batchnorm0_running_mean", "net_batchnorm0_running_var"})
         assert moved(*[rank[-1] for rank in result.ranks]) <= BATCHNORM
 
@@ -169,11 +169,11 @@ class TestAllRanksAgree:
 @needs_horovod
 @pytest.mark.slow
 class TestMultipliers:
-    def test_m_means_m(self, train):
+    def test_a_multiplier_scales_the_learning_rate(self, train):
         multiplied = train(groups={0: 0.5, 1: 0.5})
         assert multiplied.distance(train(optimizer_params={"learning_rate": 0.025}).history) == 0
 
-    def test_setters_and_schedules(self, train):
+    def test_setters_and_schedules_act_on_every_rank(self, train):
         case = {
             "schedule": 1,  # frozen at the first update
             "changes": [[2, "set_lr_mult", 0, 0.1], [3, "set_learning_rate", None, 0.01], [3, "set_wd_mult", 0, 0]],
@@ -196,7 +196,7 @@ class TestFrozen:
         assert result.states[-1] == [2, 3]
 
     @pytest.mark.parametrize("options", [{}, {"num_groups": 2}, {"compression": "fp16"}], ids=str)
-    def test_freezing_and_unfreezing_in_mid_training(self, train, options):
+    def test_layers_freeze_and_unfreeze_in_mid_training(self, train, options):
         case = {
             "changes": [[2, "set_lr_mult", 0, 0], [4, "set_lr_mult", 0, 0.5], [4, "set_lr_mult", 1, 0]],
             "optimizer_params": {"momentum": 0.9, "wd": 0.01},
@@ -210,13 +210,13 @@ class TestFrozen:
         assert trained == [FIRST | SECOND] * 2 + [SECOND] * 2 + [FIRST] * 2
         assert [sum(call[1] for call in calls) for calls in result.reduced] == [4, 4, 2, 2, 2, 2]
 
-    def test_all_of_it(self, train):
+    def test_all_layers_may_be_frozen(self, train):
         result = train(groups={0: 0, 1: 0}, changes=[[1, "set_lr_mult", 1, 1]], num_groups=2)
         assert not moved(start(), result.history[0])
         assert [len(calls) for calls in result.reduced] == [0, 2, 2]
 
-    def test_ranks_that_freeze_differently_are_told(self, tmp_path):
-        """Rank 1 alone freezes the first layer before the second step; plain Horovod would wait for ever."""
+    def test_ranks_that_freeze_different_layers_raise(self, tmp_path):
+        """Only rank 1 freezes the first layer before the second step; plain Horovod would hang."""
         code, output = horovodrun(tmp_path, {"changes": [[1, "set_lr_mult", 0, 0, 1]]})
         assert code != 0
         for rank in (0, 1):
@@ -233,7 +233,7 @@ class TestFrozen:
 @pytest.mark.slow
 class TestStates:
     @pytest.mark.parametrize("options", [{}, {"np": 3, "process_set": [1, 2]}], ids=["all", "process set"])
-    def test_saved_and_resumed_bit_for_bit(self, train, options):
+    def test_a_resumed_run_has_the_same_bits(self, train, options):
         """The first rank writes, every rank loads."""
         case = {"optimizer": "adam", "steps": 5, "hybridize": True, **options}
         first = train(**case, save_at=3, changes=[[1, "set_lr_mult", 0, 0.5], [2, "set_lr_mult", 1, 0]])
@@ -246,7 +246,7 @@ class TestStates:
 
 @needs_horovod
 @pytest.mark.slow
-class TestHorovodsOwnArguments:
+class TestArgumentsOfHorovod:
     def test_num_groups(self, train):
         result = train(num_groups=2)
         assert result.distance(horovod_worker.alone({})) < BOUND
@@ -283,7 +283,7 @@ class TestOneProcess:
 
         return run
 
-    def test_before_init(self, python):
+    def test_a_trainer_before_init_raises(self, python):
         out = python(
             "try: make(net)\n"
             "except ValueError as error: print(error)\n"
@@ -291,12 +291,12 @@ class TestOneProcess:
         )
         assert out == "Horovod has not been initialized; use hvd.init().\nTrue\n"
 
-    def test_two_contexts_of_one_process(self, python):
+    def test_two_contexts_in_one_process_raise(self, python):
         out = python("hvd.init()\ntry: make(mlp(CONTEXTS))\nexcept ValueError as error: print(error)\n")
         assert "on 2 contexts" in out
         assert "one process for each device" in out
 
-    def test_a_distributed_optimizer(self, python):
+    def test_a_distributed_optimizer_raises(self, python):
         out = python(
             "hvd.init()\n"
             "try: make(net, hvd.DistributedOptimizer(mx.optimizer.SGD()))\n"
@@ -313,7 +313,7 @@ class TestOneProcess:
         )
         assert out == "True DistributedMultiLRTrainer(SGD, learning_rate=0.01, 1 groups, 4 parameters, 0 frozen)\n"
 
-    def test_examples(self, python):
+    def test_the_examples_run(self, python):
         assert python("print(doctest.testmod(multitrainer.horovod))\n") == "TestResults(failed=0, attempted=8)\n"
 
 
@@ -329,7 +329,7 @@ make = lambda params, optimizer="sgd": make_trainer(params, optimizer)
 """
 
 
-def test_without_horovod_it_says_how_to_build_it():
+def test_the_import_error_says_how_to_build_horovod():
     code = "import sys; sys.modules['horovod'] = None; import multitrainer; import multitrainer.horovod"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1

@@ -1,144 +1,25 @@
-"""The update in one operation gives the bits of stock's operators, and leaves to them what it does not cover."""
+"""The fused update changes no behaviour of stock, and leaves to it the cases that it does not cover."""
 
 import contextlib
 import copy
-import gc
 import logging
-import os
 import pickle
-import resource
 import signal
-import subprocess
-import sys
-import threading
-import time
 
 import mxnet as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mxnet import autograd, gluon
 from mxnet.contrib import amp
 
+from fused_support import IDS, OPTIMIZERS, SHAPES, backward_pass, build, counts, fail_in_the_engine, parameters, run
 from multitrainer import MultiLRTrainer, unfreeze_at
-from multitrainer.fused import float_parsing, update
+from multitrainer.fused import update
 from support import CONTEXTS, backward, batches, bits, convolution, fingerprint, mlp, same, train
 
-SHAPES = [(1,), (7,), (33, 5), (16, 3, 7, 7), (200, 513), (17,), (1, 1)]
-OPTIMIZERS = [
-    ("sgd", {"learning_rate": 0.1}),
-    ("sgd", {"learning_rate": 0.0123, "wd": 1.3e-4}),
-    ("sgd", {"learning_rate": 0.0123, "wd": 1.3e-4, "momentum": 0.9}),
-    ("nag", {"learning_rate": 0.0123, "wd": 1.3e-4}),
-    ("nag", {"learning_rate": 0.0123, "wd": 1.3e-4, "momentum": 0.9}),
-    ("adam", {"wd": 1.3e-4}),
-    ("adam", {"learning_rate": 0.0123, "beta1": 0.85, "beta2": 0.97, "epsilon": 1.7e-7}),
-]
-IDS = [f"{name} {' '.join(given)}" for name, given in OPTIMIZERS]
+MIN_PARAMETERS, SINGLE_THREAD_VALUES = update.MIN_PARAMETERS, update.SINGLE_THREAD_VALUES
 
 pytest.importorskip("numba")
-
-
-@pytest.fixture(autouse=True)
-def small_is_enough(monkeypatch):
-    """Let the small networks of these tests go the fast way too, and several threads share one."""
-    monkeypatch.setattr(update, "MANY_ARRAYS", 1)
-    monkeypatch.setattr(update, "ALONE", 1000)
-    monkeypatch.delenv(update.SWITCH, raising=False)
-
-
-@pytest.fixture
-def stock_updates(monkeypatch):
-    """Return a list that grows by one with each update that stock's Updater is asked for."""
-    made = []
-    ordinary = mx.optimizer.Updater.__call__
-
-    def noted(self, *args):
-        made.append(self)
-        ordinary(self, *args)
-
-    monkeypatch.setattr(mx.optimizer.Updater, "__call__", noted)
-    return made
-
-
-def parameters(shapes, dtype="float32", seed=1):
-    """Return Parameters with values and multipliers of their own."""
-    values, params = np.random.RandomState(seed), []
-    for i, shape in enumerate(shapes):
-        param = gluon.Parameter(f"p{i:03}", shape=shape, dtype=dtype)
-        param.initialize()
-        param.set_data(mx.nd.array(values.randn(*shape), dtype=dtype))
-        param.lr_mult, param.wd_mult = 1 + 0.1 * (i % 3), 0.3 * i
-        params.append(param)
-    return params
-
-
-def build(kind, *args, **kwargs):
-    """Return Parameters and a trainer of them."""
-    params = parameters(SHAPES)
-    return params, kind(params, *args, **kwargs)
-
-
-def backward_pass(params, values):
-    """Give every Parameter a new gradient, as a backward pass does."""
-    for param in params:
-        scale = 10.0 ** values.uniform(-3, 3)
-        for data, grad in zip(param.list_data(), param.list_grad()):
-            grad[:] = mx.nd.array(scale * values.randn(*param.shape), dtype=grad.dtype, ctx=grad.context)
-            data._fresh_grad = True
-
-
-def run(params, trainer, steps=4, between=None):
-    """Return weights and states after a few steps, with a batch size that changes."""
-    values = np.random.RandomState(7)
-    for number in range(steps):
-        backward_pass(params, values)
-        if between is not None:
-            between(trainer, number)
-        trainer.step(3 + number)
-    return [bits(param.list_data()) for param in params], bits(trainer._updaters[0].states)
-
-
-def counts(trainer):
-    optimizer = trainer._optimizer
-    return optimizer.num_update, optimizer._all_index_update_counts
-
-
-@pytest.mark.parametrize(("name", "given"), OPTIMIZERS, ids=IDS)
-def test_every_bit_is_that_of_stock(name, given, stock_updates):
-    params = parameters(SHAPES)
-    trainer = gluon.Trainer(params, name, dict(given))
-    expected = *run(params, trainer), counts(trainer)
-    del stock_updates[:]
-
-    params = parameters(SHAPES)
-    trainer = MultiLRTrainer(params, name, dict(given))
-    assert (*run(params, trainer), counts(trainer)) == expected
-    assert len(stock_updates) == 1, "the first update is stock's, which makes the states"
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6),
-    st.sampled_from(["sgd", "nag", "adam"]),
-    st.floats(1e-12, 1e3),
-    st.just(0) | st.floats(1e-6, 0.999),
-    st.just(0) | st.floats(1e-12, 10),
-    st.integers(1, 10**6),
-)
-def test_whatever_the_shapes_and_the_numbers(shapes, name, rate, momentum, decay, batch_size):
-    given = {"learning_rate": rate, "wd": decay}
-    given.update({"beta1": momentum} if name == "adam" else {"momentum": momentum})
-    found = []
-    for kind in (gluon.Trainer, MultiLRTrainer):
-        params = parameters(shapes)
-        trainer, values = kind(params, name, dict(given)), np.random.RandomState(3)
-        for _ in range(3):
-            backward_pass(params, values)
-            trainer.step(batch_size)
-        found.append([bits(param.list_data()) for param in params])
-    assert found[0] == found[1]
 
 
 def schedule(name):
@@ -149,7 +30,7 @@ def schedule(name):
 
 @pytest.mark.parametrize("scheduler", ["factor", "cosine"])
 @pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
-def test_lr_scheduler(name, scheduler):
+def test_an_lr_scheduler_gives_the_same_bits(name, scheduler):
     found = []
     for kind in (gluon.Trainer, MultiLRTrainer):
         params = parameters(SHAPES)
@@ -158,22 +39,22 @@ def test_lr_scheduler(name, scheduler):
     assert found[0] == found[1]
 
 
-class Asked(mx.lr_scheduler.LRScheduler):
-    """Remembers each question, and answers it with what it is told to."""
+class Recording(mx.lr_scheduler.LRScheduler):
+    """Records each call, and answers with a function of its number."""
 
     def __init__(self, answer):
         super().__init__(0.1)
-        self.answer, self.questions = answer, []
+        self.answer, self.calls = answer, []
 
     def __call__(self, num_update):
-        self.questions.append(num_update)
-        return self.answer(len(self.questions))
+        self.calls.append(num_update)
+        return self.answer(len(self.calls))
 
 
-def after_an_error(kind, name, answer, steps=5):
-    """Return how training with such a scheduler went, errors and all."""
+def train_with_scheduler(kind, name, answer, steps=5):
+    """Train with such a scheduler; return the errors, states and counts of every step, and the scheduler's calls."""
     params = parameters(SHAPES)
-    trainer = kind(params, name, {"lr_scheduler": Asked(answer), "wd": 1e-3})
+    trainer = kind(params, name, {"lr_scheduler": Recording(answer), "wd": 1e-3})
     values, history = np.random.RandomState(7), []
     for number in range(steps):
         backward_pass(params, values)
@@ -185,7 +66,7 @@ def after_an_error(kind, name, answer, steps=5):
         fresh = [param.data()._fresh_grad for param in params]
         state = bits([param.data() for param in params]), bits(trainer._updaters[0].states)
         history.append((raised, fresh, state, copy.deepcopy(counts(trainer))))
-    return history, trainer.optimizer.lr_scheduler.questions
+    return history, trainer.optimizer.lr_scheduler.calls
 
 
 def raises(error):
@@ -207,30 +88,30 @@ ANSWERS = {
 
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
-def test_an_lr_scheduler_that_answers(answer, name):
-    """Whatever comes of it, it is asked what stock asks it, and errors leave behind what they leave under stock."""
-    expected, asked = after_an_error(gluon.Trainer, name, ANSWERS[answer])
+def test_an_lr_scheduler_may_answer_or_raise_anything(answer, name):
+    """It is asked what stock asks it, and an error leaves the same state as with stock."""
+    expected, asked = train_with_scheduler(gluon.Trainer, name, ANSWERS[answer])
     assert any(raised for raised, *_ in expected) or not answer.startswith("an")
-    assert after_an_error(MultiLRTrainer, name, ANSWERS[answer]) == (expected, asked)
+    assert train_with_scheduler(MultiLRTrainer, name, ANSWERS[answer]) == (expected, asked)
 
 
 def test_an_lr_scheduler_is_asked_once_after_a_prediction():
     found = []
     for kind in (gluon.Trainer, MultiLRTrainer):
         net = convolution()
-        scheduler = Asked(lambda call: 0.05 / call)
+        scheduler = Recording(lambda call: 0.05 / call)
         trainer = kind(net.collect_params(), "sgd", {"lr_scheduler": scheduler})
         for x, y in batches(4):
             backward(net, x, y)
             net(x)
             mx.nd.waitall()
             trainer.step(len(x))
-        found.append((scheduler.questions, bits([param.data() for param in net.collect_params().values()])))
+        found.append((scheduler.calls, bits([param.data() for param in net.collect_params().values()])))
     assert found[0] == found[1]
 
 
-def test_what_is_set_between_steps():
-    """Learning rate, multipliers, momentum and weight decay take effect at the next step, as under stock."""
+def test_values_set_between_steps_take_effect_at_the_next_step():
+    """Learning rate, multipliers, momentum and weight decay, as with stock."""
 
     def between(trainer, number):
         param = trainer._params[number]
@@ -249,9 +130,9 @@ def test_what_is_set_between_steps():
 
 
 @pytest.mark.parametrize(("name", "given"), OPTIMIZERS[2:], ids=IDS[2:])
-def test_to_and_fro_in_mid_training(name, given, monkeypatch, stock_updates):
+def test_fused_and_stock_updates_may_alternate(name, given, monkeypatch, stock_updates):
     def between(trainer, number):
-        monkeypatch.setenv(update.SWITCH, str(number % 2))
+        monkeypatch.setenv(update.ENVIRONMENT_SWITCH, str(number % 2))
 
     expected = run(*build(gluon.Trainer, name, dict(given)), steps=6)
     del stock_updates[:]
@@ -260,7 +141,7 @@ def test_to_and_fro_in_mid_training(name, given, monkeypatch, stock_updates):
 
 
 @pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
-def test_freezing_and_unfreezing(name, monkeypatch):
+def test_freezing_and_unfreezing_give_the_same_bits(name, monkeypatch):
     def between(trainer, number):
         first, second = (param.name for param in trainer._multipliers.trainable[1:3])
         if number == 2:
@@ -269,7 +150,7 @@ def test_freezing_and_unfreezing(name, monkeypatch):
             trainer.set_lr_mult({first: 0.5, second: 0})
 
     def trained(switch):
-        monkeypatch.setenv(update.SWITCH, switch)
+        monkeypatch.setenv(update.ENVIRONMENT_SWITCH, switch)
         net = mlp()
         trainer = MultiLRTrainer([net, (net[2], unfreeze_at(3))], name, {"learning_rate": 0.1, "wd": 1e-3})
         for number, (x, y) in enumerate(batches(7)):
@@ -282,26 +163,21 @@ def test_freezing_and_unfreezing(name, monkeypatch):
 
 
 class Interrupt(logging.Handler):
-    """Sends this process the signal of Ctrl-C once, while the update is prepared."""
+    """Interrupts this process once, as Ctrl-C does, while the update is prepared."""
 
     def emit(self, record):
         logging.getLogger("multitrainer").removeHandler(self)
         signal.raise_signal(signal.SIGINT)
 
 
-def fail_in_the_engine(params):
-    """Have an operator fail after it was asked for, as one in a backward pass may."""
-    params[0].grad()[:] = mx.nd.random.normal(0, -1, SHAPES[0])
-
-
 @pytest.mark.parametrize("what", ["an interrupt", "an operator that fails"])
-def test_an_error_at_the_first_update_after_an_unfreeze(what, monkeypatch, caplog):
-    """What was unfrozen trains from then on, as it does without the fast update."""
+def test_an_error_in_the_first_update_after_an_unfreeze_leaves_no_trace(what, monkeypatch, caplog):
+    """The unfrozen parameter trains as it does without the fused update."""
     log = logging.getLogger("multitrainer")
     monkeypatch.setattr(log, "handlers", [])
 
     def trained(switch):
-        monkeypatch.setenv(update.SWITCH, switch)
+        monkeypatch.setenv(update.ENVIRONMENT_SWITCH, switch)
         params = parameters(SHAPES)
         trainer, values = MultiLRTrainer(params, "sgd", {"learning_rate": 0.1}), np.random.RandomState(7)
         for number in range(6):
@@ -327,27 +203,10 @@ def test_an_error_at_the_first_update_after_an_unfreeze(what, monkeypatch, caplo
         assert trained("1") == trained("0")
 
 
-def test_an_operator_that_fails_is_heard_of_where_stock_says_it():
-    """A step neither raises its error nor hides it."""
-    for kind in (gluon.Trainer, MultiLRTrainer):
-        params, trainer = build(kind, "sgd", {"momentum": 0.9})
-        run(params, trainer)
-        backward_pass(params, np.random.RandomState(7))
-        before = params[0].data().asnumpy()
-        fail_in_the_engine(params)
-        trainer.step(2)
-        with pytest.raises(mx.base.MXNetError, match="scale"):
-            params[0].data().asnumpy()
-        with contextlib.suppress(mx.base.MXNetError):
-            mx.nd.waitall()
-        assert params[0].data().asnumpy().tobytes() == before.tobytes()
-        run(params, trainer)
-
-
 @pytest.mark.parametrize("what", ["network", "Parameter", "trainer"])
 @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
-def test_copies_and_pickles(what, how):
-    """Each can be made that stock allows, and both go on as without it."""
+def test_copies_and_pickles_train_as_with_stock(what, how):
+    """Every copy that stock allows can be made, and the original and the copy both train on."""
 
     def trained(kind, copies):
         net = mlp(batchnorm=False)
@@ -356,7 +215,7 @@ def test_copies_and_pickles(what, how):
         if copies:
             copied = how({"network": net, "Parameter": net[0].weight, "trainer": trainer}[what])
             if what == "trainer" and how is not copy.copy:
-                for param in copied._params:  # a copy of an array is no variable, under stock either
+                for param in copied._params:  # the copy of an array is not a variable, with stock either
                     param.grad_req = "null"
                     param.grad_req = "write"
                 for number in range(2):
@@ -374,7 +233,7 @@ def test_copies_and_pickles(what, how):
     assert bits(copied[-1]) == bits(plain[-1])
 
 
-def test_a_step_inside_record_is_stocks():
+def test_a_step_inside_record_raises_as_with_stock():
     found = []
     for kind in (gluon.Trainer, MultiLRTrainer):
         params, trainer = build(kind, "sgd", {"momentum": 0.9})
@@ -388,8 +247,8 @@ def test_a_step_inside_record_is_stocks():
 
 
 @pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
-def test_states_are_stocks_own(name, tmp_path, monkeypatch, stock_updates):
-    """A file saved on one way is gone on from on the other."""
+def test_saved_states_fit_stock_and_fused_updates(name, tmp_path, monkeypatch):
+    """A run saved with one of them resumes bit for bit with the other."""
     given = {"learning_rate": 0.01, "momentum": 0.9} if name != "adam" else {}
     expected = run(*build(MultiLRTrainer, name, dict(given)), steps=4)
     params, trainer = build(MultiLRTrainer, name, dict(given))
@@ -398,7 +257,7 @@ def test_states_are_stocks_own(name, tmp_path, monkeypatch, stock_updates):
     gluon.Trainer.save_states(trainer, str(tmp_path / "stock"))
     weights = [param.data().asnumpy() for param in params]
     for file, switch in (("ours", "1"), ("ours", "0"), ("stock", "1")):
-        monkeypatch.setenv(update.SWITCH, switch)
+        monkeypatch.setenv(update.ENVIRONMENT_SWITCH, switch)
         params = parameters(SHAPES)
         for param, value in zip(params, weights):
             param.set_data(mx.nd.array(value))
@@ -409,27 +268,6 @@ def test_states_are_stocks_own(name, tmp_path, monkeypatch, stock_updates):
             if number >= 2:
                 trainer.step(3 + number)
         assert ([bits(param.list_data()) for param in params], bits(trainer._updaters[0].states)) == expected
-
-
-@pytest.mark.parametrize("ignore", [False, True])
-def test_stale_gradients(ignore):
-    """The same error at the same Parameter, or the same ones left out."""
-    found = []
-    for kind in (gluon.Trainer, MultiLRTrainer):
-        params = parameters(SHAPES)
-        trainer, values = kind(params, "sgd", {"momentum": 0.9}), np.random.RandomState(7)
-        said = ""
-        for number in range(4):
-            backward_pass(params, values)
-            params[3].data()._fresh_grad = number != 2
-            try:
-                trainer.step(2, ignore_stale_grad=ignore)
-            except UserWarning as error:
-                said = str(error)
-        fresh = [param.data()._fresh_grad for param in params]
-        found.append(([bits(param.list_data()) for param in params], counts(trainer), said, fresh))
-    assert found[0] == found[1]
-    assert ("p003" in found[0][2]) is not ignore
 
 
 @mx.optimizer.register
@@ -470,7 +308,7 @@ def uncovered():
 
 @pytest.mark.filterwarnings("ignore:Accumulating")
 @pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in uncovered()])
-def test_what_is_not_covered_is_left_to_stock(make, stock_updates):
+def test_cases_that_are_not_covered_are_left_to_stock(make, stock_updates):
     params, trainer = make(gluon.Trainer)
     expected = *run(params, trainer, steps=3), counts(trainer)
     del stock_updates[:]
@@ -513,7 +351,7 @@ def test_sparse_gradients_are_left_to_stock(stock_updates):
 )
 @pytest.mark.parametrize("what", ["weights", "gradients"])
 def test_parts_of_one_array_are_left_to_stock(what, second, stock_updates):
-    """The engine keeps one lock for all parts of an array: an operation that asks for it twice waits for ever."""
+    """The engine has one lock for all parts of an array: an operation that asks for it twice hangs."""
     found = []
     for kind in (gluon.Trainer, MultiLRTrainer):
         params = parameters([(20,), (20,)])
@@ -529,7 +367,7 @@ def test_parts_of_one_array_are_left_to_stock(what, second, stock_updates):
 
 
 @pytest.mark.timeout(60)
-def test_a_part_of_an_array_beside_arrays_of_their_own(stock_updates):
+def test_a_part_of_an_array_is_fused_if_no_other_part_takes_part(stock_updates):
     params = parameters([(20,), (20,)])
     part = mx.nd.ones(60)[30:50]
     autograd.mark_variables(part, params[0].grad())
@@ -539,128 +377,61 @@ def test_a_part_of_an_array_beside_arrays_of_their_own(stock_updates):
 
 
 def test_small_networks_are_left_to_stock(monkeypatch, stock_updates):
-    monkeypatch.setattr(update, "MANY_ARRAYS", MANY_ARRAYS)
+    monkeypatch.setattr(update, "MIN_PARAMETERS", MIN_PARAMETERS)
     net = mlp()
     train(net, MultiLRTrainer(net, "sgd"), batches())
     assert len(stock_updates) == 4
 
 
 @pytest.mark.parametrize("number", ["1", "2"])
-def test_switch(number, monkeypatch, stock_updates):
-    monkeypatch.setenv(update.SWITCH, number)
+def test_the_environment_switch_turns_it_off(number, monkeypatch, stock_updates):
+    monkeypatch.setenv(update.ENVIRONMENT_SWITCH, number)
     run(*build(MultiLRTrainer, "adam"))
     assert len(stock_updates) == 1
-    monkeypatch.setenv(update.SWITCH, "0")
+    monkeypatch.setenv(update.ENVIRONMENT_SWITCH, "0")
     run(*build(MultiLRTrainer, "adam"))
     assert len(stock_updates) == 5
 
 
-def test_a_log_says_that_it_is_taken(caplog):
+def test_the_log_names_the_kernel(caplog):
     with caplog.at_level(logging.INFO, "multitrainer"):
         run(*build(MultiLRTrainer, "adam"))
     assert [record.message for record in caplog.records] == ["ADAM: one operation updates all 7 Parameters"]
 
 
-@pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
-@pytest.mark.parametrize("waiting", [False, True])
-def test_weights_in_the_layout_of_a_prediction(waiting, name):
-    """A prediction between backward and step, run or still under way, has put weights into another layout."""
-    given = {"learning_rate": 0.005} if name == "adam" else {"learning_rate": 0.05, "momentum": 0.9}
-    given["wd"] = 0 if name == "nag" else 1e-2  # what NAG makes of it depends on the layout, which varies under stock
-    found = []
-    for kind in (gluon.Trainer, MultiLRTrainer):
-        net = convolution()
-        trainer = kind(net.collect_params(), name, dict(given))
-        history = []
-        for number, (x, y) in enumerate(batches(6)):
-            backward(net, x, y)
-            if number >= 3:
-                output = net(x)
-                if waiting:
-                    mx.nd.waitall()
-                history.append(output)
-            trainer.step(len(x))
-        found.append((bits(history), [bits(param.list_data()) for param in net.collect_params().values()]))
-    assert found[0] == found[1]
+@pytest.mark.parametrize("size", [1 << 16, (1 << 16) - 1])
+def test_few_parameters_are_fused_if_they_are_large(size, monkeypatch, stock_updates):
+    monkeypatch.setattr(update, "MIN_PARAMETERS", MIN_PARAMETERS)
+    params = parameters([(size - 1,), (1,)])
+    run(params, MultiLRTrainer(params, "sgd"))
+    assert len(stock_updates) == (1 if size == update.MIN_VALUES else 4)
 
 
-def resident():
-    """Return the bytes of memory that this process occupies."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def test_many_parameters_are_fused_if_they_are_small(monkeypatch, stock_updates):
+    monkeypatch.setattr(update, "MIN_PARAMETERS", MIN_PARAMETERS)
+    for count, stock in ((MIN_PARAMETERS, 1), (MIN_PARAMETERS - 1, 4)):
+        del stock_updates[:]
+        params = parameters([(3,)] * count)
+        run(params, MultiLRTrainer(params, "sgd"))
+        assert len(stock_updates) == stock
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
-def test_trainers_after_predictions_leave_no_memory_behind():
-    def trained():
-        net = gluon.nn.HybridSequential(prefix="net_")
-        net.add(*(gluon.nn.Conv2D(256, 3, padding=1, in_channels=256) for _ in range(4)))  # 9 MiB
-        net.initialize()
-        x = mx.nd.ones((1, 256, 4, 4))
-        net(x).wait_to_read()
-        trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 1e-6, "momentum": 0.9})
-        for _ in range(2):
-            with autograd.record():
-                loss = net(x).sum()
-            loss.backward()
-            net(x).wait_to_read()
-            trainer.step(1)
-        mx.nd.waitall()
-
-    for _ in range(3):
-        trained()
-        gc.collect()
-    before = resident()
-    for _ in range(12):
-        trained()
-        gc.collect()
-    assert resident() - before < 60 << 20, "a copy of the weights of each trainer would be 108 MiB"
-
-
-def test_predictions_in_another_thread():
-    """They read and reorder weights all the while, which neither disturbs the update nor is disturbed by it."""
-    # Operations of two threads that need the same arrays can wait for each other for ever, under stock too: MXNet's
-    # engine takes them from one thread at a time (https://github.com/apache/mxnet/issues/12393).
-    pushing = threading.Lock()
-
-    def trained(predicting):
-        net = convolution()
-        trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.05, "momentum": 0.9})
-        x = batches(1)[0][0]
-        over, outputs = threading.Event(), []
-
-        def predict():
-            while not over.is_set():
-                with pushing:
-                    output = net(x)
-                outputs.append(output.asnumpy())
-
-        thread = threading.Thread(target=predict)
-        if predicting:
-            thread.start()
-        try:
-            values = np.random.RandomState(7)
-            for _ in range(60):
-                with pushing:
-                    backward_pass(list(net.collect_params().values()), values)
-                    trainer.step(10**4)
-                time.sleep(0.001)  # for the other thread to get its turn
-        finally:
-            over.set()
-            if predicting:
-                thread.join()
-        assert bool(outputs) == predicting
-        assert all(np.isfinite(output).all() for output in outputs)
-        return [bits(param.list_data()) for param in net.collect_params().values()]
-
-    assert trained(predicting=True) == trained(predicting=False)
+def test_the_operation_is_prepared_once_for_the_same_arrays(caplog):
+    params, trainer = build(MultiLRTrainer, "sgd")
+    with caplog.at_level(logging.INFO, "multitrainer"):
+        run(params, trainer)
+        assert len(caplog.records) == 1
+        params[0].grad_req = "null"
+        params[0].grad_req = "write"
+        run(params, trainer)
+        assert len(caplog.records) == 2
 
 
 @pytest.mark.slow
-def test_a_real_network_with_worker_processes(monkeypatch, stock_updates):
-    """ResNet-18 takes the fast way by itself; a DataLoader forks its workers in between."""
-    monkeypatch.setattr(update, "MANY_ARRAYS", MANY_ARRAYS)
-    monkeypatch.setattr(update, "ALONE", ALONE)
+def test_a_real_network_with_worker_processes_gives_the_same_bits(monkeypatch, stock_updates):
+    """ResNet-18 is fused without lowering any threshold; a DataLoader forks its workers meanwhile."""
+    monkeypatch.setattr(update, "MIN_PARAMETERS", MIN_PARAMETERS)
+    monkeypatch.setattr(update, "SINGLE_THREAD_VALUES", SINGLE_THREAD_VALUES)
     data = np.random.RandomState(0).rand(6, 3, 32, 32).astype("float32")
     found = []
     for kind in (gluon.Trainer, MultiLRTrainer):
@@ -681,146 +452,13 @@ def test_a_real_network_with_worker_processes(monkeypatch, stock_updates):
     assert found[0] == found[1]
 
 
-MANY_ARRAYS, ALONE = update.MANY_ARRAYS, update.ALONE
-
-SCRIPT = """
-import sys
-{before}
-import multitrainer
-import mxnet as mx
-from mxnet import gluon
-from multitrainer import MultiLRTrainer
-from multitrainer.fused import update
-update.MANY_ARRAYS = 1
-for kind in (gluon.Trainer, MultiLRTrainer):
-    mx.random.seed(3)
-    net = gluon.nn.Dense(3, in_units=5, prefix="net_")
-    net.initialize(mx.init.Uniform(1))
-    trainer = kind(net.collect_params(), "sgd", dict(momentum=0.9))
-    for _ in range(3):
-        with mx.autograd.record():
-            loss = net(mx.nd.ones((2, 5))).square().sum()
-        loss.backward()
-        trainer.step(2)
-    print(net.weight.data().asnumpy().tobytes().hex(), file=sys.stderr)
-print(update.load_kernels() is not None)
-"""
-
-
-@pytest.mark.parametrize(
-    ("before", "env", "expected"),
-    [
-        pytest.param("sys.modules['numba'] = None", {}, "False", id="no numba"),
-        pytest.param("", {"MXNET_ENGINE_TYPE": "NaiveEngine"}, "True", id="waiting engine", marks=pytest.mark.slow),
-        pytest.param("", {"NUMBA_DISABLE_JIT": "1"}, "False", id="nothing compiled", marks=pytest.mark.slow),
-    ],
-)
-def test_in_a_process_of_its_own(before, env, expected):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env}
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(before=before)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [expected]
-    stock, ours = [line for line in done.stderr.split() if len(line) == 8 * 15]
-    assert stock == ours
-
-
-def in_a_process(env):
-    """Return what `SCRIPT` says of the kernels, and its log."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env}
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        SCRIPT.format(before="import logging; logging.basicConfig(level=20)"),
-    ]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split(), done.stderr
-
-
-@pytest.mark.slow
-def test_a_damaged_cache_is_replaced(tmp_path):
-    env = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    in_a_process(env)
-    files = [path for path in tmp_path.rglob("*.nb?") if path.is_file()]
-    assert {path.suffix for path in files} == {".nbi", ".nbc"}
-    for path in files:
-        path.write_bytes(path.read_bytes()[:-7])
-    available, log = in_a_process(env)
-    assert available == ["True"]
-    assert "could not be used" in log
-    available, log = in_a_process(env)
-    assert available == ["True"]
-    assert "compiled" not in log
-
-
-@pytest.mark.slow
-def test_a_cache_that_cannot_be_replaced_is_done_without(tmp_path):
-    """A folder in the place of each file stands for files that may not be written, which stops no administrator."""
-    env = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    in_a_process(env)
-    for path in [path for path in tmp_path.rglob("*.nb?") if path.is_file()]:
-        path.unlink()
-        path.mkdir()
-    available, log = in_a_process(env)
-    assert available == ["True"]
-    assert "could not be used" in log
-
-
-# -- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def read_by_an_operator(value):
-    weight = mx.nd.zeros(1)
-    mx.nd.sgd_update(weight, -mx.nd.ones(1), out=weight, lr=value, wd=0)
-    return weight.asscalar()
-
-
-def read_in_a_tuple(value):
-    weight = mx.nd.zeros(1)
-    mx.nd.multi_sgd_update(weight, -mx.nd.ones(1), out=weight, num_weights=1, lrs=[value], wds=[0])
-    return weight.asscalar()
-
-
-numbers = st.one_of(
-    st.floats(1e-30, 1e30),
-    st.floats(1e-6, 1),
-    st.integers(0, 10**6).map(lambda n: n / 10**6),
-    st.integers(0, 1000),
-    st.floats(2.0**-20, 1, width=32).map(np.float32),
-    st.floats(2.0**-20, 1, width=32).map(lambda n: n * (1 + 2.0**-24)),  # about half-way to the next float32
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(numbers)
-def test_a_number_is_read_as_mxnet_reads_it(value):
-    assert float_parsing.from_text(str(value)) == read_by_an_operator(value)
-    with contextlib.suppress(ValueError):
-        assert float_parsing.from_stream(repr(value)) == read_in_a_tuple(value)
-
-
-@pytest.mark.parametrize("text", ["nan", "inf", "1e-40", "1e40", "True", "1,5", "", "0x1", "[1.0]"])
-def test_what_is_no_number_is_refused(text):
-    for read in (float_parsing.from_text, float_parsing.from_stream):
-        with pytest.raises(ValueError, match="number"):
-            read(text)
-
-
-def test_half_way_is_refused():
-    with pytest.raises(ValueError, match="half-way"):
-        float_parsing.from_stream(repr(1 + 2.0**-24))
-
-
 @pytest.mark.parametrize("clear", [lambda updater: updater.states.clear(), lambda updater: updater.states.pop(0)])
 @pytest.mark.parametrize("rule", ["sgd", "nag", "adam"])
-def test_states_that_the_user_has_cleared_are_made_again(clear, rule, monkeypatch):
-    """The way to reset momentum; as without the fused update."""
+def test_cleared_states_are_created_again(clear, rule, monkeypatch):
+    """Users clear them to reset momentum; it works as without the fused update."""
 
     def run(switch):
-        monkeypatch.setenv(update.SWITCH, switch)
+        monkeypatch.setenv(update.ENVIRONMENT_SWITCH, switch)
         mx.random.seed(1)
         net = mx.gluon.nn.HybridSequential(prefix="net_")
         net.add(*(mx.gluon.nn.Dense(16, in_units=16) for _ in range(16)))

@@ -1,4 +1,4 @@
-"""Small networks put together from stages, with weights that depend on nothing but their names."""
+"""Small networks built from stages, with weights that depend on their names only."""
 
 import functools
 import warnings
@@ -13,7 +13,7 @@ WIDTH = 16  # of every layer: MKL-DNN blocks channels by 16
 
 
 class ByName(mx.init.Initializer):
-    """Fills every array from its name, so that twins agree however late and in whatever order they are initialized."""
+    """Fills every array from its name, so that twins agree whenever and in whatever order they are initialized."""
 
     def __call__(self, desc, arr):
         rng = np.random.RandomState(zlib.crc32(str(desc).encode()))
@@ -24,7 +24,7 @@ class ByName(mx.init.Initializer):
 
 
 class Sum(gluon.HybridBlock):
-    """Adds its input to what its layers make of it."""
+    """Adds its input to the output of its layers."""
 
     def __init__(self, *layers, **kwargs):
         super().__init__(**kwargs)
@@ -54,7 +54,7 @@ class Memory(gluon.HybridBlock):
         self.encoder, self.decoder, self.drop = encoder, decoder, nn.Dropout(0.3)
 
     def hybrid_forward(self, F, x):  # noqa: N803
-        # In the order in which a graph is visited from its output, so that a twin that is not hybridized draws alike.
+        # In the order in which a graph is visited from its output: a twin without a trace draws the same numbers.
         around = self.drop(x)
         memory = self.drop(self.encoder(x))
         return self.decoder(around + memory) + memory
@@ -127,7 +127,7 @@ class Image(gluon.HybridBlock):
 
 
 class Fuse(gluon.HybridBlock):
-    """Hands its input on, or raises from inside the forward pass."""
+    """Returns its input, or raises an error inside the forward pass."""
 
     blown = False
 
@@ -143,11 +143,11 @@ class Network(gluon.HybridBlock):
     Parameters
     ----------
     stages : sequence of (int, str)
-        Each stage's place and kind: one keeps its name when another one is left out.
+        Each stage's place and kind; its place is in its name, which stays if other stages are left out.
     heads : int
-        How many heads; 0 ties the output to the embedding of the input, which then is a batch of token numbers.
+        How many heads. With 0 the input is a batch of token numbers, and the output has the weight of its embedding.
     deferred : bool
-        Whether Dense layers find their input's width in the first forward pass.
+        Whether Dense layers infer the width of their input in the first forward pass.
     """
 
     def __init__(self, stages, heads, deferred):
@@ -181,7 +181,7 @@ def _dense(units, **kwargs):
 
 
 def _stage(make):
-    """Return a stage that holds the layers that ``make`` makes in the stage's own name scope."""
+    """Return a function that builds a stage of the layers that ``make`` returns."""
 
     def build(prefix, units):
         stage = nn.HybridSequential(prefix=prefix)
@@ -237,7 +237,7 @@ RANDOM = ("dropout", "memory")  # stages that draw random numbers
 
 
 def build(stages, heads, deferred, contexts):
-    """Return a network; called twice, two that are alike to the last bit."""
+    """Return a network; two calls return networks with the same bits."""
     net = Network(stages, heads, deferred)
     net.initialize(ByName(), ctx=contexts)
     return net
@@ -264,7 +264,7 @@ def batchnorms(net):
 
 @functools.lru_cache(maxsize=None)
 def names(stages, heads):
-    """Return the names of all Blocks and all Parameters that can train, but for the whole network."""
+    """Return the names of all Blocks below the network, and of all Parameters that can train."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a SymbolBlock whose input is of any type
         net = Network(stages, heads, False)

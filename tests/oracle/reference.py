@@ -1,7 +1,7 @@
-"""What training should do, said as simply as can be: stock Trainers on a network that is not hybridized.
+"""The expected results of training, as simple as possible: stock Trainers on a network that is not hybridized.
 
-All gradients are on, always. That a parameter is frozen means that its update is left out, and that a BatchNorm whose
-gamma and beta are both frozen uses its running statistics. Nothing here is of multitrainer.
+All gradients are always computed. The update of a frozen parameter is left out, and a BatchNorm whose gamma and beta
+are both frozen uses its running statistics. Nothing here comes from multitrainer.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from networks import batchnorms, trainable
 
 
 class Reference:
-    """A network, the stock Trainers of its Parameters, and what was said about multipliers.
+    """A network, the stock Trainers of its Parameters, and the multipliers that were set.
 
     Parameters
     ----------
@@ -25,20 +25,20 @@ class Reference:
         self.params = trainable(net)
         self._batchnorms = batchnorms(net)
         self.multiplier = dict.fromkeys(self.params, 1.0)
-        self.before = {}  # what unfreeze() gives back
+        self.before = {}  # what unfreeze() restores
         self.frozen = set()
         self.awaiting = set()  # unfrozen, but no backward pass has run since
         self.fresh = set()  # have a gradient that no step has used
         self.request = dict.fromkeys(self.params, "write")
-        self.assigned = {}  # by a door that is looked at by the next step
+        self.assigned = {}  # since the last step, on the Parameters
 
     def new_trainers(self, blocks, make, store):
-        """Begin to train each of some Blocks of the network with a new Trainer."""
+        """Create a new Trainer for each of some Blocks of the network."""
         self.members = [set(trainable(block)) for block in blocks]
         self.trainers = [gluon.Trainer(block.collect_params(), *make(), **store) for block in blocks]
         self.schedules, self.ended = {}, set()
         self.tables = [{} for _ in blocks]
-        self.turned = [set() for _ in blocks]  # set by somebody else since the trainer has looked
+        self.turned = [set() for _ in blocks]  # multipliers that others have set since the trainer looked
 
     # -- multipliers --------------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ class Reference:
             self.params[name].wd_mult = value
 
     def notice(self, k, but=()):
-        """Take over what was assigned to the Parameters of Trainer `k`."""
+        """Apply the multipliers that were assigned to the Parameters of Trainer `k`."""
         said = {**self.assigned, **self.tables[k]}
         self.turn((self.assigned.keys() | self.tables[k].keys()) & self.members[k], but=k)
         self.assigned = {name: value for name, value in self.assigned.items() if name not in self.members[k]}
@@ -89,22 +89,22 @@ class Reference:
         self.switch_statistics()
 
     def turn(self, names, but=None):
-        """Note that others than trainer `but` have not looked at the multipliers of some Parameters."""
+        """Note that all trainers except `but` have yet to look at the multipliers of some Parameters."""
         for k, turned in enumerate(self.turned):
             turned.update(names if k != but else ())
 
     def freeze(self, names):
-        """Freeze Parameters by a function."""
+        """Freeze Parameters as the function `freeze` does."""
         self.turn(names)
         self.multiply(dict.fromkeys(names, 0))
 
     def unfreeze(self, names):
-        """Give the frozen ones among `names` the multipliers from before."""
+        """Restore the multipliers of the frozen ones among `names`."""
         self.turn(names)
         self.multiply({name: self.before[name] or 1.0 for name in names if name in self.frozen})
 
     def switch_statistics(self):
-        """Let each BatchNorm that is frozen use its running statistics."""
+        """Let every frozen BatchNorm use its running statistics."""
         for layer in self._batchnorms:
             layer._kwargs["use_global_stats"] = {layer.gamma.name, layer.beta.name} <= self.frozen
 
@@ -117,17 +117,17 @@ class Reference:
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def needs_backward(self, k):
-        """Whether Trainer `k` has to wait for another backward pass."""
+        """Whether Trainer `k` needs another backward pass before it can step."""
         unfrozen = self.members[k] - self.frozen
         return bool(unfrozen) and not (self.fresh & unfrozen and unfrozen - self.awaiting <= self.fresh)
 
     def backward_ran(self):
-        """Note that every Parameter has a new gradient."""
+        """Note that every Parameter that is not frozen has a new gradient."""
         self.awaiting.clear()
         self.fresh = set(self.params) - self.frozen
 
     def step(self, k, step):
-        """Have Trainer `k` make one update, of what is not left out."""
+        """Let Trainer `k` make one update, without frozen Parameters and those that await a backward pass."""
         trainer = self.trainers[k]
         count = trainer.optimizer.num_update + 1
         trainer.optimizer.num_update = count
@@ -150,11 +150,11 @@ class Reference:
                 param._grad_req = request
 
     def advance(self, count):
-        """Ask the schedules for the multipliers of the next update."""
+        """Set the multipliers that schedules have for the next update."""
         self.multiply({name: schedule(count + 1) for name, schedule in self.schedules.items()})
 
     def ask_for(self, names, request):
-        """Set ``grad_req``; a gradient that was there is lost."""
+        """Set ``grad_req``, which discards the gradient."""
         for name in names:
             self.request[name] = self.params[name].grad_req = request
         self.fresh.difference_update(names)
@@ -162,18 +162,18 @@ class Reference:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, k, fname):
-        """Save the states of Trainer `k`; return what stock's file does not hold."""
+        """Save the states of Trainer `k`; return the multipliers and schedules, which stock's file does not have."""
         self.notice(k)
         self.trainers[k].save_states(fname)
         return copy.copy(self._told(k))
 
     def can_load(self, k, saved):
-        """Whether a file fits what was done since."""
+        """Whether the schedules and requests in a file still apply."""
         acted, _, _, _, _, request = saved
         return acted <= self.schedules.keys() and request == self.request
 
     def load(self, k, fname, saved):
-        """Go on from a file of `save`."""
+        """Load a file of `save`."""
         self.notice(k)
         self.trainers[k].load_states(fname)
         _, ended, multiplier, decay, before, _ = saved

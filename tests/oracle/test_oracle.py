@@ -1,17 +1,21 @@
-"""Random programmes on random networks come to what the reference comes to.
+"""Random programs on random networks give the same results as the reference.
 
-`pytest tests/oracle --oracle-seed N` runs the programme of one seed; `--long N` runs N programmes, from
+`pytest tests/oracle --oracle-seed N` runs the program of one seed; `--long N` runs N programs, from
 `--oracle-first M` on, in as many processes as `-n` says, and the last line says how many differed.
 """
 
 import networks
-import programs
 import pytest
-from found import FOUND
-from programs import Programme
+from generating import generate
+from programs import Program
+from regressions import REGRESSIONS
+from running import difference
+from shortening import shorten
+
+from multitrainer import MultiLRTrainer
 
 CHUNK = 50
-SHOWN = 3  # programmes of a chunk that are shortened, which takes a while
+SHOWN = 3  # programs of a chunk that are shortened, which takes a while
 
 
 def pytest_generate_tests(metafunc):
@@ -31,14 +35,14 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("seeds", params)
 
 
-@pytest.mark.timeout(3600)  # of a chunk in which all has to be shortened
+@pytest.mark.timeout(3600)  # for a chunk with programs to shorten
 def test_trainer_does_what_the_reference_does(seeds, record_property):
     found = {}
     for seed in seeds:
-        different = programs.difference(programs.generate(seed))
+        different = difference(generate(seed))
         if different is not None:
             found[seed] = different
-    record_property("programmes", len(seeds))
+    record_property("programs", len(seeds))
     record_property("differences", len(found))
     report = [f"seed {seed}: {different}" for seed, different in found.items()]
     for seed, different in list(found.items())[:SHOWN]:
@@ -46,56 +50,55 @@ def test_trainer_does_what_the_reference_does(seeds, record_property):
     assert not found, "\n".join(report)
 
 
-@pytest.mark.parametrize("name", FOUND)
-def test_what_was_found_before(name):
-    different = programs.difference(FOUND[name])
-    assert different is None, f"{different}\n{FOUND[name]}"
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_a_program_that_differed_once_does_not_differ(name):
+    different = difference(REGRESSIONS[name])
+    assert different is None, f"{different}\n{REGRESSIONS[name]}"
 
 
-def test_what_was_found_names_layers_that_are_there():
-    for programme in FOUND.values():
-        names = set(networks.names(programme.stages, programme.heads))
-        for op in programme.ops:
-            targets = (
-                op[3] if op[0] == "set" else op[1:2] if op[0] in ("freeze", "unfreeze", "attach", "grad_req") else ()
-            )
-            assert set(targets) <= set(names), op
+def test_programs_that_differed_once_name_existing_layers():
+    for program in REGRESSIONS.values():
+        names = set(networks.names(program.stages, program.heads))
+        for op in program.ops:
+            with_target = op[0] in ("freeze", "unfreeze", "attach", "grad_req")
+            targets = op[3] if op[0] == "set" else op[1:2] if with_target else ()
+            assert set(targets) <= names, op
 
 
 def listing(seed, different):
-    """Return the lines that show one programme, shortened if what is left of it still differs."""
-    programme = programs.generate(seed)
-    short = programs.shorten(programme, different.kind)
-    again = programs.difference(short)
+    """Return lines that show one program, shortened if the short one still differs."""
+    program = generate(seed)
+    short = shorten(program, different.kind)
+    again = difference(short)
     if again is None:  # not every time
-        short, again = programme, different
+        short, again = program, different
     return [f"seed {seed}, shortened: {again}", str(short)]
 
 
-def test_a_programme_prints_as_what_it_is():
+def test_a_program_prints_as_its_own_literal():
     for seed in range(100):
-        programme = programs.generate(seed)
-        assert eval(str(programme), {"Programme": Programme}) == programme
+        program = generate(seed)
+        assert eval(str(program), {"Program": Program}) == program
 
 
-class Forgetful(programs.MultiLRTrainer):
-    """Has one fault that the oracle must find: each third update is made twice as large."""
+class Faulty(MultiLRTrainer):
+    """Makes every third update twice as large, which the oracle must find."""
 
     def step(self, batch_size, ignore_stale_grad=False):
         self.calls = getattr(self, "calls", 0) + 1
         super().step(batch_size / 2 if self.calls % 3 == 0 else batch_size, ignore_stale_grad)
 
 
-def test_a_wrong_trainer_is_found_and_its_programme_shortened():
-    programme = Programme(
+def test_a_wrong_trainer_is_found_and_its_program_shortened():
+    program = Program(
         stages=((0, "dense"), (1, "batchnorm")),
         mode={},
         ops=tuple(op for seed in range(5) for op in (("predict", seed), ("backward", seed, True), ("step", 0))),
     )
-    assert programs.difference(programme) is None
-    found = programs.difference(programme, Forgetful)
+    assert difference(program) is None
+    found = difference(program, Faulty)
     assert found.kind == "weight"
-    short = programs.shorten(programme, found.kind, subject=Forgetful)
+    short = shorten(program, found.kind, subject=Faulty)
     assert short.stages == ()
     assert short.mode is None
     assert [op[0] for op in short.ops] == ["step"] * 3

@@ -1,34 +1,29 @@
-"""The only place that uses private attributes of MXNet, grouped by what they belong to.
+"""The only place that uses private attributes of MXNet: a module for each kind of object that they belong to.
 
-MXNet is imported here first, so that it can be imported with any NumPy it can run on.
+What they mean for multipliers and freezing is decided elsewhere. MXNet is imported here first, so that it can be
+imported with any NumPy that it runs on.
 """
+# ruff: noqa: E402, F401
 
 from .importing import import_mxnet
 
 import_mxnet()
 
-from .arrays import address, has_gradient, is_recorded, layout_functions, memory_block, use_plain_layout  # noqa: E402
-from .blocks import (  # noqa: E402
+from .arrays import function_address, has_gradient, is_recorded, layout_functions, memory_block, use_plain_layout
+from .blocks import (
     BatchNorm,
     Structure,
     children,
     held_parameters,
     mark_statistics,
     own_parameters,
-    own_symbol,
     parameters_by_path,
     set_use_global_stats,
-    symbol_inputs,
-    undisturbed,
     use_global_stats,
+    without_side_effects,
 )
-from .kvstores import (  # noqa: E402
-    has_sent_optimizer,
-    let_workers_update,
-    servers_update,
-    workers_should_update,
-)
-from .modules import (  # noqa: E402
+from .kvstores import has_sent_optimizer, let_workers_update, servers_update, workers_should_update
+from .modules import (
     fixed_parameters,
     module_optimizer,
     module_parameters,
@@ -36,110 +31,31 @@ from .modules import (  # noqa: E402
     names_by_index,
     updates_on_servers,
 )
-from .multiplier_support import supports_multiplier  # noqa: E402
-from .optimizers import (  # noqa: E402
-    NOT_STATE,
-    Counting,
-    SchedulerError,
-    set_states,
-    set_update_counts,
-    times_updated,
-    update_counts,
-    updater_of,
-    updates_made,
-    weight_decays,
-)
-from .parameters import (  # noqa: E402
+from .multiplier_support import supports_multiplier
+from .optimizers import NOT_STATE, set_states, updater_of, weight_decays
+from .parameters import (
     STATISTICS,
-    array_and_gradient,
     discard_gradient,
     has_fresh_gradient,
     is_auxiliary,
     is_initialized,
     is_statistic,
+    mark_gradients_used,
     owner,
     restoring_owners,
-    set_variable,
     shape,
+    single_array_and_gradient,
     stem,
-    use_gradients,
-    variable,
     weight_like,
-    write_attributes,
 )
-from .traces import (  # noqa: E402
-    cached_op,
-    drop_static_operators,
-    forget_trace,
-    is_hybridized,
-    replace_operators,
-    replace_traces,
-    traced_symbol,
+from .symbols import input_count, own_symbol, set_variable, traced_symbol, variable, write_multipliers
+from .traces import cached_op, drop_static_operators, forget_trace, is_hybridized, replace_operators, replace_traces
+from .trainers import leaving_out
+from .update_counts import (
+    ReplayableCount,
+    SchedulerError,
+    set_update_counts,
+    times_updated,
+    update_counts,
+    updates_made,
 )
-from .trainers import leaving_out  # noqa: E402
-
-__all__ = [
-    "NOT_STATE",
-    "STATISTICS",
-    "BatchNorm",
-    "Counting",
-    "SchedulerError",
-    "Structure",
-    "address",
-    "array_and_gradient",
-    "cached_op",
-    "children",
-    "discard_gradient",
-    "drop_static_operators",
-    "fixed_parameters",
-    "forget_trace",
-    "has_fresh_gradient",
-    "has_gradient",
-    "has_sent_optimizer",
-    "held_parameters",
-    "is_auxiliary",
-    "is_hybridized",
-    "is_initialized",
-    "is_recorded",
-    "is_statistic",
-    "layout_functions",
-    "leaving_out",
-    "let_workers_update",
-    "mark_statistics",
-    "memory_block",
-    "module_optimizer",
-    "module_parameters",
-    "modules_inside",
-    "names_by_index",
-    "own_parameters",
-    "own_symbol",
-    "owner",
-    "parameters_by_path",
-    "replace_operators",
-    "replace_traces",
-    "restoring_owners",
-    "servers_update",
-    "set_states",
-    "set_update_counts",
-    "set_use_global_stats",
-    "set_variable",
-    "shape",
-    "stem",
-    "supports_multiplier",
-    "symbol_inputs",
-    "times_updated",
-    "traced_symbol",
-    "undisturbed",
-    "update_counts",
-    "updater_of",
-    "updates_made",
-    "updates_on_servers",
-    "use_global_stats",
-    "use_gradients",
-    "use_plain_layout",
-    "variable",
-    "weight_decays",
-    "weight_like",
-    "workers_should_update",
-    "write_attributes",
-]

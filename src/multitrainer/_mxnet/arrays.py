@@ -1,4 +1,4 @@
-"""NDArrays as the engine and MKL-DNN see them."""
+"""NDArrays: their memory, its layout, and the graph that records them; and addresses of C functions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mxnet.runtime import Features
 
 
 def use_plain_layout(params: Iterable[Parameter]) -> None:
-    """Put the values of ``params`` into the layout that parameter servers and Horovod can read.
+    """Bring the values of ``params`` into the plain layout, which parameter servers and Horovod can read.
 
-    A forward pass outside of ``record`` leaves the weights of convolutions in a layout of MKL-DNN's own
+    A forward pass outside of ``record`` leaves the weights of convolutions in a layout of MKL-DNN
     (``MKLDNNConvolutionForward`` in src/operator/nn/mkldnn/mkldnn_convolution.cc). ``MXNDArrayGetData``, which gives
-    access to an array's memory, puts it back first (src/c_api/c_api.cc).
+    access to an array's memory, restores the plain one first (src/c_api/c_api.cc).
     """
-    nd.waitall()  # such a pass may still be under way, or what it asked for
+    nd.waitall()  # such a pass may still be under way
     for param in params:
         for array in param._data or ():
             check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(ctypes.c_void_p())))
@@ -36,42 +36,42 @@ def has_gradient(array: NDArray) -> bool:
     return True
 
 
-def address(function: str) -> int:
-    """Return where a function of MXNet's C interface, or of a library it is linked with, is in memory; 0 if nowhere."""
+def function_address(function: str) -> int:
+    """Return the address of a function of MXNet's C interface or of a library linked to it; 0 if it is not found."""
     found = getattr(_LIB, function, None)
     return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0
 
 
 # NDArray::Chunk::IsMKLDNN and Reorder2Default of src/ndarray/ndarray.cc. The functions of the C interface that call the
-# second have the engine run it, and wait; an operation that holds the block must not.
-_LAYOUT = "_ZNK5mxnet7NDArray5Chunk8IsMKLDNNEv", "_ZN5mxnet7NDArray5Chunk15Reorder2DefaultEv"
+# second have the engine run it and wait, which an operation that has locked the block must not.
+_LAYOUT_FUNCTIONS = "_ZNK5mxnet7NDArray5Chunk8IsMKLDNNEv", "_ZN5mxnet7NDArray5Chunk15Reorder2DefaultEv"
 
 
 def memory_block(array: NDArray) -> int:
-    """Return the address of the block (``NDArray::Chunk``) that holds ``array``; all parts of one array share it.
+    """Return the address of the block of memory (``NDArray::Chunk``) of ``array``; slices of one array share it.
 
-    The engine keeps one lock for a block. An NDArray begins with the pointer to it (include/mxnet/ndarray.h).
+    The engine has one lock for a block. An NDArray begins with the pointer to it (include/mxnet/ndarray.h).
     """
     return ctypes.c_void_p.from_address(array.handle.value).value or 0
 
 
 @functools.lru_cache(maxsize=None)
 def layout_functions() -> tuple[int, int] | None:
-    """Return the addresses of two functions of a block: whether MKL-DNN alone can read it, and to make it plain.
+    """Return the addresses of two functions of a block: is it in a layout of MKL-DNN, and bring it into the plain one.
 
-    Both are 0 if MXNet was built without MKL-DNN. None means that this build hides them.
+    Both are 0 if MXNet was built without MKL-DNN. The result is None if this build hides them.
     """
     whole, other = nd.zeros(2), nd.zeros(2)
     if not memory_block(whole) == memory_block(whole[1:]) == memory_block(whole.detach()) != memory_block(other):
         return None
     if not Features().is_enabled("MKLDNN"):
         return 0, 0
-    is_foreign, make_plain = map(address, _LAYOUT)
-    return (is_foreign, make_plain) if is_foreign and make_plain else None
+    is_mkldnn_layout, make_plain = map(function_address, _LAYOUT_FUNCTIONS)
+    return (is_mkldnn_layout, make_plain) if is_mkldnn_layout and make_plain else None
 
 
 def is_recorded(array: NDArray) -> bool:
-    """Whether gradients flow to ``array``: it is a variable, or an operator of the recorded graph made it."""
-    state = ctypes.c_int()  # MXNet sets it for those alone, and to what it was changes nothing
+    """Whether gradients flow to ``array``: it has a gradient attached, or an operator of the recorded graph made it."""
+    state = ctypes.c_int()  # MXNet lets only such arrays set it; setting it to the same value changes nothing
     check_call(_LIB.MXNDArrayGetGradState(array.handle, ctypes.byref(state)))
     return _LIB.MXNDArraySetGradState(array.handle, state) == 0

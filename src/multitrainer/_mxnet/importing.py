@@ -1,4 +1,4 @@
-"""Import MXNet with any NumPy it can run on."""
+"""Import MXNet with any NumPy that it runs on."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import sys
 
 
 def import_mxnet() -> None:
-    """Import mxnet, with ``numpy.bool`` lent to it where NumPy no longer has it (1.24 to 1.26).
+    """Import mxnet, and define ``numpy.bool`` meanwhile if NumPy does not have it (1.24 to 1.26).
 
-    MXNet 1.9.1 reads ``numpy.bool`` while it is imported (``mxnet/numpy/utils.py``). The name is taken back afterwards,
-    for other packages look for it to tell NumPy's versions apart; of MXNet only ``mx.np.array`` misses it then.
+    MXNet 1.9.1 reads ``numpy.bool`` while it is imported (``mxnet/numpy/utils.py``). The name is removed afterwards,
+    because other packages use it to find out NumPy's version; only ``mx.np.array`` of MXNet needs it later.
 
     Raises
     ------
     ImportError
-        On a NumPy that MXNet cannot be imported with, naming the one to install.
+        If MXNet cannot be imported with the NumPy that is installed; the message names the one to install.
     """
     if "mxnet" in sys.modules:
         return
     import numpy
 
-    lent = "bool" not in vars(numpy)
-    if lent:
+    missing = "bool" not in vars(numpy)
+    if missing:
         vars(numpy)["bool"] = bool
     try:
         importlib.import_module("mxnet")
@@ -33,5 +33,5 @@ def import_mxnet() -> None:
             f"Install one that it can: pip install '{wanted}'"
         ) from error
     finally:
-        if lent:
+        if missing:
             del vars(numpy)["bool"]

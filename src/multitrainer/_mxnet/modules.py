@@ -1,4 +1,4 @@
-"""The Module API: optimizers, parameter names, parameter servers."""
+"""The Module API: a Module's optimizer, the names of its parameters, and who updates them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mxnet.optimizer import Optimizer
 
 
 def modules_inside(module: Any) -> Iterator[Module]:
-    """Yield every Module that has an optimizer in ``module``, be it a chain, a set of buckets or a Module itself."""
+    """Yield every Module with an optimizer of its own: those of a chain, the buckets, or ``module`` itself."""
     if isinstance(module, SequentialModule):
         for part in module._modules:
             yield from modules_inside(part)
@@ -25,12 +25,12 @@ def module_optimizer(module: Module) -> Optimizer:
 
 
 def updates_on_servers(module: Module) -> bool:
-    """Whether parameter servers update, with a copy of the optimizer that was pickled for them."""
+    """Whether parameter servers update, with a pickled copy of the optimizer."""
     return bool(module._update_on_kvstore) and "dist" in module._kvstore.type
 
 
 def module_parameters(module: Module) -> list[str]:
-    """Return the names of the parameters of ``module``, fixed ones included, in its order."""
+    """Return the names of the parameters of ``module`` in its order, including fixed ones."""
     return list(module._param_names)
 
 
@@ -40,7 +40,7 @@ def fixed_parameters(module: Module) -> set[str]:
 
 
 def names_by_index(module: Module) -> dict[int, str]:
-    """Return what each index that ``module`` updates stands for; empty where it goes by name (on a kvstore)."""
+    """Return the parameter's name for each index that ``module`` updates; empty if a kvstore updates by name."""
     if module._update_on_kvstore:
         return {}
     devices = len(module._context)

@@ -1,4 +1,4 @@
-"""The traces of hybridized Blocks."""
+"""Traces of hybridized Blocks: dropping them, rebuilding their operators, and running something in their place."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mxnet.symbol import Symbol
 
 
 def is_hybridized(block: Block) -> bool:
-    """Whether the next call of ``block`` is traced, or runs a trace made before."""
+    """Whether calls of ``block`` run its trace."""
     return isinstance(block, HybridBlock) and block._active
 
 
 def forget_trace(block: Block) -> None:
-    """Make the next call of a hybridized ``block`` trace it again."""
+    """Drop the trace of a hybridized ``block``; its next call traces it again."""
     if isinstance(block, HybridBlock):
         block._clear_cached_op()
 
 
-# Whose operators keep hold of the arrays of gradients that they were first run with.
+# Blocks with ``static_shape=True``: their operators keep the gradient arrays of their first run.
 _static_blocks: weakref.WeakSet[HybridBlock] = weakref.WeakSet()
 
 
@@ -31,25 +31,25 @@ def _is_static(block: HybridBlock) -> bool:
 
 
 def drop_static_operators(params: Collection[Parameter]) -> None:
-    """Let networks with ``static_shape=True`` build the operators again that take some of ``params``.
+    """Have networks with ``static_shape=True`` rebuild their operators that take any of ``params``.
 
-    An operator goes on as it was when the gradients that are requested change, and writes wrong ones or none. The
-    trace stays, for `export`.
+    An operator does not notice that other gradients are requested, and writes wrong ones or none. The trace stays for
+    `export`.
     """
     for block in list(_static_blocks):
         if any(source in params for is_data, source in block._cached_op_args if not is_data):
             if block._backend is None:
                 block._cached_op = None
             else:
-                block._clear_cached_op()  # the backend divides the graph as it was traced
+                block._clear_cached_op()  # the backend partitions the graph when it is traced
 
 
-# On a Block, where copies and pickles take it along: that its operators are replaced.
+# Marks a Block whose operators are replaced; an attribute, so that copies and pickles have it.
 _REPLACED = "_multitrainer_replaced"
 
 
 def replace_traces(block: Block) -> None:
-    """Run what `replace_operators` was given in the place of the operator of each trace of a hybridized ``block``."""
+    """Replace the operator of each trace of a hybridized ``block``, with the function of `replace_operators`."""
     if isinstance(block, HybridBlock):
         setattr(block, _REPLACED, True)
         if block._cached_op is not None:
@@ -57,9 +57,9 @@ def replace_traces(block: Block) -> None:
 
 
 def _replace_operator(block: HybridBlock) -> None:
-    if block._backend is None and isinstance(block._cached_op, CachedOp):  # a backend's graph is not to be divided
+    if block._backend is None and isinstance(block._cached_op, CachedOp):  # a backend's graph cannot be split
         sources = [None if is_data else source for is_data, source in block._cached_op_args]
-        block._cached_op = _make(block._cached_op, block._cached_graph[1], sources, block._flags)
+        block._cached_op = _make_operator(block._cached_op, block._cached_graph[1], sources, block._flags)
 
 
 def _build_cache(block: HybridBlock, *args: Any) -> None:
@@ -70,33 +70,29 @@ def _build_cache(block: HybridBlock, *args: Any) -> None:
         _replace_operator(block)
 
 
-# A method of the class, and not of each Block: one on a Block would stay bound to it in its copies, and its pickles
-# would need this package. It does what MXNet's does for every Block that is not marked.
+# The method of the class is replaced and not that of single Blocks: copies of a Block would keep a method bound to the
+# original, and pickles would need this package. For a Block that is not marked it does what MXNet's does.
 _stock_build_cache = HybridBlock._build_cache
-
-
 HybridBlock._build_cache = _build_cache
-
 
 _static_blocks.update(found for found in gc.get_objects() if issubclass(type(found), HybridBlock) and _is_static(found))
 
+_make_operator: Callable[..., Any]
 
-_make: Callable[..., Any]
 
+def replace_operators(make_operator: Callable[..., Any]) -> None:
+    """Have ``make_operator`` make the operators of all Blocks that `replace_traces` marks.
 
-def replace_operators(make: Callable[..., Any]) -> None:
-    """Give the operators of marked Blocks to ``make``; see `prefix.Trace`."""
-    global _make
-    _make = make
+    Parameters
+    ----------
+    make_operator : callable
+        Called with MXNet's operator, the symbol, for each input its Parameter or None, and the flags of `hybridize`.
+    """
+    global _make_operator
+    _make_operator = make_operator
 
 
 def cached_op(symbol: Symbol, is_parameter: Sequence[bool], flags: Sequence[tuple[str, Any]]) -> CachedOp:
-    """Return ``symbol`` as an operator, hybridized with ``flags``; it has to know which inputs are Parameters."""
+    """Compile ``symbol`` to an operator with the ``flags`` of `hybridize`, as `HybridBlock` does."""
     indices = {kind: [i for i, each in enumerate(is_parameter) if each is kind] for kind in (False, True)}
     return CachedOp(symbol, [("data_indices", indices[False]), ("param_indices", indices[True]), *flags])
-
-
-def traced_symbol(block: Block) -> Symbol | None:
-    """Return the symbol that ``block`` runs and exports: that of a SymbolBlock, or of the trace made last."""
-    graph = block._cached_graph if isinstance(block, HybridBlock) else ()
-    return graph[1] if graph else None

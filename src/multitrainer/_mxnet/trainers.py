@@ -1,4 +1,4 @@
-"""Leave Parameters out of what a stock Trainer does."""
+"""Trainers: leaving Parameters out of the exchange and the update."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mxnet.gluon import Parameter, Trainer
 
 
 class _LeftOut:
-    """Stands in for a Parameter that an update passes over: the loops of trainers skip what requests no gradient."""
+    """Stands in for a Parameter that is left out: trainers skip a Parameter that requests no gradient."""
 
     grad_req, _grad = "null", None
 
@@ -22,9 +22,9 @@ class _LeftOut:
 
 @contextlib.contextmanager
 def leaving_out(trainer: Trainer, params: Collection[Parameter]) -> Iterator[None]:
-    """Let ``trainer`` exchange and update nothing of ``params``; the Parameters themselves do not change.
+    """Leave ``params`` out of the exchange and the updates of ``trainer``, without changing the Parameters.
 
-    Replacing the list takes one assignment, so an interrupt leaves no Parameter half changed.
+    The list of Parameters is replaced by one assignment, so an interrupt cannot leave a Parameter half changed.
     """
     everything = trainer._params
     try:

@@ -1,6 +1,6 @@
-"""Numbers as MXNet's operators get them: written as text by Python, read as float32 by C++ in two ways of its own.
+"""Read floats as MXNet's operators do: Python writes them as text, and C++ parses that as float32 in two ways.
 
-Neither is always the float32 nearest to the Python number, so who computes in MXNet's place has to read as it does.
+Neither way always gives the float32 nearest to the Python number.
 """
 
 from __future__ import annotations
@@ -11,35 +11,31 @@ from typing import Callable
 
 import numpy as np
 
-_NUMBER = re.compile(r"(-?)(\d{1,18})(?:\.(\d+))?(?:[eE]([+-]?\d{1,3}))?")
-
-
-_DIGITS = 19  # after the point, what comes later is left out
-
-
-_MOST = 37  # the largest exponent without a rule of its own
+_PLAIN_NUMBER = re.compile(r"(-?)(\d{1,18})(?:\.(\d+))?(?:[eE]([+-]?\d{1,3}))?")
+_FRACTION_DIGITS = 19  # MXNet ignores further digits
+_MAX_EXPONENT = 37  # MXNet has special rules for larger ones
 
 
 @functools.lru_cache(maxsize=4096)
-def from_text(text: str) -> float:
-    """Return what a float field of an operator gets from ``text``: ``ParseFloat`` in dmlc-core's strtonum.h.
+def parse_field(text: str) -> float:
+    """Parse ``text`` as MXNet parses a float field of an operator: ``ParseFloat`` in dmlc-core's strtonum.h.
 
     Raises
     ------
     ValueError
-        If the text is not a plain number, or so large or small that other rules hold.
+        If the text is not a plain number, or is so large or small that special rules apply.
 
     Examples
     --------
-    >>> from_text('0.1') == np.float32(0.1)
+    >>> parse_field('0.1') == np.float32(0.1)
     True
-    >>> from_text('2e-13') == np.float32(2e-13)
+    >>> parse_field('2e-13') == np.float32(2e-13)
     False
     """
     sign, whole, fraction, exponent = _split(text)
     value = np.float32(int(whole))
     if fraction:
-        digits = fraction[:_DIGITS]
+        digits = fraction[:_FRACTION_DIGITS]
         value = np.float32(value + np.float32(float(int(digits)) / float(10 ** len(digits))))
     power = int(exponent or 0)
     scale = np.float32(1)
@@ -50,18 +46,18 @@ def from_text(text: str) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def from_stream(text: str) -> float:
-    """Return what an element of a tuple of floats gets from ``text``: the nearest float32 (``std::istream``).
+def parse_tuple_element(text: str) -> float:
+    """Parse ``text`` as MXNet parses an element of a tuple of floats: to the nearest float32 (``std::istream``).
 
     Raises
     ------
     ValueError
-        If the text is not a plain number, or too large or small; or if the nearest float32 cannot be told by way of a
-        float64, which is half-way between two.
+        If the text is not a plain number, is too large or small, or is half-way between two float32 as a float64,
+        which hides the nearest one.
 
     Examples
     --------
-    >>> from_stream('2e-13') == np.float32(2e-13)
+    >>> parse_tuple_element('2e-13') == np.float32(2e-13)
     True
     """
     _split(text)
@@ -73,17 +69,18 @@ def from_stream(text: str) -> float:
     return float(value)
 
 
-def each(read: Callable[[str], float], values: list[float]) -> list[float]:
-    """Return all ``values`` as ``read`` reads them; most are the same."""
-    known = {value: read(repr(value)) for value in set(values)}
-    return [known[value] for value in values]
+def parse_all(parse: Callable[[str], float], values: list[float]) -> list[float]:
+    """Apply ``parse`` to the text of each of ``values``, and only once to equal ones."""
+    parsed = {value: parse(repr(value)) for value in set(values)}
+    return [parsed[value] for value in values]
 
 
 def _split(text: str) -> tuple[str, str, str | None, str | None]:
-    found = _NUMBER.fullmatch(text)
-    if found is None or not (float(text) == 0 or 10.0**-_MOST < abs(float(text)) < 10.0**_MOST):
-        raise ValueError(f"{text} is no number that can be read as MXNet does")
-    sign, whole, fraction, exponent = found.groups()
-    if abs(int(exponent or 0)) > _MOST:
-        raise ValueError(f"{text} has an exponent that MXNet has a rule of its own for")
+    """Split a plain number into sign, whole part, fraction and exponent."""
+    match = _PLAIN_NUMBER.fullmatch(text)
+    if match is None or not (float(text) == 0 or 10.0**-_MAX_EXPONENT < abs(float(text)) < 10.0**_MAX_EXPONENT):
+        raise ValueError(f"{text} is not a number that can be parsed as MXNet does")
+    sign, whole, fraction, exponent = match.groups()
+    if abs(int(exponent or 0)) > _MAX_EXPONENT:
+        raise ValueError(f"{text} has an exponent for which MXNet has special rules")
     return sign, whole, fraction, exponent

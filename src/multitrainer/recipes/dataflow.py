@@ -105,7 +105,7 @@ def _unmask(mask: int, ordered: Sequence[Parameter]) -> Iterator[Parameter]:
 
 def _trace(net: Block) -> Symbol:
     """Return the graph of a network, in which a layer that fails with a symbol is replaced by one operator."""
-    with _mxnet.undisturbed(net):
+    with _mxnet.without_side_effects(net):
         try:
             return mx.sym.Group(list(_symbols(_run(net))))
         except Exception as first:
@@ -131,7 +131,7 @@ def _run(net: Block) -> Any:
 def _count_inputs(net: Block) -> int:
     """Return the number of inputs that ``net`` requires."""
     if isinstance(net, SymbolBlock):
-        return _mxnet.symbol_inputs(net)
+        return _mxnet.input_count(net)
     is_hybrid = type(net).forward is HybridBlock.forward
     arguments = list(inspect.signature(net.hybrid_forward if is_hybrid else net.forward).parameters.values())
     parameters = _mxnet.own_parameters(net)

@@ -1,4 +1,4 @@
-"""The multipliers that exported networks carry, as attributes of their symbols' variables."""
+"""Multipliers as attributes of the variables of symbols: read from imported networks, written for `export`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..groups.targets import check_multiplier
 
 
 def restore_multipliers(block: Block) -> None:
-    """Give the Parameters of imported networks the multipliers that their symbols say.
+    """Set the multipliers of the Parameters of imported networks to those in their symbols.
 
-    A `MultiLRTrainer` that is given the Block does this by itself. This function is for a stock Trainer, and for one
-    that is given Parameters instead of the Block.
+    A `MultiLRTrainer` that gets the Block does this by itself. This function is for a stock Trainer, and for a
+    `MultiLRTrainer` that gets Parameters instead of the Block.
 
     Parameters
     ----------
     block : Block
-        A SymbolBlock, or a Block that holds some. A multiplier that was set by hand since the import stays.
+        A SymbolBlock, or a Block that contains some. Multipliers that were set since the import stay.
 
     Raises
     ------
     ValueError
-        Before anything has changed, if an attribute is no finite number >= 0.
+        Before anything changes, if an attribute is not a finite number >= 0.
 
     Examples
     --------
@@ -39,36 +39,38 @@ def restore_multipliers(block: Block) -> None:
     >>> net.collect_params()['fc_weight'].lr_mult
     0.1
     """
-    found = symbol_multipliers([block])
-    for field, values in found.items():
-        for param, number in values.items():
+    for field, multipliers in symbol_multipliers([block]).items():
+        for param, number in multipliers.items():
             setattr(param, field, number)
     join_symbols([block])
 
 
 def symbol_multipliers(blocks: Iterable[Block]) -> dict[str, dict[Parameter, float]]:
-    """Return what the symbols of imported networks say, field by field, where nobody has said otherwise since.
+    """Return the multipliers in the symbols of imported networks, by field, for Parameters that have none yet.
 
     Parameters
     ----------
     blocks : iterable of Block
-        SymbolBlocks at or below these are read.
+        The symbols of SymbolBlocks at or below these are read.
     """
     found: dict[str, dict[Parameter, float]] = {field: {} for field in FIELDS}
     for block, symbol in _symbol_blocks(blocks):
         attributes, arguments = symbol.attr_dict(), set(symbol.list_arguments())
         for name, param in block.collect_params().items():
-            # One that has its variable was traced itself, or read before: then its own multiplier is the truth.
+            # A Parameter that has a variable was traced or read before: its own multiplier counts.
             if name in arguments and _mxnet.variable(param) is None:
                 for field in FIELDS:
-                    number = _attribute(attributes.get(name, {}), field, name)
+                    number = parse_multiplier(attributes.get(name, {}), field, name)
                     if number is not None and getattr(param, field) == 1:
                         found[field][param] = number
     return found
 
 
 def join_symbols(blocks: Iterable[Block]) -> None:
-    """Tie the Parameters of imported networks to their symbols: read once, exported with the multipliers they get."""
+    """Make the Parameters of imported networks share the variables of their symbols.
+
+    Their symbols are not read again, and `export` saves the multipliers that they get.
+    """
     for block, symbol in _symbol_blocks(blocks):
         params = block.collect_params()
         for name, node in _variables(symbol):
@@ -77,10 +79,10 @@ def join_symbols(blocks: Iterable[Block]) -> None:
 
 
 def record(params: Iterable[Parameter], blocks: Iterable[Block] = ()) -> None:
-    """Write the multipliers of ``params`` into the symbols that stand for them, which is what `export` saves.
+    """Write the multipliers of ``params`` to their variables, so that `export` saves them.
 
-    A trace shares the variable of each of its Parameters. It has copies where it contains a SymbolBlock; those are
-    found at and below ``blocks``.
+    A trace shares the variables of its Parameters, but has copies of them if it contains a SymbolBlock. Such traces
+    are looked for at and below ``blocks``.
     """
     changed = {param.name: param for param in params}
     if not changed:
@@ -88,48 +90,56 @@ def record(params: Iterable[Parameter], blocks: Iterable[Block] = ()) -> None:
     for param in changed.values():
         node = _mxnet.variable(param)
         if node is not None:
-            _mxnet.write_attributes(node, param)
-    for block in {each: None for root in blocks for each in _around_symbol_blocks(root)}:
+            _mxnet.write_multipliers(node, param)
+    for block in {each: None for root in blocks for each in _containing_symbol_blocks(root)}:
         symbol = _mxnet.traced_symbol(block)
         for name, node in _variables(symbol) if symbol is not None else ():
             if name in changed:
-                _mxnet.write_attributes(node, changed[name])
+                _mxnet.write_multipliers(node, changed[name])
 
 
 def on_global_statistics(blocks: Iterable[Block]) -> set[Parameter]:
-    """Return the Parameters of the BatchNorms of imported networks that run on their running statistics for good."""
+    """Return the Parameters of those BatchNorms of imported networks that always use their running statistics."""
     found: set[Parameter] = set()
     for block, symbol in _symbol_blocks(blocks):
         params, attributes = block.collect_params(), symbol.attr_dict()
         for node in symbol.get_internals():
-            if attributes.get(node.name, {}).get("use_global_stats") in ("True", "1"):
-                found.update(params[name] for name in node.get_children().list_outputs() if name in params)
+            inputs = node.get_children()  # None for a variable, which may have the attributes of its operator
+            if inputs is not None and attributes.get(node.name, {}).get("use_global_stats") in ("True", "1"):
+                found.update(params[name] for name in inputs.list_outputs() if name in params)
     return found
 
 
 def _symbol_blocks(blocks: Iterable[Block]) -> Iterator[tuple[Block, Symbol]]:
+    """Yield the SymbolBlocks at and below ``blocks`` with their symbols."""
     for block in blocks:
         if isinstance(block, SymbolBlock):
             yield block, _mxnet.traced_symbol(block)
         yield from _symbol_blocks(child for _, child in _mxnet.children(block))
 
 
-def _around_symbol_blocks(block: Block) -> list[Block]:
-    """Return every SymbolBlock at or below ``block`` and what lies around it."""
-    found = [inner for _, child in _mxnet.children(block) for inner in _around_symbol_blocks(child)]
+def _containing_symbol_blocks(block: Block) -> list[Block]:
+    """Return the SymbolBlocks at and below ``block``, and the Blocks there that contain them."""
+    found = [inner for _, child in _mxnet.children(block) for inner in _containing_symbol_blocks(child)]
     return [block, *found] if found or isinstance(block, SymbolBlock) else []
 
 
 def _variables(symbol: Symbol) -> Iterator[tuple[str, Symbol]]:
-    """Yield the variables of ``symbol`` with their names; they are shared, so what is written to them stays."""
+    """Yield the names and variables of ``symbol``, which are not copies: attributes written to them stay."""
     names, nodes = set(symbol.list_inputs()), symbol.get_internals()
     for i, name in enumerate(nodes.list_outputs()):
         if name in names:
             yield name, nodes[i]
 
 
-def _attribute(attributes: Mapping[str, str], field: str, name: str) -> float | None:
-    """Return the multiplier in the attributes of a variable, or None."""
+def parse_multiplier(attributes: Mapping[str, str], field: str, name: str) -> float | None:
+    """Return the multiplier ``field`` in the attributes of the variable ``name``, or None if it has none.
+
+    Raises
+    ------
+    ValueError
+        If the attribute is not a finite number >= 0.
+    """
     text = attributes.get(f"__{field}__")
     if text is None:
         return None

@@ -1,27 +1,34 @@
-"""Programmes that once came to something else than the reference, each the shortest form of a random one."""
+"""Programs on which the trainer once differed from the reference: random ones, shortened."""
 
-from programs import Programme
+from programs import Program
 
 STATIC = {"static_alloc": True}
 STATIC_SHAPE = {"static_alloc": True, "static_shape": True}
 MANY = tuple(enumerate(["two dense"] * 5))  # enough for the fused update
+UNFREEZE = (
+    ("step", 0),
+    ("step", 0),
+    ("set", 0, "trainer", ("net_s0",), 0),
+    ("step", 0),
+    ("set", 0, "trainer", ("net_s0",), 1),
+)
 
-FOUND = {
-    "weight of a Dense frozen alone": Programme(
+REGRESSIONS = {
+    "weight of a Dense frozen alone": Program(
         stages=((3, "dense"),),
         ops=(
             ("set", 0, "trainer", ("net_s3_dense0_weight",), 0),
             ("backward", 566, False),
         ),
     ),
-    "weight of an LSTMCell frozen alone": Programme(
+    "weight of an LSTMCell frozen alone": Program(
         stages=((2, "lstm cell"),),
         ops=(
             ("set", 0, "trainer", ("net_s2_lstm0_h2h_weight",), 0),
             ("backward", 827, False),
         ),
     ),
-    "embedding frozen, its weight tied to the output": Programme(
+    "embedding frozen, its weight tied to the output": Program(
         stages=(),
         heads=0,
         ops=(
@@ -30,7 +37,7 @@ FOUND = {
             ("step", 0),
         ),
     ),
-    "frozen and unfrozen in a static trace": Programme(
+    "frozen and unfrozen in a static trace": Program(
         stages=(),
         mode=STATIC_SHAPE,
         ops=(
@@ -40,31 +47,15 @@ FOUND = {
             ("backward", 875, False),
         ),
     ),
-    "engine fails in the first step after an unfreeze": Programme(
+    "engine fails in the first step after an unfreeze": Program(
         stages=MANY,
-        ops=(
-            ("step", 0),
-            ("step", 0),
-            ("set", 0, "trainer", ("net_s0",), 0),
-            ("step", 0),
-            ("set", 0, "trainer", ("net_s0",), 1),
-            ("engine error", 0, 3),
-            ("step", 0),
-        ),
+        ops=(*UNFREEZE, ("engine error", 0, 3), ("step", 0)),
     ),
-    "Ctrl-C in the first step after an unfreeze": Programme(
+    "Ctrl-C in the first step after an unfreeze": Program(
         stages=MANY,
-        ops=(
-            ("step", 0),
-            ("step", 0),
-            ("set", 0, "trainer", ("net_s0",), 0),
-            ("step", 0),
-            ("set", 0, "trainer", ("net_s0",), 1),
-            ("interrupt", 0, 3, 300),
-            ("step", 0),
-        ),
+        ops=(*UNFREEZE, ("interrupt", 0, 3, 300), ("step", 0)),
     ),
-    "order of random numbers around a frozen layer": Programme(
+    "order of random numbers around a frozen layer": Program(
         stages=((0, "memory"),),
         mode={},
         ops=(
@@ -72,7 +63,7 @@ FOUND = {
             ("backward", 264, False),
         ),
     ),
-    "gradient attached to a frozen weight": Programme(
+    "gradient attached to a frozen weight": Program(
         stages=((0, "own"),),
         mode={},
         ops=(
@@ -82,7 +73,7 @@ FOUND = {
             ("backward", 677, False),
         ),
     ),
-    "sum with what comes from a frozen layer, in a static trace": Programme(
+    "sum with what comes from a frozen layer, in a static trace": Program(
         stages=((0, "sum"), (2, "sum")),
         mode=STATIC,
         ops=(
@@ -90,13 +81,13 @@ FOUND = {
             ("backward", 941, False),
         ),
     ),
-    "memory behind a frozen layer, in a static trace": Programme(
+    "memory behind a frozen layer, in a static trace": Program(
         stages=((1, "gru cell"), (2, "memory")),
         mode=STATIC,
         entries=(("net_s1_unrolled0", 0),),
         ops=(("step", 0),),
     ),
-    "update count after functions that freeze in turn": Programme(
+    "update count after functions that freeze in turn": Program(
         stages=((0, "dense"),),
         ops=(
             ("freeze", "net_s0"),
@@ -110,7 +101,7 @@ FOUND = {
             ("step", 0),
         ),
     ),
-    "update count after another trainer that freezes in turn": Programme(
+    "update count after another trainer that freezes in turn": Program(
         stages=((0, "dense"),),
         trainers="two of the same",
         ops=(
@@ -123,7 +114,7 @@ FOUND = {
             ("step", 0),
         ),
     ),
-    "grad_req set while frozen": Programme(
+    "grad_req set while frozen": Program(
         stages=((0, "dense"),),
         ops=(
             ("set", 0, "trainer", ("net_s0",), 0),
@@ -136,7 +127,7 @@ FOUND = {
             ("step", 0),
         ),
     ),
-    "copy after the fused update": Programme(
+    "copy after the fused update": Program(
         stages=MANY,
         ops=(
             ("step", 0),
@@ -145,7 +136,7 @@ FOUND = {
             ("copy", "pickle", 616),
         ),
     ),
-    "copy with schedules": Programme(
+    "copy with schedules": Program(
         stages=((0, "borrowing"), (1, "two dense")),
         trainers="of the Parameters",
         ops=(
@@ -154,7 +145,7 @@ FOUND = {
             ("copy", "deepcopy", 729),
         ),
     ),
-    "unfreeze() between backward and step": Programme(
+    "unfreeze() between backward and step": Program(
         stages=((1, "layernorm"),),
         ops=(
             ("freeze", "net_s1_dense0"),
@@ -163,7 +154,7 @@ FOUND = {
             ("step", 0),
         ),
     ),
-    "unfreeze() of a bias in a frozen layer": Programme(
+    "unfreeze() of a bias in a frozen layer": Program(
         stages=((5, "gru cell"),),
         ops=(
             ("set", 0, "trainer", ("net_head",), 0),
@@ -171,7 +162,7 @@ FOUND = {
             ("backward", 991, False),
         ),
     ),
-    "optimizer.set_lr_mult back after freeze()": Programme(
+    "optimizer.set_lr_mult back after freeze()": Program(
         stages=((0, "dense"),),
         ops=(
             ("freeze", "net_s0_dense0_bias"),
@@ -179,7 +170,7 @@ FOUND = {
             ("step", 0),
         ),
     ),
-    "frozen by one trainer, unfrozen by assignment, stepped by another": Programme(
+    "frozen by one trainer, unfrozen by assignment, stepped by another": Program(
         stages=((0, "dense"),),
         trainers="two of the same",
         ops=(
@@ -190,7 +181,7 @@ FOUND = {
             ("step", 1),
         ),
     ),
-    "unfrozen between backward and step, stepped by another trainer": Programme(
+    "unfrozen between backward and step, stepped by another trainer": Program(
         stages=((2, "layernorm"),),
         trainers="two of the same",
         ops=(
@@ -200,7 +191,7 @@ FOUND = {
             ("step", 0),
         ),
     ),
-    "multiplier of another trainer from before a freeze": Programme(
+    "multiplier of another trainer from before a freeze": Program(
         stages=((1, "two dense"),),
         trainers="two of the same",
         ops=(

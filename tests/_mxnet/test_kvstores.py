@@ -1,0 +1,62 @@
+"""Who updates is read from a stock Trainer as it decides itself."""
+
+import mxnet as mx
+import pytest
+from mxnet.gluon import Trainer
+
+from multitrainer import _mxnet
+from support import CONTEXTS, batches, mlp, train
+
+
+def make_trainer(**kwargs):
+    return Trainer(mlp(CONTEXTS).collect_params(), "sgd", **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kvstore", "update_on_kvstore", "workers_should", "servers"),
+    [
+        ("device", None, False, False),
+        ("local", True, False, False),
+        (None, None, False, False),
+        ("dist_sync", None, True, False),
+        ("dist_sync", True, False, True),
+        ("dist_sync", False, False, False),
+        ("dist_async", None, False, True),
+    ],
+)
+def test_who_updates_before_the_kvstore_is_set_up(kvstore, update_on_kvstore, workers_should, servers, monkeypatch):
+    monkeypatch.delenv("MXNET_UPDATE_ON_KVSTORE", raising=False)
+    trainer = make_trainer(kvstore=kvstore, update_on_kvstore=update_on_kvstore)
+    assert _mxnet.workers_should_update(trainer) is workers_should
+    assert bool(_mxnet.servers_update(trainer)) is servers
+
+
+@pytest.mark.parametrize(("value", "servers"), [("0", False), ("1", True)])
+def test_the_environment_decides_if_the_user_does_not(value, servers, monkeypatch):
+    monkeypatch.setenv("MXNET_UPDATE_ON_KVSTORE", value)
+    trainer = make_trainer(kvstore="dist_sync")
+    assert not _mxnet.workers_should_update(trainer)
+    assert _mxnet.servers_update(trainer) is servers
+
+
+def test_servers_update_sparse_weights():
+    param = mx.gluon.Parameter("w", shape=(2, 2), stype="row_sparse")
+    param.initialize()
+    trainer = Trainer([param], "sgd", kvstore="dist_sync")
+    assert not _mxnet.workers_should_update(trainer)
+    assert _mxnet.servers_update(trainer)
+
+
+def test_workers_update_once_they_are_chosen():
+    trainer = make_trainer(kvstore="local")
+    _mxnet.let_workers_update(trainer)
+    trainer._init_kvstore()
+    assert trainer._update_on_kvstore is False
+
+
+def test_a_kvstore_in_this_process_gets_no_optimizer_sent():
+    net = mlp(CONTEXTS)
+    trainer = Trainer(net.collect_params(), "sgd", update_on_kvstore=True)
+    train(net, trainer, batches(1), CONTEXTS)
+    assert not _mxnet.has_sent_optimizer(trainer)
+    assert not _mxnet.servers_update(trainer)

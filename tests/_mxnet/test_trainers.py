@@ -1,0 +1,41 @@
+"""Parameters that are left out of a step neither move nor change."""
+
+import pytest
+from mxnet.gluon import Trainer
+
+from multitrainer import _mxnet
+from support import CONTEXTS, backward, batches, mlp, moved, snapshot
+
+
+@pytest.mark.parametrize("update_on_kvstore", [False, True])
+def test_a_step_leaves_parameters_out(update_on_kvstore):
+    net = mlp(CONTEXTS, batchnorm=False)
+    trainer = Trainer(net.collect_params(), "sgd", {"momentum": 0.9}, update_on_kvstore=update_on_kvstore)
+    params, bias = trainer._params, net[0].bias
+    backward(net, *batches(1)[0], CONTEXTS)
+    before = snapshot(net)
+    gradients = [gradient.asnumpy() for gradient in bias.list_grad()]
+    with _mxnet.leaving_out(trainer, {bias}):
+        trainer.step(4)
+    assert moved(before, snapshot(net)) == set(before) - {bias.name}
+    assert all((one == two.asnumpy()).all() for one, two in zip(gradients, bias.list_grad()))
+    assert trainer._params is params
+    assert bias.grad_req == "write"
+    assert _mxnet.has_fresh_gradient(bias)
+
+
+def test_the_list_is_restored_after_an_error_and_kept_if_nothing_is_left_out():
+    net = mlp()
+    trainer = Trainer(net.collect_params(), "sgd")
+    params = trainer._params
+
+    def fail():
+        with _mxnet.leaving_out(trainer, {net[0].weight}):
+            assert [param.name for param in trainer._params] == [param.name for param in params]
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert trainer._params is params
+    with _mxnet.leaving_out(trainer, set()):
+        assert trainer._params is params
