@@ -398,7 +398,7 @@ class MultiLRTrainer(Trainer):
         self._multipliers.adopt(self._optimizer)
         self._multipliers.sync()  # schedules go by the update count that was loaded
 
-    def _training(self) -> checkpoint.Training:
+    def _training(self) -> checkpoint.TrainerState:
         """Return what is saved and loaded, which a kvstore may hold: like stock Trainer, begin to use it."""
         waiting = [param.name for param in self._params if not _mxnet.is_initialized(param)]
         if waiting:
@@ -417,7 +417,7 @@ class MultiLRTrainer(Trainer):
         if self._params_to_init:
             self._init_params()
         updaters = [_mxnet.updater_of(self._kvstore)] if self._update_on_kvstore else self._updaters
-        return checkpoint.Training(
+        return checkpoint.TrainerState(
             self._params,
             self._optimizer,
             updaters,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from multitrainer.checkpoint import archive, atomic, decoding, encoding
+from multitrainer.checkpoint import archive, atomic, decoding, encoding, paths
 from support import PATIENCE, bits
 from value_trees import TREES
 
@@ -149,7 +149,10 @@ def test_rewritten_by_numpy(tmp_path):
 
 def test_more_names_than_a_file_may_have(tmp_path):
     """What would be refused when it is loaded is refused when it is saved."""
-    for header, arrays in (["x" * archive.MOST], []), ({}, ((f"{i:1000}", np.ones(0)) for i in range(4100))):
+    for header, arrays in (
+        (["x" * archive.MAX_HEADER_BYTES], []),
+        ({}, ((f"{i:1000}", np.ones(0)) for i in range(4100))),
+    ):
         with pytest.raises(ValueError, match="the names and numbers beside the arrays take"):
             archive.write(tmp_path / "states", header, arrays)
     assert not list(tmp_path.iterdir())
@@ -178,13 +181,13 @@ def test_random_trees_come_back(trees, tmp_path_factory):
     """Bit for bit and type for type; with what was written as the pattern, and without one."""
     path = tmp_path_factory.getbasetemp() / "trees"
     packer = encoding.Encoder()
-    nodes = {name: packer.value(tree, encoding.key(name)) for name, tree in trees.items()}
+    nodes = {name: packer.encode(tree, paths.component(name)) for name, tree in trees.items()}
     archive.write(path, nodes, packer.arrays)
     for like in (trees, dict.fromkeys(trees, decoding.ANYTHING)):
         with archive.Reader(path) as reader:
-            unpacker = decoding.Decoder(reader, mx.cpu())
-            back = {name: unpacker.value(reader.header[name], encoding.key(name), like[name]) for name in trees}
-            reader.finish()
+            unpacker = decoding.Decoder(reader, mx.cpu(), paths.SharedValues(), None)
+            back = {name: unpacker.decode(reader.header[name], paths.component(name), like[name]) for name in trees}
+            reader.check_all_read()
         assert bits(back) == bits(trees)
     with np.load(str(path), allow_pickle=False) as file:
         assert all(file[key] is not None for key in file.files)

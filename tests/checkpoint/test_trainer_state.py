@@ -593,7 +593,7 @@ class TestSettings:
         self.saved(tmp_path)
         fresh = Run("sgd", {})
         with pytest.raises(
-            ValueError, match=r"keep: there is no 'lerning_rate' to keep; it takes learning_rate, lr_mult"
+            ValueError, match=r"keep: 'lerning_rate' cannot be kept; choose from learning_rate, lr_mult"
         ):
             fresh.trainer.load_states(tmp_path / "states", keep="lerning_rate")
 
@@ -601,7 +601,7 @@ class TestSettings:
         self.saved(tmp_path)
         fresh = Run("sgd", {})
         before = fingerprint(fresh.trainer, fresh.net)
-        with pytest.raises(ValueError, match="where the optimizer of this trainer keeps NoneType None"):
+        with pytest.raises(ValueError, match="but the optimizer of this trainer keeps NoneType None"):
             fresh.trainer.load_states(tmp_path / "states", keep="momentum")
         assert fingerprint(fresh.trainer, fresh.net) == before
 
@@ -640,7 +640,7 @@ class TestSettings:
 
     def test_another_optimizer(self, tmp_path):
         self.saved(tmp_path)
-        with pytest.raises(ValueError, match="holds states of SGD, and the optimizer of this trainer is Adam"):
+        with pytest.raises(ValueError, match="holds states of SGD, but the optimizer of this trainer is Adam"):
             Run("adam", {}).trainer.load_states(tmp_path / "states")
 
     def test_amp(self, tmp_path):
