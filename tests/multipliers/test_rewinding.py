@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from multitrainer import MultiLRTrainer, ParamGroup
-from multitrainer.multipliers.rewinding import ask
+from multitrainer.multipliers.rewinding import call_at
 from support import batches, fingerprint, mlp, same, train
 
 
@@ -114,10 +114,10 @@ def test_a_refused_file_leaves_the_schedule_as_it_was(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_copy_of_a_schedule_that_was_asked(name, copy_of):
     schedule = scheduler(name)
-    expected = [ask(schedule, update) for update in range(1, 10)]
+    expected = [call_at(schedule, update) for update in range(1, 10)]
     copied = copy_of(schedule)
-    assert [ask(copied, update) for update in range(1, 10)] == expected
-    assert [ask(schedule, update) for update in range(1, 10)] == expected
+    assert [call_at(copied, update) for update in range(1, 10)] == expected
+    assert [call_at(schedule, update) for update in range(1, 10)] == expected
 
 
 def test_files_of_stock_trainer(tmp_path):
@@ -172,9 +172,9 @@ def test_what_somebody_else_changed_is_kept(tmp_path):
 
 def test_somebody_else_changed_a_factor(tmp_path):
     schedule = scheduler("factor")
-    assert [ask(schedule, update) for update in (1, 9)] == [1, 0.0625]
+    assert [call_at(schedule, update) for update in (1, 9)] == [1, 0.0625]
     schedule.base_lr = 7
-    assert ask(schedule, 1) == 7
+    assert call_at(schedule, 1) == 7
 
 
 class Holder:
@@ -195,7 +195,7 @@ def test_what_cannot_be_copied_is_asked_as_it_is(of):
     net = mlp()
     holder = Holder(net)
     schedule = of(holder)
-    assert [ask(schedule, update) for update in (5, 1, 3)] == [1, 1 / 2, 1 / 3]
+    assert [call_at(schedule, update) for update in (5, 1, 3)] == [1, 1 / 2, 1 / 3]
     assert holder.net is net
 
 
@@ -207,15 +207,15 @@ def test_functions_are_asked_once():
         return 1
 
     for update in (5, 1, 3):
-        ask(schedule, update)
+        call_at(schedule, update)
     assert asked == [5, 1, 3]
 
 
 @pytest.mark.parametrize("name", ["factor", "chain", "method"])
 def test_a_schedule_is_not_kept_alive(name):
     schedule = scheduler(name)
-    ask(schedule, 9)
-    ask(schedule, 1)
+    call_at(schedule, 9)
+    call_at(schedule, 1)
     gone = weakref.ref(getattr(schedule, "__self__", schedule))
     del schedule
     gc.collect()
@@ -229,10 +229,10 @@ def test_more_turns_than_anybody_would_wait_for(steps, tmp_path):
     net = mlp()
     trainer = MultiLRTrainer([net, (net[0], schedule)], "sgd")
     trainer.optimizer.num_update = 10**15  # what a file would say
-    with pytest.raises(RuntimeError, match=r"FactorScheduler with step=\d+ takes more than .* turns"):
+    with pytest.raises(RuntimeError, match=r"FactorScheduler with step=\d+ needs more than .* iterations"):
         trainer.save_states(tmp_path / "states")
     # It may well have come so far step by step.
     schedule.count = 10**15 - steps
-    assert ask(schedule, 10**15) > 0
+    assert call_at(schedule, 10**15) > 0
     far = mx.lr_scheduler.FactorScheduler(10**12, 0.5, base_lr=1)
-    assert ask(far, 10**15) > 0
+    assert call_at(far, 10**15) > 0

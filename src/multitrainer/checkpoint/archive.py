@@ -60,7 +60,7 @@ _UNREADABLE = (
 
 
 def write(path: Path, header: Any, arrays: Iterable[Array]) -> None:
-    """Replace the file at `path` atomically; arrays are copied to the host one at a time.
+    """Replace the file at `path` atomically; arrays are copy_arrays to the host one at a time.
 
     Raises
     ------

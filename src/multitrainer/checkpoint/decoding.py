@@ -12,7 +12,7 @@ from mxnet.context import Context
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import RowSparseNDArray
 
-from ..multipliers.object_state import class_name, of_type
+from ..multipliers.object_state import class_name, with_type_of
 from .archive import DTYPES, Reader
 from .encoding import PLAIN, Node
 from .paths import SharedValues, key_component
@@ -25,7 +25,7 @@ _MAX_AXES = 32  # of a NumPy array
 class Decoder:
     """Decodes the nodes of one file.
 
-    Where a template is given, the value must be able to take its place: arrays have the same shape, dtype and context.
+    A value must be able to take the place of its template, if it has one: arrays get the same shape, dtype and context.
 
     Parameters
     ----------
@@ -136,7 +136,9 @@ class Decoder:
     def _tuple(self, content: Any, path: str, template: Any) -> tuple[Any, ...]:
         nodes = self.items(content, path)
         templates: Sequence[Any] = [ANYTHING] * len(nodes) if template is ANYTHING else template
-        return of_type(template, tuple(self.decode(node, f"{path}/{i}", templates[i]) for i, node in enumerate(nodes)))
+        return with_type_of(
+            template, tuple(self.decode(node, f"{path}/{i}", templates[i]) for i, node in enumerate(nodes))
+        )
 
     def _dict(self, content: Any, path: str, template: Any) -> dict[Any, Any]:
         templates = template if isinstance(template, dict) else {}
@@ -146,7 +148,7 @@ class Decoder:
             if not isinstance(key, (int, *PLAIN)) or key in found:
                 raise self._reader.damaged(f"{path!r} has the key {key!r}, which is not a valid key or occurs twice")
             found[key] = self._part(node, f"{path}/{key_component(key)}", templates.get(key, ANYTHING))
-        return of_type(template, found)
+        return with_type_of(template, found)
 
     def _part(self, node: Node, path: str, template: Any) -> Any:
         """Decode a part of a list or dict, which training may have replaced by a value of any kind."""

@@ -18,7 +18,14 @@ import numpy as np
 from mxnet.context import Context
 from mxnet.ndarray import NDArray
 
-from ..multipliers.object_state import attributes_of, check_settings, check_turns, class_name, of_type, settings_of
+from ..multipliers.object_state import (
+    attributes_of,
+    check_iterations,
+    check_settings,
+    class_name,
+    settings_of,
+    with_type_of,
+)
 from .archive import Reader
 from .decoding import ANYTHING, Decoder, contains_object, describe, kind_and_content, mismatch
 from .encoding import STATELESS, Node
@@ -146,7 +153,7 @@ class ObjectDecoder:
         self, names: set[str], target: Any, attributes: dict[str, Any], call: Callable[[Any, int], Any]
     ) -> bool:
         """Whether a scheduler with only these attributes has `names` after it was called."""
-        check_turns(target, attributes, self._num_update)
+        check_iterations(target, attributes, self._num_update)
         try:
             trial = copy.copy(target)
             vars(trial).clear()
@@ -160,7 +167,7 @@ class ObjectDecoder:
     def _decode_attribute(self, node: Node, path: str, current: Any, is_setting: bool) -> Any:
         """Decode one attribute; a setting keeps its rough kind (a number or array, a str, ...) unless it is None."""
         value = self.values.decode_separately(node, path, current if contains_object(node) else ANYTHING)
-        value = of_type(current, value)
+        value = with_type_of(current, value)
         keeps_kind = current is not None and value is not None and (is_setting or _rough_kind(current) is object)
         if keeps_kind and _rough_kind(current) is not _rough_kind(value):
             raise mismatch(node, path, current)

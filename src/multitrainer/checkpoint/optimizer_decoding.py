@@ -9,14 +9,14 @@ from typing import Any, Mapping, NamedTuple
 from mxnet.optimizer import Optimizer
 
 from .. import _mxnet
-from ..multipliers.object_state import attributes_of, class_name, copied, of_type, same
+from ..multipliers.object_state import attributes_of, class_name, copy_arrays, identical, with_type_of
 from .archive import Reader
 from .decoding import Decoder, InPlaceDecoder
 from .encoding import Encoder
 from .header import Header
 from .matching import Match
 from .object_decoding import ObjectDecoder, ObjectUpdate, can_be_added
-from .paths import SharedPaths, component
+from .paths import SharedPaths, component, optimizer_path
 from .trainer_state import NOT_SAVED, TrainerState, has_index_keys
 
 
@@ -45,7 +45,7 @@ def decode_attributes(source: Source) -> dict[str, Any]:
     """
     optimizer, objects, ignored = source.trainer.optimizer, source.objects, NOT_SAVED | source.kept
     for name in source.kept:
-        source.reader.skip(_path(name))
+        source.reader.skip(optimizer_path(name))
     current = {name: value for name, value in attributes_of(optimizer).items() if name not in ignored}
     by_index = {
         name: _decode_by_index(source, name, nodes, current.get(name)) for name, nodes in source.by_parameter().items()
@@ -54,15 +54,11 @@ def decode_attributes(source: Source) -> dict[str, Any]:
     others = {name: value for name, value in current.items() if name not in by_index}
     attributes = objects.decode_attributes(nodes, others, {*by_index, *NOT_SAVED}, type(optimizer), "@optimizer")
     attributes = {
-        name: objects.shared.resolve(_path(name), _reindexed(source, name, value, current.get(name)))
+        name: objects.shared.resolve(optimizer_path(name), _reindexed(source, name, value, current.get(name)))
         for name, value in {**attributes, **by_index}.items()
     }
     objects.updates.append(ObjectUpdate(optimizer, attributes))
     return attributes
-
-
-def _path(*names: str) -> str:
-    return "/".join(["@optimizer", *map(component, names)])
 
 
 def _decode_by_index(source: Source, name: str, nodes: Any, current: Any) -> dict[int, Any]:
@@ -73,7 +69,8 @@ def _decode_by_index(source: Source, name: str, nodes: Any, current: Any) -> dic
     if not (is_possible and is_by_name) or name in NOT_SAVED:
         raise source.reader.damaged(f"{name!r} of the optimizer is not by Parameter name")
     return {
-        index_in_file[param]: source.objects.values.decode(node, _path(name, param)) for param, node in nodes.items()
+        index_in_file[param]: source.objects.values.decode(node, optimizer_path(name, param))
+        for param, node in nodes.items()
     }
 
 
@@ -86,20 +83,20 @@ def _reindexed(source: Source, name: str, value: Any, current: Any) -> Any:
     """
     here, there = [param.name for param in source.trainer.params], list(source.header.parameters)
     if here == there or not has_index_keys(value, len(there)) or not (value or current):
-        return of_type(current, value)
-    candidates = [value] if same(value, current) else []
+        return with_type_of(current, value)
+    candidates = [value] if identical(value, current) else []
     if _is_by_index(source, value, {} if current is None else current):
         own = {i: part for i, part in (current or {}).items() if here[i] in source.match.left_out}
         loaded = {source.match.loaded[there[i]]: part for i, part in value.items() if there[i] in source.match.loaded}
         candidates.append({**own, **loaded})
-    if not candidates or not same(candidates[0], candidates[-1]):
+    if not candidates or not identical(candidates[0], candidates[-1]):
         raise ValueError(
             f"{name!r} of {class_name(source.trainer.optimizer)} has whole numbers for keys. They may be indices of "
             f"Parameters, and the Parameters of this trainer differ from those of {source.reader.path} or are in "
             "another order. Build the trainer with the same ones in the same order, or keep the attribute as it is "
             f"here: keep={name!r}"
         )
-    return of_type(current, candidates[0])
+    return with_type_of(current, candidates[0])
 
 
 def _is_by_index(source: Source, value: dict[int, Any], current: Any) -> bool:
@@ -123,7 +120,7 @@ def decode_states(source: Source, attributes: Mapping[str, Any]) -> list[dict[in
     trainer, match = source.trainer, source.match
     # A copy, because an optimizer may keep the states that it creates in its attributes.
     optimizer = object.__new__(type(trainer.optimizer))
-    vars(optimizer).update(copied({**vars(trainer.optimizer), **attributes}))
+    vars(optimizer).update(copy_arrays({**vars(trainer.optimizer), **attributes}))
     templates = {
         name: _create_state(optimizer, index, _mxnet.weight_like(trainer.params[index], trainer.contexts[0]), name)
         for name, index in match.loaded.items()
@@ -140,7 +137,7 @@ def decode_states(source: Source, attributes: Mapping[str, Any]) -> list[dict[in
         match.loaded[name]: decoder.decode(source.header.parameters[name]["state"], component(name), template)
         for name, template in templates.items()
     }
-    return [states, *(copied(states, context) for context in trainer.contexts[1 : len(trainer.updaters)])]
+    return [states, *(copy_arrays(states, context) for context in trainer.contexts[1 : len(trainer.updaters)])]
 
 
 def _creates_independent_states(optimizer: Optimizer) -> bool:
@@ -169,10 +166,10 @@ def _guess_shared(source: Source, optimizer: Optimizer, states: Mapping[str, Any
         if name in NOT_SAVED | source.kept:
             continue
         if name in source.header.by_parameter and has_index_keys(value, len(names)):
-            encoder.shared.add(_path(name), value)
-            values.update((_path(name, names[i]), part) for i, part in value.items())
+            encoder.shared.add(optimizer_path(name), value)
+            values.update((optimizer_path(name, names[i]), part) for i, part in value.items())
         else:
-            values[_path(name)] = value
+            values[optimizer_path(name)] = value
     for path, value in values.items():
         with contextlib.suppress(TypeError):  # a value that no file can hold is not shared with one
             encoder.encode(value, path)

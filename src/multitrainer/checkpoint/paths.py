@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 from mxnet.ndarray import NDArray
 
-from ..multipliers.object_state import same
+from ..multipliers.object_state import identical
 
 _MUTABLE = (NDArray, np.ndarray, list, dict)
 
@@ -25,6 +25,11 @@ def component(name: str) -> str:
 def key_component(key: Any) -> str:
     """Create the path component for a key of a dict; 1 and '1' give different ones."""
     return component(key) if isinstance(key, str) else f"={key!r}"
+
+
+def optimizer_path(*names: str) -> str:
+    """Create the path of an attribute of the optimizer, and of a part of it that belongs to a Parameter."""
+    return "/".join(["@optimizer", *map(component, names)])
 
 
 class SharedPaths:
@@ -64,7 +69,7 @@ class SharedValues:
     def resolve(self, path: str, value: Any) -> Any:
         """Record the value that was read at `path`; if an equal one was read in the same group, return that one."""
         first = next((self._found[other] for other in self._group_of.get(path, ()) if other in self._found), None)
-        if first is not None and same(first, value):
+        if first is not None and identical(first, value):
             value = first
         if isinstance(value, _MUTABLE):
             self._found[path] = value

@@ -12,7 +12,7 @@ from mxnet.optimizer import Optimizer
 from .. import _mxnet
 from ..groups.param_group import FIELDS
 from ..multipliers.multipliers import ACTS, ENDED, Saved
-from ..multipliers.object_state import check_turns, class_name
+from ..multipliers.object_state import check_iterations, class_name
 from .archive import Reader
 from .header import Header, count_entry, entry, read_header
 from .matching import match_parameters
@@ -78,7 +78,7 @@ def _prepare(reader: Reader, trainer: TrainerState, partial: bool, keep: set[str
     else:
         _decode_loss_scaler(source, header.loss_scaler)
     for update in objects.updates:
-        check_turns(update.target, update.attributes, header.num_update)
+        check_iterations(update.target, update.attributes, header.num_update)
     states, counts = decode_states(source, attributes), _update_counts(source)
     reader.check_all_read()
     fields = [field for field in FIELDS if field not in keep]
@@ -108,7 +108,7 @@ def _kept_attributes(reader: Reader, header: Header, optimizer: Optimizer, keep:
 def _keep_scheduler(source: Source) -> None:
     scheduler = source.trainer.optimizer.lr_scheduler
     source.reader.skip("@lr_scheduler")
-    check_turns(scheduler, getattr(scheduler, "__dict__", {}), source.header.num_update)
+    check_iterations(scheduler, getattr(scheduler, "__dict__", {}), source.header.num_update)
 
 
 def _decode_scheduler(source: Source) -> None:

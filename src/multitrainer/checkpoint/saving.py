@@ -15,7 +15,7 @@ from ..multipliers.object_state import attributes_of, check_settings, class_name
 from . import archive
 from .encoding import Encoder, Node, ObjectEncoder
 from .header import FORMAT, VERSION
-from .paths import component
+from .paths import component, optimizer_path
 from .trainer_state import NOT_SAVED, TrainerState, check_loss_scale, has_index_keys
 
 
@@ -81,18 +81,14 @@ def _encode_optimizer(encoder: Encoder, trainer: TrainerState) -> tuple[dict[str
     owner = f"optimizer {class_name(trainer.optimizer)}"
     by_parameter = {
         name: {
-            params[i].name: _encode(encoder, part, _path(name, params[i].name), f"{name} of {owner}")
+            params[i].name: _encode(encoder, part, optimizer_path(name, params[i].name), f"{name} of {owner}")
             for i, part in value.items()
         }
         for name, value in by_index.items()
     }
     for name, value in by_index.items():
-        encoder.shared.add(_path(name), value)
+        encoder.shared.add(optimizer_path(name), value)
     return _encode_attributes(encoder, attributes, "@optimizer", owner), by_parameter
-
-
-def _path(*names: str) -> str:
-    return "/".join(["@optimizer", *map(component, names)])
 
 
 def _encode_scheduler(encoder: Encoder, scheduler: Any) -> Node:
