@@ -1,7 +1,6 @@
 """Stop anywhere, resume bit for bit: what `save_states` writes and `load_states` goes on from."""
 
 import collections
-import json
 import pickle
 
 import mxnet as mx
@@ -11,16 +10,10 @@ from mxnet.contrib.amp.loss_scaler import LossScaler
 from mxnet.gluon import Trainer, nn
 from mxnet.optimizer import Optimizer
 
+from checkpoint_support import SCHEDULERS, Run
 from multitrainer import MultiLRTrainer, ParamGroup, unfreeze
-from optimizer_zoo import Embedder, mark_fresh, network, skip_what_stock_cannot, variants
+from optimizer_zoo import Embedder, mark_fresh, skip_what_stock_cannot, variants
 from support import CONTEXTS, batches, fingerprint, mlp, moved, same, snapshot, train, weights
-
-SCHEDULERS = {
-    "factor": lambda: mx.lr_scheduler.FactorScheduler(3, 0.5, base_lr=0.05),
-    "multifactor": lambda: mx.lr_scheduler.MultiFactorScheduler([2, 4, 7], 0.5, base_lr=0.05, warmup_steps=1),
-    "poly": lambda: mx.lr_scheduler.PolyScheduler(12, base_lr=0.05, pwr=2),
-    "cosine": lambda: mx.lr_scheduler.CosineScheduler(12, base_lr=0.05, final_lr=0.01, warmup_steps=2),
-}
 
 
 def scheduled_variants():
@@ -30,34 +23,6 @@ def scheduled_variants():
         every = variant.id == "sgd-momentum, wd"
         for scheduler in names if every else [names[i % len(names)]]:
             yield pytest.param(*variant.values, scheduler, id=f"{variant.id}-{scheduler}")
-
-
-class Run:
-    """A network and its trainer, as a script that is started again builds them: the first layer begins frozen."""
-
-    def __init__(self, name, params, ctx=None, hybridize=False, scheduler=None, spec=None, **stores):
-        self.ctx = ctx
-        # Statistics are one for each context, and a file of parameters holds their mean.
-        self.net = mlp(ctx, batchnorm=False) if ctx else network(name, ctx)
-        if hybridize:
-            self.net.hybridize()
-        options = {**params, "lr_scheduler": SCHEDULERS[scheduler]()} if scheduler else params
-        spec = spec or (lambda net: [net, (net[0], 0)])
-        self.trainer = MultiLRTrainer(spec(self.net), name, options, **stores)
-
-    def train(self, first, count):
-        mx.random.seed(first)  # SGLD draws its noise from it, and no file could say where it is
-        return train(self.net, self.trainer, batches(first + count)[first:], self.ctx)
-
-    def save(self, folder):
-        self.net.save_parameters(str(folder / "net.params"))
-        self.trainer.save_states(folder / "states")
-        return self
-
-    def load(self, folder, **options):
-        self.net.load_parameters(str(folder / "net.params"), ctx=self.ctx)
-        self.trainer.load_states(folder / "states", **options)
-        return self
 
 
 class TestResume:
@@ -98,13 +63,6 @@ class TestResume:
         then = first.save(tmp_path).train(3, 3)
         assert same(then, Run("lbsgd", {}, scheduler="poly", spec=spec).load(tmp_path).train(3, 3))
 
-    def test_saving_changes_nothing(self, tmp_path):
-        runs = [Run("adam", {}, scheduler="cosine") for _ in range(2)]
-        runs[0].train(0, 3)
-        runs[1].train(0, 2)
-        runs[1].save(tmp_path).train(2, 1)
-        assert fingerprint(runs[0].trainer, runs[0].net) == fingerprint(runs[1].trainer, runs[1].net)
-
     def test_into_the_trainer_that_went_on(self, tmp_path):
         run = Run("nadam", {"wd": 0.01}, scheduler="factor")
         run.train(0, 5)
@@ -115,14 +73,6 @@ class TestResume:
         first = Run("adam", {})
         first.save(tmp_path)
         assert same(first.train(0, 3), Run("adam", {}).load(tmp_path).train(0, 3))
-
-    def test_saved_again_without_a_step_between(self, tmp_path):
-        run = Run("adam", {}, scheduler="poly")
-        run.train(0, 3)
-        run.save(tmp_path)
-        saved = (tmp_path / "states").read_bytes()
-        Run("adam", {}, scheduler="poly").load(tmp_path).save(tmp_path)
-        assert (tmp_path / "states").read_bytes() == saved
 
     def test_gluoncv_chain_of_schedulers(self, tmp_path):
         utils = pytest.importorskip("gluoncv.utils.lr_scheduler")
@@ -339,122 +289,6 @@ class TestByName:
         assert same(then, other.train(3, 3))
         assert fingerprint(one.trainer, one.net) == fingerprint(other.trainer, other.net)
 
-    def test_readable_with_numpy_alone(self, tmp_path):
-        run = Run("adam", {"wd": 0.01}, scheduler="cosine")
-        run.train(0, 2)
-        run.save(tmp_path)
-        with np.load(str(tmp_path / "states"), allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        header = json.loads(arrays.pop("@header").item())
-        states = run.trainer._updaters[0].states
-        index = [param.name for param in run.trainer._params].index("net_dense1_weight")
-        for i in range(2):
-            assert (arrays.pop(f"net_dense1_weight/{i}") == states[index][i].asnumpy()).all()
-        assert {key.split("/")[0] for key in arrays} < set(header["parameters"])
-        assert header["parameters"]["net_dense0_weight"]["frozen"] is True
-        assert header["optimizer"]["class"] == "Adam"
-        assert header["optimizer"]["attributes"]["wd"] == 0.01
-        assert (header["num_update"], header["groups"]) == (2, ["net", "0"])
-        assert header["lr_scheduler"]["object"][0] == "CosineScheduler"
-
-    def test_sgd_momentum_is_under_the_name_itself(self, tmp_path):
-        run = Run("sgd", {"momentum": 0.9})
-        run.train(0, 2)
-        run.save(tmp_path)
-        with np.load(str(tmp_path / "states")) as file:
-            assert file["net_dense1_weight"].shape == (2, 4)
-
-    @pytest.mark.parametrize(("name", "options"), [("adam", {}), ("sgd", {"momentum": 0.9})])
-    def test_names_that_look_like_paths(self, name, options, tmp_path):
-        def build():
-            params = mx.gluon.ParameterDict()
-            for each in ("a", "a/0", "@header", "b", "b.npy", "ünï ☃", "@optimizer/lr", "../up"):
-                params.get(each, shape=(2,), init=mx.init.One())
-            params.initialize()
-            return params, MultiLRTrainer(params, name, options)
-
-        params, trainer = build()
-        with mx.autograd.record():
-            loss = sum((i + 1) * param.data().sum() for i, param in enumerate(params.values()))
-        loss.backward()
-        trainer.step(1)
-        trainer.save_states(tmp_path / "states")
-        others, fresh = build()
-        fresh.load_states(tmp_path / "states")
-        assert fingerprint(trainer, params)["states"] == fingerprint(fresh, others)["states"]
-        with np.load(str(tmp_path / "states")) as file:
-            read = {key: file[key].tobytes() for key in file.files}
-        assert len(read) == 1 + 8 * (2 if name == "adam" else 1)
-        if name == "sgd":
-            assert len({read["b"], read["b%2Enpy"], read["a%2F0"], read["a"]}) == 4
-
-    def test_missing_left_over_and_of_another_shape(self, tmp_path):
-        net = nn.HybridSequential(prefix="net_")
-        with net.name_scope():
-            net.add(nn.Dense(4, in_units=3), nn.Dense(5, in_units=4), nn.Dense(1, in_units=5))
-        net.initialize()
-        MultiLRTrainer([net[0], net[1]], "sgd", {"momentum": 0.9}).save_states(tmp_path / "states")
-        run = Run("sgd", {"momentum": 0.9}, spec=lambda net: [net[0].weight, net[1], net[2]])
-        before = fingerprint(run.trainer, run.net)
-        with pytest.raises(ValueError, match="does not fit this trainer") as refused:
-            run.trainer.load_states(tmp_path / "states")
-        message = str(refused.value)
-        assert "not in the file: net_batchnorm0_beta, net_batchnorm0_gamma, net_batchnorm0_running_mean" in message
-        assert "in the file, not in this trainer: net_dense0_bias" in message
-        assert "net_dense1_weight (float32 (5, 4) in the file, float32 (2, 4) in this trainer)" in message
-        assert "partial=True" in message
-        assert fingerprint(run.trainer, run.net) == before
-        left = run.trainer.load_states(tmp_path / "states", partial=True)
-        assert set(left) == {
-            *("net_batchnorm0_" + name for name in ("beta", "gamma", "running_mean", "running_var")),
-            *("net_dense0_bias", "net_dense1_weight", "net_dense1_bias"),
-        }
-        assert left["net_dense0_bias"] == "not in this trainer"
-
-    def test_another_prefix_is_recognized(self, tmp_path):
-        one, other = mlp(prefix="net0_"), mlp(prefix="net1_")
-        MultiLRTrainer(one, "sgd").save_states(tmp_path / "states")
-        trainer = MultiLRTrainer(other, "sgd")
-        with pytest.raises(ValueError, match=r"net1_dense0_bias.*net0_dense0_bias.*prefix="):
-            trainer.load_states(tmp_path / "states")
-        with pytest.raises(ValueError, match="No Parameter is in both"):
-            trainer.load_states(tmp_path / "states", partial=True)
-
-
-class TestPartial:
-    @pytest.mark.parametrize("name", ["lbsgd", "adam", "sgd"])
-    def test_what_is_left_out_keeps_its_own(self, name, tmp_path):
-        params = {"learning_rate": 0.05, **({"momentum": 0.9} if name != "adam" else {})}
-        part = Run(name, params, spec=lambda net: net[0])
-        part.trainer.set_lr_mult({part.net[0]: 0.5})
-        for _ in range(2):
-            with mx.autograd.record():
-                loss = (part.net[0](mx.nd.ones((2, 3))) ** 2).sum()
-            loss.backward()
-            part.trainer.step(2)
-        part.trainer.save_states(tmp_path / "states")
-        whole = Run(name, params, spec=lambda net: [net[2].weight, net[0].bias, net[0].weight, net[2].bias])
-        whole.train(0, 3)
-        mine = fingerprint(whole.trainer, whole.net)
-        left = whole.trainer.load_states(tmp_path / "states", partial=True)
-        theirs, now = fingerprint(part.trainer, part.net), fingerprint(whole.trainer, whole.net)
-        assert left == dict.fromkeys(["net_dense1_weight", "net_dense1_bias"], "not in the file")
-        for kind in ("states", "counts", "multipliers", "by parameter"):
-            kept = {key: value for key, value in mine[kind].items() if "dense1" in str(key)}
-            assert now[kind] == {**kept, **theirs[kind]}, kind
-            assert kept or kind == "by parameter"
-        whole.train(3, 2)
-
-    def test_the_other_way_round(self, tmp_path):
-        whole = Run("sgd", {"momentum": 0.9}, spec=lambda net: net)
-        whole.train(0, 3)
-        whole.save(tmp_path)
-        part = Run("sgd", {"momentum": 0.9}, spec=lambda net: net[0])
-        left = part.trainer.load_states(tmp_path / "states", partial=True)
-        assert set(left) == {name for name in whole.net.collect_params() if "dense0" not in name}
-        theirs, now = fingerprint(whole.trainer, whole.net), fingerprint(part.trainer, part.net)
-        assert now["states"] == {name: state for name, state in theirs["states"].items() if "dense0" in name}
-
 
 class TestMultipliers:
     def test_frozen_and_unfrozen_whatever_the_groups_say(self, tmp_path):
@@ -664,18 +498,6 @@ class TestSettings:
         without.load(tmp_path, keep="loss_scale")
         build(False).save(tmp_path)
         build(True).load(tmp_path)
-
-    @pytest.mark.parametrize(
-        "thing",
-        [lambda: 0, object(), {1, 2}, mx.optimizer.SGD(), {(1, 2): 3}, 10**400],
-        ids=["function", "object", "set", "optimizer", "tuple for a key", "huge number"],
-    )
-    def test_what_cannot_be_saved_is_named(self, thing, tmp_path):
-        run = Run("sgd", {})
-        run.trainer.optimizer.gadget = thing
-        with pytest.raises(TypeError, match="gadget of optimizer SGD cannot be saved"):
-            run.trainer.save_states(tmp_path / "states")
-        assert not list(tmp_path.iterdir())
 
     def test_attribute_of_another_version_of_the_class(self, tmp_path):
         self.saved(tmp_path)

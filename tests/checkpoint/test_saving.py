@@ -1,0 +1,259 @@
+"""What `save_states` writes: every value that can be read again, by name, and nothing that cannot."""
+
+import functools
+import json
+
+import mxnet as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mxnet.contrib.amp.loss_scaler import LossScaler
+from mxnet.optimizer import Optimizer
+
+from checkpoint_support import Run, replace_entry
+from multitrainer import MultiLRTrainer
+from multitrainer.checkpoint import encoding
+from support import bits, fingerprint, mlp, moved, snapshot
+from value_trees import TREES
+
+
+def test_saving_changes_nothing(tmp_path):
+    runs = [Run("adam", {}, scheduler="cosine") for _ in range(2)]
+    runs[0].train(0, 3)
+    runs[1].train(0, 2)
+    runs[1].save(tmp_path).train(2, 1)
+    assert fingerprint(runs[0].trainer, runs[0].net) == fingerprint(runs[1].trainer, runs[1].net)
+
+
+def test_saved_again_without_a_step_between(tmp_path):
+    run = Run("adam", {}, scheduler="poly")
+    run.train(0, 3)
+    run.save(tmp_path)
+    saved = (tmp_path / "states").read_bytes()
+    Run("adam", {}, scheduler="poly").load(tmp_path).save(tmp_path)
+    assert (tmp_path / "states").read_bytes() == saved
+
+
+def test_readable_with_numpy_alone(tmp_path):
+    run = Run("adam", {"wd": 0.01}, scheduler="cosine")
+    run.train(0, 2)
+    run.save(tmp_path)
+    with np.load(str(tmp_path / "states"), allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    header = json.loads(arrays.pop("@header").item())
+    states = run.trainer._updaters[0].states
+    index = [param.name for param in run.trainer._params].index("net_dense1_weight")
+    for i in range(2):
+        assert (arrays.pop(f"net_dense1_weight/{i}") == states[index][i].asnumpy()).all()
+    assert {key.split("/")[0] for key in arrays} < set(header["parameters"])
+    assert header["parameters"]["net_dense0_weight"]["frozen"] is True
+    assert header["optimizer"]["class"] == "Adam"
+    assert header["optimizer"]["attributes"]["wd"] == 0.01
+    assert (header["num_update"], header["groups"]) == (2, ["net", "0"])
+    assert header["lr_scheduler"]["object"][0] == "CosineScheduler"
+
+
+def test_sgd_momentum_is_under_the_name_itself(tmp_path):
+    run = Run("sgd", {"momentum": 0.9})
+    run.train(0, 2)
+    run.save(tmp_path)
+    with np.load(str(tmp_path / "states")) as file:
+        assert file["net_dense1_weight"].shape == (2, 4)
+
+
+@pytest.mark.parametrize(("name", "options"), [("adam", {}), ("sgd", {"momentum": 0.9})])
+def test_names_that_look_like_paths(name, options, tmp_path):
+    def build():
+        params = mx.gluon.ParameterDict()
+        for each in ("a", "a/0", "@header", "b", "b.npy", "ünï ☃", "@optimizer/lr", "../up"):
+            params.get(each, shape=(2,), init=mx.init.One())
+        params.initialize()
+        return params, MultiLRTrainer(params, name, options)
+
+    params, trainer = build()
+    with mx.autograd.record():
+        loss = sum((i + 1) * param.data().sum() for i, param in enumerate(params.values()))
+    loss.backward()
+    trainer.step(1)
+    trainer.save_states(tmp_path / "states")
+    others, fresh = build()
+    fresh.load_states(tmp_path / "states")
+    assert fingerprint(trainer, params)["states"] == fingerprint(fresh, others)["states"]
+    with np.load(str(tmp_path / "states")) as file:
+        read = {key: file[key].tobytes() for key in file.files}
+    assert len(read) == 1 + 8 * (2 if name == "adam" else 1)
+    if name == "sgd":
+        assert len({read["b"], read["b%2Enpy"], read["a%2F0"], read["a"]}) == 4
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [lambda: 0, object(), {1, 2}, mx.optimizer.SGD(), {(1, 2): 3}, 10**400],
+    ids=["function", "object", "set", "optimizer", "tuple for a key", "huge number"],
+)
+def test_what_cannot_be_saved_is_named(thing, tmp_path):
+    run = Run("sgd", {})
+    run.trainer.optimizer.gadget = thing
+    with pytest.raises(TypeError, match="gadget of optimizer SGD cannot be saved"):
+        run.trainer.save_states(tmp_path / "states")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.arange(3, dtype=">f4"),
+        np.arange(3, dtype=">i8"),
+        np.arange(6, dtype="float16").reshape(2, 3).T,
+        np.array(3.0),
+        np.float64("nan"),
+        {10**299: mx.nd.ones((1,))},
+        {"\udc80": mx.nd.ones((2,)), "\udc80/0": 3},
+        [[[[[[1], None]]]]],
+        "x" * 1000,
+    ],
+    ids=lambda value: str(value)[:20].encode("ascii", "replace").decode(),
+)
+def test_unusual_values(value, tmp_path):
+    def build():
+        net = mlp()
+        trainer = MultiLRTrainer(net, "sgd")
+        return net, trainer
+
+    _, trainer = build()
+    trainer.optimizer.thing = value
+    trainer.save_states(tmp_path / "states")
+    _, fresh = build()
+    fresh.load_states(tmp_path / "states")
+    found = fresh.optimizer.thing
+    if isinstance(value, np.ndarray):
+        value = value.astype(value.dtype.newbyteorder("="))
+    assert bits(found) == bits(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {10**300: 1},
+        {10**400: 1},
+        10**5000,
+        {-(10**300): mx.nd.ones((1,))},
+        functools.reduce(lambda a, _: [a], range(99), 0),
+    ],
+    ids=["key", "long key", "number", "negative key", "deep"],
+)
+def test_what_could_not_be_read_is_not_written(value, tmp_path):
+    trainer = MultiLRTrainer(mlp(), "sgd")
+    trainer.optimizer.thing = value
+    with pytest.raises(TypeError, match="thing of optimizer SGD cannot be saved"):
+        trainer.save_states(tmp_path / "states")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_loss_scales_that_are_no_numbers(value, tmp_path):
+    trainer, fresh = (MultiLRTrainer(mlp(), "sgd") for _ in range(2))
+    trainer._amp_loss_scaler, fresh._amp_loss_scaler = LossScaler(), LossScaler()
+    trainer.save_states(tmp_path / "good")
+    trainer._amp_loss_scaler._loss_scale = value
+    with pytest.raises(ValueError, match="_loss_scale of AMP's loss scaler is"):
+        trainer.save_states(tmp_path / "states")
+    node = encoding.Encoder().encode(value, "x")
+    replace_entry(tmp_path / "good", tmp_path / "bad", ["loss_scaler", "_loss_scale"], node)
+    with pytest.raises(ValueError, match=r"is damaged.*_loss_scale of AMP's loss scaler is"):
+        fresh.load_states(tmp_path / "bad")
+    assert vars(fresh._amp_loss_scaler) == vars(LossScaler())
+
+
+def test_statistics_may_be_no_numbers(tmp_path):
+    """As those of a training that diverged."""
+
+    def build():
+        trainer = MultiLRTrainer(mlp(), "sgd")
+        trainer.optimizer.best, trainer.optimizer.loss = float("inf"), 1.0
+        return trainer
+
+    trainer = build()
+    trainer.optimizer.loss = float("nan")
+    trainer.save_states(tmp_path / "states")
+    fresh = build()
+    fresh.load_states(tmp_path / "states")
+    assert bits([fresh.optimizer.best, fresh.optimizer.loss]) == bits([float("inf"), float("nan")])
+
+
+@pytest.mark.parametrize("field", ["lr_mult", "wd_mult"])
+def test_negative_multipliers(field, tmp_path):
+    """A file brings none that the trainer does not have: a Parameter may come with one, as under stock."""
+    net = mlp()
+    setattr(net[0].weight, field, -1.0)
+    trainer = MultiLRTrainer(net, "sgd")
+    trainer.save_states(tmp_path / "states")
+    other = mlp()
+    fresh = MultiLRTrainer(other, "sgd")
+    with pytest.raises(
+        ValueError, match=rf"the {field} of 'net_dense0_weight' is -1.0; a multiplier must be 0 or more"
+    ):
+        fresh.load_states(tmp_path / "states")
+    third = mlp()
+    setattr(third[0].weight, field, -1.0)
+    again = MultiLRTrainer(third, "sgd")
+    again.load_states(tmp_path / "states")
+    assert getattr(third[0].weight, field) == -1.0
+    assert not moved(snapshot(net), snapshot(third))
+
+
+class Blank(Optimizer):
+    """Keeps what it is given; a state may hold anything."""
+
+    def create_state(self, index, weight):
+        return []
+
+
+def identities(value, found):
+    """Return the same numbers for two trees of which the same parts are one object."""
+    if isinstance(value, (mx.nd.NDArray, np.ndarray, list, dict)):
+        yield found.setdefault(id(value), len(found))
+    if isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from identities(part, found)
+
+
+@st.composite
+def webs(draw):
+    """Draw attributes and states that share arrays, lists and dicts."""
+    pool = draw(st.lists(TREES, min_size=1, max_size=3))
+    part = st.sampled_from(pool) | TREES
+    kept = (
+        st.lists(part, max_size=3) | st.dictionaries(st.integers(0, 3) | st.text(max_size=2), part, max_size=3) | part
+    )
+    names = st.sampled_from(["one", "other", "third"])
+    return draw(st.dictionaries(names, kept, max_size=3)), draw(
+        st.dictionaries(st.integers(0, 3), st.lists(part, max_size=3), max_size=4)
+    )
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(web=webs())
+def test_random_webs_come_back(web, tmp_path_factory):
+    """Bit for bit and type for type, and what was one object is one again; the file is the same when saved again."""
+    attributes, states = web
+    path = tmp_path_factory.getbasetemp() / "webs"
+    trainers = []
+    for _ in range(2):
+        trainer = MultiLRTrainer(mlp(batchnorm=False), Blank(learning_rate=0.1))
+        trainer._init_kvstore()
+        trainers.append(trainer)
+    trainer, fresh = trainers
+    vars(trainer.optimizer).update(attributes)
+    trainer._updaters[0].states.update(states)
+    trainer._updaters[0].states_synced.update(dict.fromkeys(states, True))
+    trainer.save_states(path)
+    saved = path.read_bytes()
+    fresh.load_states(path)
+    found = {name: getattr(fresh.optimizer, name) for name in attributes}, fresh._updaters[0].states
+    assert bits(found) == bits((attributes, dict(sorted(states.items()))))
+    expected = attributes, dict(sorted(states.items()))
+    assert list(identities(found, {})) == list(identities(expected, {}))
+    fresh.save_states(path)
+    assert path.read_bytes() == saved
