@@ -44,6 +44,7 @@ _DIRECTORY_ENTRY_BYTES = 46  # without the name of the member
 _PICKLE_SIGNATURE = b"\x80"
 
 _NPY_PREFIX = 10  # bytes of an .npy file before its description; the last two are the length of the description
+_MAX_NPY_HEADER = 128  # bytes, of a text
 
 # What zipfile and struct raise for malformed bytes.
 _UNREADABLE = (
@@ -206,11 +207,11 @@ class Reader:
 
     def _read_header(self) -> Any:
         length = self._members[HEADER].file_size if HEADER in self._members else 0
-        if length > MAX_HEADER_BYTES:
+        if length > MAX_HEADER_BYTES + _MAX_NPY_HEADER:
             raise self.damaged(f"its header takes {length:,} bytes")
         npy_header, data = self._read_member(HEADER)
         text = data.tobytes()
-        if not text or not _same_npy_header(npy_header, _npy_header(np.dtype(f"S{len(text)}"), ())):
+        if not _same_npy_header(npy_header, _npy_header(np.dtype(f"S{len(text)}"), ())):
             raise self.damaged("its header is not text")
         try:
             return _parse_json(text)

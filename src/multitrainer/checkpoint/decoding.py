@@ -97,8 +97,9 @@ class Decoder:
         number = self.decode(node, path) if kind_and_content(node)[0] in ("plain", "float") else None
         if not isinstance(number, (bool, int, float)):
             raise self._reader.damaged(f"{path!r} is not a number")
+        scalar_type = self._dtype(dtype, path).type
         try:
-            return self._dtype(dtype, path).type(number)
+            return scalar_type(number)
         except (OverflowError, ValueError) as error:
             raise self._reader.damaged(f"{path!r} is not of dtype {dtype}") from error
 
