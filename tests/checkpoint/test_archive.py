@@ -336,9 +336,10 @@ class TestReader:
             (lambda data: data[:-2] + b"\1\0", "it does not end like an .npz file"),
             (lambda data: data[:-10] + struct.pack("<LLH", (4 << 20) + 1, 0, 0), "its directory takes 4,194,305 bytes"),
             (lambda data: with_end64(data, (4 << 20) + 1), "its directory takes 4,194,305 bytes"),
+            (lambda data: data.replace(b"PK\1\2", b"PK\1\3"), "is damaged.*Bad magic number for central directory"),
             (lambda data: pickle.dumps({}), r"looks like a pickle.*load_states\(fname, allow_pickle=True\)"),
         ],
-        ids=range(8),
+        ids=range(9),
     )
     def test_bad_ends_of_the_zip_file_are_refused(self, change, reason, path):
         path.write_bytes(change(path.read_bytes()))
