@@ -1,4 +1,4 @@
-"""Networks and trainers that are saved and restored, and files that are changed by hand."""
+"""Networks and trainers that are saved and restored, and files whose header is changed."""
 
 import json
 
@@ -19,7 +19,7 @@ SCHEDULERS = {
 
 
 class Run:
-    """A network and its trainer, as a script that is started again builds them: the first layer begins frozen."""
+    """A network and its trainer, built in the same way every time; the first layer is frozen unless `spec` differs."""
 
     def __init__(self, name, params, ctx=None, hybridize=False, scheduler=None, spec=None, **stores):
         self.ctx = ctx
@@ -61,7 +61,7 @@ def saved_and_loaded(folder, build, steps=3, between=None):
 
 
 def resumes(folder, build, **options):
-    """Whether training goes on as if it had not been stopped."""
+    """Whether a resumed training takes the same steps as one that was not stopped."""
     (net, trainer), (other, fresh) = saved_and_loaded(folder, build, **options)
     assert fingerprint(trainer, net) == fingerprint(fresh, other)
     goes_on = same(train(net, trainer, batches(3, seed=8)), train(other, fresh, batches(3, seed=8)))

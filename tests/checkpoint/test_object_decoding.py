@@ -17,11 +17,11 @@ class Warming:
     """A schedule whose rate depends on how often it was called."""
 
     def __init__(self, rates=(0.1, 0.05, 0.02, 0.01)):
-        self.rates, self.asked = list(rates), 0
+        self.rates, self.calls = list(rates), 0
 
     def rate(self, num_update):
-        self.asked += 1
-        return self.rates[self.asked % len(self.rates)]
+        self.calls += 1
+        return self.rates[self.calls % len(self.rates)]
 
 
 class TestMethodsForSchedulers:

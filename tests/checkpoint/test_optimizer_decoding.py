@@ -1,4 +1,4 @@
-"""What an optimizer of any kind keeps comes back as it was: arrays, what shares them, keys, and what counts."""
+"""Attributes and states of any optimizer are restored: what shares arrays, and dicts by index of the Parameters."""
 
 import types
 
@@ -14,7 +14,7 @@ from support import CONTEXTS, batches, bits, fingerprint, mlp, same, snapshot, t
 
 
 class Averaging(Optimizer):
-    """Keeps an average of each weight, which it begins with the state."""
+    """Keeps an average of each weight, which `create_state` creates."""
 
     def __init__(self, kind="apart", **kwargs):
         super().__init__(**kwargs)
@@ -38,11 +38,11 @@ class Averaging(Optimizer):
 
 
 class TestSharedWithTheState:
-    """What create_state keeps on the optimizer, and arrays that are state and attribute at once."""
+    """Arrays that `create_state` puts into attributes, and arrays that are both state and attribute."""
 
     @pytest.mark.parametrize("before", [None, without_shared], ids=["", "older file"])
     @pytest.mark.parametrize("kind", ["apart", "one", "nested", "rebound"])
-    def test_what_create_state_keeps_is_not_lost(self, kind, before, tmp_path):
+    def test_attributes_that_create_state_changes_are_restored(self, kind, before, tmp_path):
         def build():
             net = mlp()
             return net, MultiLRTrainer([net, (net[1], 0.5)], Averaging(kind, learning_rate=0.1))
@@ -50,7 +50,7 @@ class TestSharedWithTheState:
         assert resumes(tmp_path, build, between=before)
 
     @pytest.mark.parametrize("before", [None, without_shared], ids=["", "older file"])
-    def test_one_object_is_one_object_again(self, before, tmp_path):
+    def test_a_shared_object_is_shared_again(self, before, tmp_path):
         def build():
             net = mlp()
             return net, MultiLRTrainer(net, Averaging("nested", learning_rate=0.1))
@@ -62,8 +62,8 @@ class TestSharedWithTheState:
             assert state[0] is optimizer.average[index]
             assert state[1] is optimizer.average
 
-    def test_two_are_two_again(self, tmp_path):
-        """As they were when saved, though a new optimizer would make one of them."""
+    def test_separate_objects_stay_separate(self, tmp_path):
+        """As they were when saved, although a new optimizer would share them."""
 
         def build():
             net = mlp()
@@ -73,7 +73,7 @@ class TestSharedWithTheState:
         for index, state in fresh._updaters[0].states.items():
             assert state[0] is not fresh.optimizer.average[index]
 
-    def test_a_refused_file_changes_nothing_that_create_state_would(self, tmp_path):
+    def test_a_refused_file_does_not_change_what_create_state_would(self, tmp_path):
         def build():
             net = mlp()
             return net, MultiLRTrainer(net, Averaging("one", learning_rate=0.1))
@@ -92,7 +92,7 @@ class TestSharedWithTheState:
             assert fingerprint(trainer, net) == before
             assert all(trainer.optimizer.average[index] is array for index, array in kept.items())
 
-    def test_keep_what_create_state_would_make(self, tmp_path):
+    def test_keep_an_attribute_that_create_state_changes(self, tmp_path):
         net = mlp()
         trainer = MultiLRTrainer(net, Averaging("apart", learning_rate=0.1))
         train(net, trainer, batches(3))
@@ -104,7 +104,7 @@ class TestSharedWithTheState:
 
     @pytest.mark.parametrize("before", [None, without_shared], ids=["", "older file"])
     @pytest.mark.parametrize("kind", ["apart", "one"])
-    def test_in_part_and_in_another_order(self, kind, before, tmp_path):
+    def test_partial_and_in_another_order(self, kind, before, tmp_path):
         net = mlp()
         trainer = MultiLRTrainer(net, Averaging(kind, learning_rate=0.1))
         train(net, trainer, batches(3))
@@ -123,7 +123,7 @@ class TestSharedWithTheState:
             assert (fresh._updaters[0].states[index] is array) == (kind == "one")
 
     def test_two_contexts(self, tmp_path):
-        """The array is the state on the second, which was made last; the first has equal ones."""
+        """The attribute is the state of the second context, which was created last, and equals that of the first."""
 
         def build():
             net = mlp(CONTEXTS, batchnorm=False)
@@ -148,7 +148,7 @@ class TestSharedWithTheState:
 
 
 class Tallying(Optimizer):
-    """Keeps its state in NumPy arrays, lists and dicts, and changes them in place."""
+    """Has NumPy arrays, lists and dicts for states, and changes them in place."""
 
     def create_state(self, index, weight):
         return np.zeros(weight.shape, "float32"), {"log": [0]}
@@ -163,7 +163,7 @@ class Tallying(Optimizer):
 
 
 def test_each_context_has_states_of_its_own(tmp_path):
-    """Those that are NumPy arrays, too, which an update on one context would change for the other."""
+    """NumPy arrays too: an update on one context must not change the other."""
 
     def build():
         net = mlp(CONTEXTS, batchnorm=False)
@@ -188,7 +188,7 @@ def test_each_context_has_states_of_its_own(tmp_path):
 
 
 class Phased(Optimizer):
-    """Has a factor for each phase of the training, under a whole number."""
+    """Has a factor for each phase of the training, in a dict with integer keys."""
 
     def __init__(self, factors=None, **kwargs):
         super().__init__(**kwargs)
@@ -203,7 +203,7 @@ class Phased(Optimizer):
 
 
 class Selective(Optimizer):
-    """Keeps something by index for those alone that have two axes."""
+    """Has an attribute by index, for weights of two axes only."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -219,8 +219,8 @@ class Selective(Optimizer):
         weight[:] -= self._get_lr(index) * grad * self.rescale_grad / (1 + self.norms.get(index, 0))
 
 
-class TestWholeNumbersForKeys:
-    """A dict by index of the Parameters, and one that only looks like it."""
+class TestIntegerKeys:
+    """Dicts by index of the Parameters, and dicts that only look like these."""
 
     def dense(self, turned=False):
         mx.random.seed(3)
@@ -244,7 +244,7 @@ class TestWholeNumbersForKeys:
             assert list(fresh.optimizer.factors.items()) == list(factors.items())
 
     @pytest.mark.parametrize("factors", FACTORS, ids=str)
-    def test_phases_of_the_file_win_where_the_order_is_the_same(self, factors, tmp_path):
+    def test_the_file_wins_if_the_order_is_the_same(self, factors, tmp_path):
         net, params = self.dense()
         trainer = MultiLRTrainer(params, Phased(factors, learning_rate=0.1))
         train(net, trainer, batches(2))
@@ -255,7 +255,7 @@ class TestWholeNumbersForKeys:
         assert list(fresh.optimizer.factors.items()) == list(factors.items())
 
     @pytest.mark.parametrize("factors", [{1: 0.5, 0: 1.0}, {0: 1.0}], ids=str)
-    def test_what_could_be_either_is_refused_in_another_order(self, factors, tmp_path):
+    def test_an_ambiguous_dict_is_refused_in_another_order(self, factors, tmp_path):
         net, params = self.dense()
         trainer = MultiLRTrainer(params, Phased(factors, learning_rate=0.1))
         train(net, trainer, batches(2))
@@ -267,7 +267,7 @@ class TestWholeNumbersForKeys:
         fresh.load_states(tmp_path / "states", keep="factors")
         assert fresh.optimizer.factors == {0: 7.0, 1: 8.0}
 
-    def test_by_index_for_some_only(self, tmp_path):
+    def test_a_dict_by_index_of_some_parameters(self, tmp_path):
         def build(turned):
             net = mlp()
             params = list(net.collect_params().values())[:: -1 if turned else 1]
@@ -289,7 +289,7 @@ class TestWholeNumbersForKeys:
 
 
 class Keeping(Optimizer):
-    """Keeps whatever it is told to, as attribute and as state, from its first update on."""
+    """Has states of any kind, which its first update may change."""
 
     def __init__(self, states=None, later=None, **kwargs):
         super().__init__(**kwargs)
@@ -329,7 +329,7 @@ class TestWhatIsSavedCanBeLoaded:
             (lambda: ([0], {}), lambda state: (state[0].append(3), state[1].update(a=4))),
         ],
     )
-    def test_states_that_change_what_they_hold(self, made, become, tmp_path):
+    def test_states_whose_parts_change_their_kind(self, made, become, tmp_path):
         def build():
             net = mlp()
             return net, MultiLRTrainer(net, Keeping((made, become), learning_rate=0.1))

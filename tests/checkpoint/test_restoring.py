@@ -1,4 +1,4 @@
-"""Stop anywhere, resume bit for bit: what `save_states` writes and `load_states` goes on from."""
+"""Stop anywhere, resume bit for bit: `load_states` restores everything that training depends on."""
 
 import collections
 import pickle
@@ -17,7 +17,7 @@ from support import CONTEXTS, batches, fingerprint, mlp, moved, same, snapshot, 
 
 
 def scheduled_variants():
-    """Every optimizer and setting with one of the schedulers, SGD with momentum with each of them."""
+    """Yield every optimizer and setting with one of the schedulers, and SGD with momentum with each of them."""
     names = list(SCHEDULERS)
     for i, variant in enumerate(variants()):
         every = variant.id == "sgd-momentum, wd"
@@ -26,7 +26,7 @@ def scheduled_variants():
 
 
 class TestResume:
-    """Train 5, save, train 4 is train 5, save; then anew: load, train 4. A layer is unfrozen before, and one frozen."""
+    """Train 5 steps, save, train 4 equals load, train 4. Before, a layer is unfrozen and another one is frozen."""
 
     @pytest.mark.parametrize("hybridize", [False, True], ids=["", "hybridized"])
     @pytest.mark.parametrize(("name", "label", "params", "scheduler"), scheduled_variants())
@@ -56,14 +56,14 @@ class TestResume:
         assert any(key.startswith("net_dense0") for key in weights(moved(then[0], then[-1])))
 
     @pytest.mark.parametrize("spec", [lambda net: net, lambda net: [net, (net[0], 0)]], ids=["free", "frozen"])
-    def test_the_count_of_updates_goes_on_as_it_went(self, spec, tmp_path):
-        """Once something was frozen, updates are counted another way, to which lbsgd's scheduler is sensitive."""
+    def test_updates_are_counted_as_before(self, spec, tmp_path):
+        """After a freeze, updates are counted another way, and the scheduler of lbsgd depends on that."""
         first = Run("lbsgd", {}, scheduler="poly", spec=lambda net: net)
         first.train(0, 3)
         then = first.save(tmp_path).train(3, 3)
         assert same(then, Run("lbsgd", {}, scheduler="poly", spec=spec).load(tmp_path).train(3, 3))
 
-    def test_into_the_trainer_that_went_on(self, tmp_path):
+    def test_into_a_trainer_that_trained_longer(self, tmp_path):
         run = Run("nadam", {"wd": 0.01}, scheduler="factor")
         run.train(0, 5)
         then = run.save(tmp_path).train(5, 3)
@@ -126,7 +126,7 @@ class TestKindsOfState:
 
     @pytest.mark.parametrize("name", ["sgd", "adam", "adagrad", "ftrl"])
     def test_row_sparse(self, name, tmp_path):
-        """Weights that live on the kvstore, of which each step touches some rows."""
+        """Weights on the kvstore, and steps that update some of their rows."""
 
         def build():
             params = mx.gluon.ParameterDict()
@@ -197,7 +197,7 @@ class TestKindsOfState:
 
 
 class Hoarder(Optimizer):
-    """Keeps something of every kind."""
+    """Has attributes and states of every kind."""
 
     State = collections.namedtuple("State", "momentum notes")
 
@@ -240,7 +240,7 @@ class TestContexts:
 
     @pytest.mark.parametrize("update_on_kvstore", [True, False])
     def test_saved_on_one_loaded_on_two(self, update_on_kvstore, tmp_path):
-        """Stock leaves the update count of the second at 0, where adam's correction then parts the weights."""
+        """Stock leaves the update count of the second at 0, so that adam's correction makes the weights differ."""
         one = Run("adam", {}, ctx=CONTEXTS[:1], spec=lambda net: net)
         one.train(0, 3)
         one.save(tmp_path)
@@ -253,14 +253,14 @@ class TestContexts:
 
     @pytest.mark.parametrize(("one", "other"), [(0, 1), (1, 0), (1, 1)])
     def test_another_device(self, one, other, tmp_path):
-        """Whose counts are in a table of its own."""
+        """Each device has update counts of its own."""
         first = Run("adam", {}, ctx=[mx.cpu(one)])
         first.train(0, 3)
         then = first.save(tmp_path).train(3, 3)
         assert same(then, Run("adam", {}, ctx=[mx.cpu(other)]).load(tmp_path).train(3, 3))
 
-    def test_stock_parts_there(self, tmp_path):
-        """Guard the guard."""
+    def test_the_weights_differ_under_stock(self, tmp_path):
+        """Show that the test above can fail."""
         one = Run("adam", {}, spec=lambda net: net)
         one.train(0, 3)
         Trainer.save_states(one.trainer, str(tmp_path / "states"))
@@ -309,7 +309,7 @@ class TestMultipliers:
         unfreeze(fresh.net[2])
         assert (fresh.net[2].bias.grad_req, fresh.net[2].bias.lr_mult) == ("add", 1)
 
-    def test_gradient_that_the_user_took_away_stays_away(self, tmp_path):
+    def test_a_gradient_that_the_user_switched_off_stays_off(self, tmp_path):
         def build():
             run = Run("sgd", {}, spec=lambda net: net)
             run.net[0].collect_params().setattr("grad_req", "null")
@@ -321,7 +321,7 @@ class TestMultipliers:
         other = build().load(tmp_path)
         assert (other.net[0].weight.grad_req, other.net[0].weight.lr_mult) == ("null", 1)
 
-    def test_assigned_and_not_yet_noticed(self, tmp_path):
+    def test_multipliers_assigned_since_the_last_step_are_saved(self, tmp_path):
         run = Run("sgd", {"wd": 0.01}, spec=lambda net: net)
         run.train(0, 1)
         run.net[1].collect_params().setattr("lr_mult", 0)
@@ -331,7 +331,7 @@ class TestMultipliers:
         assert (fresh.net[1].gamma.grad_req, fresh.net[0].weight.wd_mult) == ("null", 7)
         assert same(then, fresh.train(1, 2))
 
-    def test_schedules_go_on_by_the_clock_of_the_file(self, tmp_path):
+    def test_schedules_continue_from_the_update_of_the_file(self, tmp_path):
         def spec(net):
             return [
                 net,
@@ -423,7 +423,7 @@ class TestSettings:
         assert fresh.net[0].weight.lr_mult == (2 if "lr_mult" in keep else 0)
         fresh.train(3, 1)
 
-    def test_keep_what_there_is_not(self, tmp_path):
+    def test_keep_an_unknown_name(self, tmp_path):
         self.saved(tmp_path)
         fresh = Run("sgd", {})
         with pytest.raises(
@@ -431,7 +431,7 @@ class TestSettings:
         ):
             fresh.trainer.load_states(tmp_path / "states", keep="lerning_rate")
 
-    def test_keep_a_momentum_that_the_states_are_not_for(self, tmp_path):
+    def test_keep_a_momentum_that_does_not_fit_the_states(self, tmp_path):
         self.saved(tmp_path)
         fresh = Run("sgd", {})
         before = fingerprint(fresh.trainer, fresh.net)
@@ -478,7 +478,7 @@ class TestSettings:
             Run("adam", {}).trainer.load_states(tmp_path / "states")
 
     def test_amp(self, tmp_path):
-        """The loss scale comes back; a file that has one is refused without AMP, for it would begin anew in silence."""
+        """The loss scale is restored; without AMP, a file that has one is refused, not loaded without it."""
 
         def build(amp):
             run = Run("sgd", {})
@@ -509,7 +509,7 @@ class TestSettings:
 
 
 class TestStockFiles:
-    def test_need_allow_pickle(self, tmp_path):
+    def test_stock_files_need_allow_pickle(self, tmp_path):
         stock = mlp()
         trainer = Trainer(stock.collect_params(), "sgd", {"learning_rate": 0.3, "momentum": 0.9})
         train(stock, trainer, batches(3))
@@ -525,7 +525,7 @@ class TestStockFiles:
         assert (run.trainer.learning_rate, run.net[0].weight.lr_mult) == (0.3, 0.5)
         assert run.trainer.optimizer.num_update == 3
 
-    def test_ours_are_not_unpickled_even_then(self, tmp_path, monkeypatch):
+    def test_our_files_are_never_unpickled(self, tmp_path, monkeypatch):
         run = Run("adam", {})
         run.train(0, 2)
         then = run.save(tmp_path).train(2, 2)
@@ -557,7 +557,7 @@ def test_no_file(tmp_path):
         run.trainer.save_states(tmp_path)
 
 
-def test_a_link_goes_on_pointing_to_the_file(tmp_path):
+def test_a_symbolic_link_stays_a_link(tmp_path):
     run = Run("sgd", {})
     (tmp_path / "latest").symlink_to(tmp_path / "states")
     run.trainer.save_states(str(tmp_path / "latest"))

@@ -1,4 +1,4 @@
-"""What `save_states` writes: every value that can be read again, by name, and nothing that cannot."""
+"""`save_states` writes every value that can be restored, by name, and refuses every other."""
 
 import functools
 import json
@@ -26,7 +26,7 @@ def test_saving_changes_nothing(tmp_path):
     assert fingerprint(runs[0].trainer, runs[0].net) == fingerprint(runs[1].trainer, runs[1].net)
 
 
-def test_saved_again_without_a_step_between(tmp_path):
+def test_a_file_that_is_loaded_and_saved_again_is_the_same(tmp_path):
     run = Run("adam", {}, scheduler="poly")
     run.train(0, 3)
     run.save(tmp_path)
@@ -35,7 +35,7 @@ def test_saved_again_without_a_step_between(tmp_path):
     assert (tmp_path / "states").read_bytes() == saved
 
 
-def test_readable_with_numpy_alone(tmp_path):
+def test_numpy_can_read_the_file(tmp_path):
     run = Run("adam", {"wd": 0.01}, scheduler="cosine")
     run.train(0, 2)
     run.save(tmp_path)
@@ -54,7 +54,7 @@ def test_readable_with_numpy_alone(tmp_path):
     assert header["lr_scheduler"]["object"][0] == "CosineScheduler"
 
 
-def test_sgd_momentum_is_under_the_name_itself(tmp_path):
+def test_the_momentum_of_sgd_has_the_name_of_the_parameter(tmp_path):
     run = Run("sgd", {"momentum": 0.9})
     run.train(0, 2)
     run.save(tmp_path)
@@ -143,7 +143,7 @@ def test_unusual_values(value, tmp_path):
     ],
     ids=["key", "long key", "number", "negative key", "deep"],
 )
-def test_what_could_not_be_read_is_not_written(value, tmp_path):
+def test_a_value_that_could_not_be_loaded_is_not_saved(value, tmp_path):
     trainer = MultiLRTrainer(mlp(), "sgd")
     trainer.optimizer.thing = value
     with pytest.raises(TypeError, match="thing of optimizer SGD cannot be saved"):
@@ -152,7 +152,7 @@ def test_what_could_not_be_read_is_not_written(value, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
-def test_loss_scales_that_are_no_numbers(value, tmp_path):
+def test_loss_scales_that_are_not_valid_are_refused(value, tmp_path):
     trainer, fresh = (MultiLRTrainer(mlp(), "sgd") for _ in range(2))
     trainer._amp_loss_scaler, fresh._amp_loss_scaler = LossScaler(), LossScaler()
     trainer.save_states(tmp_path / "good")
@@ -166,8 +166,8 @@ def test_loss_scales_that_are_no_numbers(value, tmp_path):
     assert vars(fresh._amp_loss_scaler) == vars(LossScaler())
 
 
-def test_statistics_may_be_no_numbers(tmp_path):
-    """As those of a training that diverged."""
+def test_statistics_need_not_be_finite(tmp_path):
+    """They may be of a training that diverged."""
 
     def build():
         trainer = MultiLRTrainer(mlp(), "sgd")
@@ -184,7 +184,7 @@ def test_statistics_may_be_no_numbers(tmp_path):
 
 @pytest.mark.parametrize("field", ["lr_mult", "wd_mult"])
 def test_negative_multipliers(field, tmp_path):
-    """A file brings none that the trainer does not have: a Parameter may come with one, as under stock."""
+    """As under stock, a Parameter may have one; a file cannot set one that the trainer does not have already."""
     net = mlp()
     setattr(net[0].weight, field, -1.0)
     trainer = MultiLRTrainer(net, "sgd")
@@ -204,14 +204,14 @@ def test_negative_multipliers(field, tmp_path):
 
 
 class Blank(Optimizer):
-    """Keeps what it is given; a state may hold anything."""
+    """An optimizer whose attributes and states a test sets."""
 
     def create_state(self, index, weight):
         return []
 
 
 def identities(value, found):
-    """Return the same numbers for two trees of which the same parts are one object."""
+    """Number the objects of a tree, so that two trees have the same numbers if the same parts are one object."""
     if isinstance(value, (mx.nd.NDArray, np.ndarray, list, dict)):
         yield found.setdefault(id(value), len(found))
     if isinstance(value, (list, tuple, dict)):
@@ -236,7 +236,7 @@ def webs(draw):
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(web=webs())
 def test_random_webs_come_back(web, tmp_path_factory):
-    """Bit for bit and type for type, and what was one object is one again; the file is the same when saved again."""
+    """Bit for bit and type for type, with the same objects shared; saved again, the file is the same."""
     attributes, states = web
     path = tmp_path_factory.getbasetemp() / "webs"
     trainers = []

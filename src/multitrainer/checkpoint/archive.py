@@ -258,7 +258,7 @@ def _write_member(archive: zipfile.ZipFile, key: str, array: np.ndarray) -> int:
         stream.write(npy_header)
         if array.size:
             stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return _DIRECTORY_ENTRY_BYTES + len(member.filename.encode()) + len(member.extra)
+    return _DIRECTORY_ENTRY_BYTES + len(member.filename.encode())
 
 
 def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:

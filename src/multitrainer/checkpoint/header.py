@@ -25,7 +25,7 @@ FORMAT, VERSION = "multitrainer states", 1
 
 
 class Header(NamedTuple):
-    """The entries of a header, of which the type and nothing else was checked."""
+    """The entries of a header, whose types were checked."""
 
     parameters: dict[str, Any]  # name -> record
     num_update: int

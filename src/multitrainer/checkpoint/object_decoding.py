@@ -58,7 +58,7 @@ class ObjectDecoder:
     shared : SharedValues
         The values of the file so far.
     num_update : int
-        The last update before the file was saved, for which schedulers were asked.
+        The last update before the file was saved.
 
     Attributes
     ----------

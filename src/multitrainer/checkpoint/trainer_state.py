@@ -34,7 +34,7 @@ class TrainerState(NamedTuple):
 
 
 def has_index_keys(value: Any, count: int) -> bool:
-    """Whether `value` is a dict of which every key could be the index of one of `count` Parameters."""
+    """Whether `value` is a dict whose keys could all be indices of `count` Parameters."""
     return isinstance(value, dict) and all(type(i) is int and 0 <= i < count for i in value)
 
 
