@@ -116,10 +116,14 @@ def test_the_file_is_flushed_before_it_is_moved(tmp_path, monkeypatch):
 def test_a_block_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "states"
     path.write_bytes(b"old")
-    block = atomic.replacing(path)
-    block.__enter__().write_bytes(b"new")
+
+    def fail():
+        with atomic.replacing(path) as temporary:
+            temporary.write_bytes(b"new")
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        block.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        fail()
     assert path.read_bytes() == b"old"
     assert os.listdir(str(tmp_path)) == ["states"]
 
