@@ -13,8 +13,8 @@ from mxnet.optimizer import Optimizer
 
 from checkpoint_support import Run, replace_entry
 from multitrainer import MultiLRTrainer
-from multitrainer.checkpoint import encoding
-from support import bits, fingerprint, mlp, moved, snapshot
+from multitrainer.checkpoint import archive, encoding
+from support import CONTEXTS, bits, fingerprint, mlp, moved, snapshot
 from value_trees import TREES
 
 
@@ -257,3 +257,118 @@ def test_random_webs_come_back(web, tmp_path_factory):
     assert list(identities(found, {})) == list(identities(expected, {}))
     fresh.save_states(path)
     assert path.read_bytes() == saved
+
+
+def header_of(trainer, folder):
+    trainer.save_states(folder / "states")
+    with archive.Reader(folder / "states") as reader:
+        return reader.header
+
+
+class TestHeader:
+    def test_top_level_entries(self, tmp_path):
+        run = Run("adam", {"wd": 0.01}, scheduler="factor")
+        run.train(0, 2)
+        header = header_of(run.trainer, tmp_path)
+        assert list(header) == [
+            *("format", "version", "parameters", "groups", "num_update", "was_frozen", "optimizer", "lr_scheduler"),
+            *("loss_scaler", "shared"),
+        ]
+        assert (header["format"], header["version"], header["num_update"]) == ("multitrainer states", 1, 2)
+        assert (header["was_frozen"], header["loss_scaler"], header["shared"]) == (True, None, [])
+        assert header["lr_scheduler"]["object"][0] == "FactorScheduler"
+        attributes = header["optimizer"]["attributes"]
+        assert {"beta1", "lr", "wd"} <= attributes.keys()
+        assert not {"num_update", "lr_scheduler", "idx2name", "_multitrainer_filled"} & attributes.keys()
+
+    def test_records_of_parameters(self, tmp_path):
+        run = Run("adam", {}, spec=lambda net: [net, (net[0], 0), (net[2], lambda num_update: 1 / num_update)])
+        run.trainer.set_lr_mult({run.net[2].bias: 0.25})
+        run.train(0, 2)
+        records = header_of(run.trainer, tmp_path)["parameters"]
+        trained = {"grad_req": "write", "schedules": {}, "frozen": False, "wd_mult": 1.0, "updates": 2}
+        shape = {"shape": [2, 4], "dtype": "float32"}
+        state = {"tuple": [{"array": ["float32", [2, 4]]}] * 2}
+        expected = {
+            **trained,
+            **shape,
+            "lr_mult": 1 / 3,
+            "before": 1 / 3,
+            "schedules": {"lr_mult": "acts"},
+            "state": state,
+        }
+        assert records["net_dense1_weight"] == expected
+        assert records["net_dense1_bias"]["schedules"] == {"lr_mult": "ended"}
+        assert records["net_dense1_bias"]["before"] == 0.25
+        frozen = {"grad_req": "write", "schedules": {}, "frozen": True, "wd_mult": 1.0, "lr_mult": 0.0, "before": 1.0}
+        assert records["net_dense0_weight"] == {**frozen, "shape": [4, 3], "dtype": "float32"}
+        assert records["net_batchnorm0_running_mean"] == {"shape": [4], "dtype": "float32"}
+
+    def test_dicts_by_index_are_saved_by_name(self, tmp_path):
+        """If their keys are the Parameters that were updated, or those that have a state."""
+        run = Run("adam", {})
+        run.train(0, 1)
+        optimizer, names = run.trainer.optimizer, [param.name for param in run.trainer._params]
+        updated = list(run.trainer._updaters[0].states)
+        optimizer._all_index_update_counts[0].pop(updated[0])
+        optimizer.states, optimizer.counts = {i: [1] for i in updated}, dict.fromkeys(updated[1:], 2.5)
+        optimizer.some, optimizer.none, optimizer.items = {updated[0]: 3}, {}, [4]
+        saved = header_of(run.trainer, tmp_path)["optimizer"]
+        assert saved["by_parameter"] == {
+            "states": {names[i]: [1] for i in updated},
+            "counts": {names[i]: 2.5 for i in updated[1:]},
+        }
+        attributes = saved["attributes"]
+        assert [attributes[name] for name in ("some", "none", "items")] == [
+            {"dict": [[updated[0], 3]]},
+            {"dict": []},
+            [4],
+        ]
+
+    def test_paths_to_shared_objects(self, tmp_path):
+        run = Run("sgd", {"momentum": 0.9})
+        run.train(0, 1)
+        states, names = run.trainer._updaters[0].states, [param.name for param in run.trainer._params]
+        first = min(states)
+        run.trainer.optimizer.copies = copies = {index: [state] for index, state in states.items()}
+        run.trainer.optimizer.everything = [states[first], copies]
+        groups = {tuple(sorted(group)) for group in header_of(run.trainer, tmp_path)["shared"]}
+        assert ("@optimizer/copies", "@optimizer/everything/1") in groups
+        assert any(
+            {names[first], "@optimizer/everything/0", f"@optimizer/copies/{names[first]}/0"} <= {*g} for g in groups
+        )
+
+    def test_replicas_on_other_contexts_have_the_same_paths(self, tmp_path):
+        run = Run("sgd", {"momentum": 0.9}, ctx=CONTEXTS, update_on_kvstore=False)
+        run.train(0, 1)
+        index, state = min(run.trainer._updaters[1].states.items())
+        run.trainer.optimizer.last = state
+        assert header_of(run.trainer, tmp_path)["shared"] == [[run.trainer._params[index].name, "@optimizer/last"]] or (
+            header_of(run.trainer, tmp_path)["shared"] == [["@optimizer/last", run.trainer._params[index].name]]
+        )
+
+
+@pytest.mark.parametrize("field", ["lr_mult", "wd_mult"])
+def test_a_multiplier_that_is_not_finite_is_refused(field, tmp_path):
+    net = mlp()
+    setattr(net[0].weight, field, float("inf"))
+    trainer = MultiLRTrainer(net, "sgd")
+    with pytest.raises(
+        ValueError, match=f"{field} of Parameter 'net_dense0_weight' is inf; a multiplier must be finite"
+    ):
+        trainer.save_states(tmp_path / "states")
+
+
+def test_states_that_cannot_be_saved_are_named(tmp_path):
+    run = Run("sgd", {"momentum": 0.9})
+    run.train(0, 1)
+    run.trainer._updaters[0].states[min(run.trainer._updaters[0].states)] = {1, 2}
+    with pytest.raises(
+        TypeError, match=r"the state of Parameter '.*' under SGD cannot be saved: net.* of type set\. Numb"
+    ):
+        run.trainer.save_states(tmp_path / "states")
+    run.trainer._updaters[0].states.clear()
+    run.trainer._amp_loss_scaler = LossScaler()
+    run.trainer._amp_loss_scaler.thing = object()
+    with pytest.raises(TypeError, match="thing of AMP's loss scaler cannot be saved: @loss_scaler/thing is <object"):
+        run.trainer.save_states(tmp_path / "states")

@@ -30,10 +30,6 @@ class Source(NamedTuple):
     kept: set[str]  # attributes of the optimizer that keep the trainer's value
     objects: ObjectDecoder
 
-    def by_parameter(self) -> dict[str, Any]:
-        """Return the nodes of attributes that are dicts by Parameter name, but for those that are kept."""
-        return {name: nodes for name, nodes in self.header.by_parameter.items() if name not in self.kept}
-
 
 def decode_attributes(source: Source) -> dict[str, Any]:
     """Decode the optimizer's attributes, and add their update to those of ``source.objects``.
@@ -47,8 +43,11 @@ def decode_attributes(source: Source) -> dict[str, Any]:
     for name in source.kept:
         source.reader.skip(optimizer_path(name))
     current = {name: value for name, value in attributes_of(optimizer).items() if name not in ignored}
+    index_in_file = {param: i for i, param in enumerate(source.header.parameters)}
     by_index = {
-        name: _decode_by_index(source, name, nodes, current.get(name)) for name, nodes in source.by_parameter().items()
+        name: _decode_by_index(source, name, nodes, current.get(name), index_in_file)
+        for name, nodes in source.header.by_parameter.items()
+        if name not in source.kept
     }
     nodes = {name: node for name, node in source.header.optimizer_attributes.items() if name not in source.kept}
     others = {name: value for name, value in current.items() if name not in by_index}
@@ -61,9 +60,10 @@ def decode_attributes(source: Source) -> dict[str, Any]:
     return attributes
 
 
-def _decode_by_index(source: Source, name: str, nodes: Any, current: Any) -> dict[int, Any]:
+def _decode_by_index(
+    source: Source, name: str, nodes: Any, current: Any, index_in_file: Mapping[str, int]
+) -> dict[int, Any]:
     """Decode an attribute that the file has by Parameter name, as a dict by the indices at the time of saving."""
-    index_in_file = {param: i for i, param in enumerate(source.header.parameters)}
     is_possible = isinstance(current, dict) or (current is None and can_be_added(name, type(source.trainer.optimizer)))
     is_by_name = isinstance(nodes, dict) and nodes.keys() <= index_in_file.keys()
     if not (is_possible and is_by_name) or name in NOT_SAVED:
@@ -81,8 +81,10 @@ def _reindexed(source: Source, name: str, value: Any, current: Any) -> Any:
     order. If not, an attribute that is equal in this trainer is not by index, and one whose keys are exactly the
     Parameters that were updated is by index.
     """
+    if not has_index_keys(value, len(source.header.parameters)) or not (value or current):
+        return with_type_of(current, value)
     here, there = [param.name for param in source.trainer.params], list(source.header.parameters)
-    if here == there or not has_index_keys(value, len(there)) or not (value or current):
+    if here == there:
         return with_type_of(current, value)
     candidates = [value] if identical(value, current) else []
     if _is_by_index(source, value, {} if current is None else current):
