@@ -1,6 +1,8 @@
 """Attributes and states of any optimizer are restored: what shares arrays, and dicts by index of the Parameters."""
 
+import collections
 import types
+import warnings
 
 import mxnet as mx
 import numpy as np
@@ -337,3 +339,138 @@ class TestWhatIsSavedCanBeLoaded:
         (_, trainer), (_, fresh) = saved_and_loaded(tmp_path, build)
         assert bits(fresh._updaters[0].states) == bits(trainer._updaters[0].states)
         assert len(fresh._updaters[0].states) == 6
+
+
+class Slow(Optimizer):
+    """Creates states that depend on a setting."""
+
+    def __init__(self, size=2, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def create_state(self, index, weight):
+        warnings.warn("a state is created", stacklevel=2)
+        return mx.nd.zeros((self.size,), weight.context) if self.size else None
+
+    def update(self, index, weight, grad, state):
+        self._update_count(index)
+        weight[:] -= self._get_lr(index) * grad
+
+
+class TestStates:
+    def build(self, size):
+        net = mlp()
+        return net, MultiLRTrainer(net, Slow(size, learning_rate=0.1))
+
+    def saved(self, folder, size):
+        net, trainer = self.build(size)
+        train(net, trainer, batches(1))
+        trainer.save_states(folder / "states")
+        return trainer
+
+    def test_templates_are_created_with_the_settings_of_the_file(self, tmp_path):
+        trainer = self.saved(tmp_path, 3)
+        _, fresh = self.build(2)
+        fresh.load_states(tmp_path / "states")
+        assert fresh.optimizer.size == 3
+        assert bits(fresh._updaters[0].states) == bits(trainer._updaters[0].states)
+
+    def test_warnings_of_the_optimizer_are_not_repeated(self, tmp_path):
+        self.saved(tmp_path, 3)
+        _, fresh = self.build(3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            fresh.load_states(tmp_path / "states")
+
+    def test_states_that_do_not_fit_a_kept_setting_are_refused(self, tmp_path):
+        self.saved(tmp_path, 3)
+        net, fresh = self.build(2)
+        before = fingerprint(fresh, net)
+        with pytest.raises(ValueError, match=r"is .*3.* in the file, but the optimizer .* NDArray float32 \(2,\)"):
+            fresh.load_states(tmp_path / "states", keep="size")
+        assert fingerprint(fresh, net) == before
+
+    def test_an_optimizer_that_cannot_create_a_state_is_named(self, tmp_path):
+        self.saved(tmp_path, 3)
+        keys = ["optimizer", "attributes", "size"]
+        replace_entry(tmp_path / "states", tmp_path / "bad", keys, -7)
+        _, fresh = self.build(2)
+        with pytest.raises(
+            ValueError, match=r"Slow cannot create a state for Parameter 'net_.*' with the settings in the"
+        ):
+            fresh.load_states(tmp_path / "bad")
+
+    def test_states_of_our_own_arrays_are_in_use_after_loading(self, tmp_path):
+        """MXNet's optimizers get the arrays that they created, filled; every context has its own."""
+        net = mlp(CONTEXTS, batchnorm=False)
+        trainer = MultiLRTrainer(net, "adam", update_on_kvstore=False)
+        train(net, trainer, batches(2), CONTEXTS)
+        trainer.save_states(tmp_path / "states")
+        saved = bits([updater.states for updater in trainer._updaters])
+        train(net, trainer, batches(1), CONTEXTS)
+        trainer.load_states(tmp_path / "states")
+        assert bits([updater.states for updater in trainer._updaters]) == saved
+        for updater, context in zip(trainer._updaters, CONTEXTS):
+            assert {array.context for state in updater.states.values() for array in state} == {context}
+
+
+class TestDictsByParameterName:
+    def trained(self, folder):
+        net = mlp()
+        trainer = MultiLRTrainer(net, Averaging("apart", learning_rate=0.1))
+        train(net, trainer, batches(2))
+        trainer.save_states(folder / "states")
+        return net, trainer
+
+    @pytest.mark.parametrize(
+        ("attribute", "nodes"),
+        [
+            ("average", []),
+            ("average", {"unknown": 3}),
+            ("made", {}),
+            ("num_update", {}),
+            ("update", {}),
+            ("create_state", {}),
+        ],
+    )
+    def test_a_malformed_one_is_refused(self, attribute, nodes, tmp_path):
+        net, trainer = self.trained(tmp_path)
+        replace_entry(tmp_path / "states", tmp_path / "bad", ["optimizer", "by_parameter", attribute], nodes)
+        before = fingerprint(trainer, net)
+        with pytest.raises(ValueError, match=f"is damaged.*'{attribute}' of the optimizer is not by Parameter name"):
+            trainer.load_states(tmp_path / "bad")
+        assert fingerprint(trainer, net) == before
+
+    def test_one_that_the_optimizer_does_not_have_yet_is_added(self, tmp_path):
+        _, trainer = self.trained(tmp_path)
+        saved = bits(trainer.optimizer.average)
+        del trainer.optimizer.average
+        trainer.load_states(tmp_path / "states")
+        assert bits(trainer.optimizer.average) == saved
+
+    def test_an_attribute_of_both_kinds_is_refused(self, tmp_path):
+        _, trainer = self.trained(tmp_path)
+        replace_entry(tmp_path / "states", tmp_path / "bad", ["optimizer", "attributes", "average"], {"dict": []})
+        with pytest.raises(ValueError, match="'average' is not an attribute of Averaging that can be set"):
+            trainer.load_states(tmp_path / "bad")
+
+    def test_the_class_of_the_dict_stays(self, tmp_path):
+        _, trainer = self.trained(tmp_path)
+        trainer.optimizer.average = collections.OrderedDict(trainer.optimizer.average)
+        trainer.load_states(tmp_path / "states")
+        assert type(trainer.optimizer.average) is collections.OrderedDict
+        assert len(trainer.optimizer.average) == 6
+
+    def test_parameters_that_are_left_out_keep_their_part(self, tmp_path):
+        net, trainer = self.trained(tmp_path)
+        part = MultiLRTrainer([net[2], net[0].weight], Averaging("apart", learning_rate=0.1))
+        train(net, part, batches(1))
+        part.save_states(tmp_path / "part")
+        mine, theirs = dict(trainer.optimizer.average), part.optimizer.average
+        trainer.load_states(tmp_path / "part", partial=True)
+        names = [param.name for param in part._params]
+        for index, param in enumerate(trainer._params):
+            if index in mine:
+                expected = theirs[names.index(param.name)] if param.name in names else mine[index]
+                assert bits(trainer.optimizer.average[index]) == bits(expected)
+        assert trainer.optimizer.average.keys() == mine.keys()
