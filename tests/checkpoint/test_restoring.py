@@ -1,7 +1,9 @@
 """Stop anywhere, resume bit for bit: `load_states` restores everything that training depends on."""
 
 import collections
+import functools
 import pickle
+import sys
 
 import mxnet as mx
 import numpy as np
@@ -10,7 +12,7 @@ from mxnet.contrib.amp.loss_scaler import LossScaler
 from mxnet.gluon import Trainer, nn
 from mxnet.optimizer import Optimizer
 
-from checkpoint_support import SCHEDULERS, Run
+from checkpoint_support import SCHEDULERS, Run, replace_entry
 from multitrainer import MultiLRTrainer, ParamGroup, unfreeze
 from optimizer_zoo import Embedder, mark_fresh, skip_what_stock_cannot, variants
 from support import CONTEXTS, batches, fingerprint, mlp, moved, same, snapshot, train, weights
@@ -563,3 +565,96 @@ def test_a_symbolic_link_stays_a_link(tmp_path):
     run.trainer.save_states(str(tmp_path / "latest"))
     assert (tmp_path / "latest").is_symlink()
     run.trainer.load_states(str(tmp_path / "states"))
+
+
+class TestChecks:
+    """What is checked in a file before the trainer changes."""
+
+    @pytest.fixture
+    def saved(self, tmp_path):
+        run = Run("sgd", {"momentum": 0.9}, scheduler="factor")
+        run.train(0, 2)
+        run.trainer._amp_loss_scaler = LossScaler()
+        run.save(tmp_path)
+        return run, tmp_path / "states", tmp_path / "changed"
+
+    def refused(self, run, path, reason, **options):
+        before = fingerprint(run.trainer, run.net), dict(vars(run.trainer.optimizer.lr_scheduler))
+        with pytest.raises(ValueError, match=reason):
+            run.trainer.load_states(path, **options)
+        assert (fingerprint(run.trainer, run.net), dict(vars(run.trainer.optimizer.lr_scheduler))) == before
+
+    def test_a_member_that_the_header_does_not_mention(self, saved):
+        run, path, changed = saved
+        with np.load(str(path)) as file, open(str(changed), "wb") as again:
+            np.savez(again, **file, more=np.ones(2))
+        self.refused(run, changed, "is damaged.*it holds 'more'")
+
+    def test_a_scheduler_that_would_take_too_long(self, saved):
+        run, path, changed = saved
+        replace_entry(path, changed, ["num_update"], 10**9)
+        reason = "FactorScheduler with step=3 needs more than 4,000,000 iterations"
+        self.refused(run, changed, reason)
+        self.refused(run, changed, reason, keep="learning_rate")
+
+    def test_a_loss_scale_that_is_not_valid(self, saved):
+        run, path, changed = saved
+        replace_entry(path, changed, ["loss_scaler", "_loss_scale"], -1.0)
+        self.refused(run, changed, "is damaged.*_loss_scale of AMP's loss scaler is -1.0")
+        run.trainer.load_states(changed, keep="loss_scale")
+
+    def test_a_missing_attribute_of_the_loss_scaler(self, saved):
+        run, path, changed = saved
+        replace_entry(path, changed, ["loss_scaler"], {})
+        self.refused(run, changed, "the file has no '_.*' of LossScaler")
+
+    def test_nesting_that_is_too_deep(self, saved):
+        run, path, changed = saved
+        node = functools.reduce(lambda inner, _: [inner], range(400), 0)
+        replace_entry(path, changed, ["optimizer", "attributes", "thing"], node)
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(600)
+        try:
+            self.refused(run, changed, "is damaged.*recursion")
+        finally:
+            sys.setrecursionlimit(limit)
+
+    def test_a_record_that_says_frozen_and_a_multiplier_above_0(self, saved):
+        run, path, changed = saved
+        for frozen, lr_mult in ((True, 0.5), (False, 0)):
+            replace_entry(path, path, ["parameters", "net_dense1_weight", "frozen"], frozen)
+            replace_entry(path, changed, ["parameters", "net_dense1_weight", "lr_mult"], lr_mult)
+            self.refused(run, changed, f"'net_dense1_weight' is frozen and has an lr_mult of {lr_mult}, or neither")
+
+    def test_a_negative_multiplier_that_the_parameter_had_before_it_was_frozen(self, tmp_path):
+        """It comes back at the unfreeze, so a file of this trainer can be loaded into the same trainer only."""
+        nets = [mlp(), mlp()]
+        nets[0][0].weight.lr_mult = -2.0
+        trainers = [MultiLRTrainer(net, "sgd") for net in nets]
+        trainers[0].set_lr_mult({nets[0][0]: 0})
+        trainers[0].save_states(tmp_path / "states")
+        trainers[0].load_states(tmp_path / "states")
+        with pytest.raises(ValueError, match=r"the before of 'net_dense0_weight' is -2\.0"):
+            trainers[1].load_states(tmp_path / "states")
+
+
+def test_counts_of_parameters_that_are_left_out_stay(tmp_path):
+    whole = Run("adam", {}, spec=lambda net: net)
+    whole.train(0, 4)
+    part = Run("adam", {}, spec=lambda net: net[2])
+    part.train(0, 1)
+    part.trainer.save_states(tmp_path / "states")
+    whole.trainer.load_states(tmp_path / "states", partial=True)
+    counts = fingerprint(whole.trainer, whole.net)["counts"]
+    assert counts["net_dense0_weight"] == 4
+    assert counts["net_dense1_weight"] == 1
+    assert whole.trainer.optimizer.num_update == 1
+
+
+def test_loading_before_the_first_step_leaves_no_counts(tmp_path):
+    fresh, run = Run("adam", {}, spec=lambda net: net), Run("adam", {}, spec=lambda net: net)
+    fresh.save(tmp_path)
+    run.train(0, 2)
+    run.load(tmp_path)
+    assert not fingerprint(run.trainer, run.net)["counts"]
+    assert not run.trainer._updaters[0].states

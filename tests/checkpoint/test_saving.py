@@ -372,3 +372,12 @@ def test_states_that_cannot_be_saved_are_named(tmp_path):
     run.trainer._amp_loss_scaler.thing = object()
     with pytest.raises(TypeError, match="thing of AMP's loss scaler cannot be saved: @loss_scaler/thing is <object"):
         run.trainer.save_states(tmp_path / "states")
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", float("inf")), ("wd", float("nan")), ("momentum", float("nan"))])
+def test_settings_that_are_not_finite_are_refused(name, value, tmp_path):
+    trainer = MultiLRTrainer(mlp(), "sgd", {"momentum": 0.9})
+    setattr(trainer.optimizer, name, value)
+    with pytest.raises(ValueError, match=f"{name} of SGD is {value}, and training cannot continue with that"):
+        trainer.save_states(tmp_path / "states")
+    assert not list(tmp_path.iterdir())
