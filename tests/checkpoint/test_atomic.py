@@ -94,8 +94,10 @@ def test_the_longest_names(name, tmp_path):
 
 
 def test_an_error_names_the_path_that_the_user_gave(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone"), atomic.replacing(tmp_path / "gone" / "states"):
+    path = tmp_path / "gone" / "states"
+    with pytest.raises(FileNotFoundError) as error, atomic.replacing(path):
         pass
+    assert (error.value.filename, error.value.strerror) == (str(path), "No such file or directory")
 
 
 def test_the_file_is_flushed_before_it_is_moved(tmp_path, monkeypatch):

@@ -61,6 +61,7 @@ class _Restoration(NamedTuple):
 
 
 def _prepare(reader: Reader, trainer: TrainerState, partial: bool, keep: set[str]) -> _Restoration:
+    """Read and check the whole file; nothing of the trainer changes."""
     header = read_header(reader)
     kept = _kept_attributes(reader, header, trainer.optimizer, keep)
     match = match_parameters(reader, header.parameters, trainer.params, partial)
