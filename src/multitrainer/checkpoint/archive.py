@@ -243,7 +243,7 @@ def _seek_to_data(file: BinaryIO, offset: int) -> bytes:
     file.seek(offset)
     signature, *_, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != _LOCAL_SIGNATURE:
-        raise ValueError(f"there is no member at byte {offset:,}")
+        raise ValueError(f"no member begins at byte {offset:,}")
     file.seek(name_length + extra_length, os.SEEK_CUR)
     prefix = file.read(_NPY_PREFIX)
     return prefix + file.read(int.from_bytes(prefix[_NPY_PREFIX - 2 :], "little"))
