@@ -370,7 +370,7 @@ class MultiLRTrainer(Trainer):
         self._multipliers.use_optimizer(self._optimizer)
         self._multipliers.sync()  # schedules go by the update count that was loaded
 
-    def _training(self) -> checkpoint.Training:
+    def _training(self) -> checkpoint.TrainerState:
         """Collect what is saved and restored; a kvstore may hold it, so set that up as stock Trainer does."""
         waiting = [param.name for param in self._params if not _mxnet.is_initialized(param)]
         if waiting:
@@ -389,7 +389,7 @@ class MultiLRTrainer(Trainer):
         if self._params_to_init:
             self._init_params()
         updaters = [_mxnet.updater_of(self._kvstore)] if self._update_on_kvstore else self._updaters
-        return checkpoint.Training(
+        return checkpoint.TrainerState(
             self._params,
             self._optimizer,
             updaters,

@@ -1,4 +1,4 @@
-"""A file is replaced at once, by any number of savers, and keeps its mode."""
+"""A file is replaced atomically, by any number of savers, and keeps its mode."""
 
 import os
 import stat
@@ -93,6 +93,54 @@ def test_the_longest_names(name, tmp_path):
     assert os.listdir(str(tmp_path)) == [name]
 
 
-def test_a_file_that_could_not_be_made_is_named_as_the_user_named_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone"), atomic.replacing(tmp_path / "gone" / "states"):
+def test_an_error_names_the_path_that_the_user_gave(tmp_path):
+    path = tmp_path / "gone" / "states"
+    with pytest.raises(FileNotFoundError) as error, atomic.replacing(path):
+        pass
+    assert (error.value.filename, error.value.strerror) == (str(path), "No such file or directory")
+
+
+def test_the_file_is_flushed_before_it_is_moved(tmp_path, monkeypatch):
+    """A machine that stops leaves the old file or the new one: flush the file, move it, flush the folder."""
+    calls = []
+
+    def recorded(name):
+        function = getattr(os, name)
+        return lambda *args: (calls.append(name), function(*args))[1]
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(atomic.os, name, recorded(name))
+    with atomic.replacing(tmp_path / "states") as temporary:
+        temporary.write_bytes(b"new")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "states"
+    path.write_bytes(b"old")
+
+    def fail():
+        with atomic.replacing(path) as temporary:
+            temporary.write_bytes(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(str(tmp_path)) == ["states"]
+
+
+def test_the_temporary_file_is_hidden_beside_the_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "states")
+    with atomic.replacing(tmp_path / "link") as temporary:
+        assert temporary.parent == tmp_path / "folder"
+        assert (temporary.name[:8], temporary.name[-4:]) == (".states.", ".tmp")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder" / "states").is_file()
+
+
+def test_a_folder_is_not_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r"not a regular file.*folder"), atomic.replacing(tmp_path / "folder"):
         pass

@@ -1,4 +1,4 @@
-"""Schedules that keep count of what they were asked, asked for an earlier update."""
+"""Schedules that keep count of their calls can be called for an earlier update."""
 
 import copy
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from multitrainer import MultiLRTrainer, ParamGroup
-from multitrainer.multipliers.rewinding import ask
+from multitrainer.multipliers.rewinding import call_at
 from support import batches, fingerprint, mlp, same, train
 
 
@@ -31,7 +31,7 @@ def scheduler(name):
 
 
 class Chain:
-    """A schedule that asks another one, and keeps what it said."""
+    """A schedule that calls another one, and keeps its result."""
 
     def __init__(self, first, then):
         self.first, self.then, self.last = first, then, {"said": []}
@@ -77,8 +77,8 @@ class Run:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_trainer_that_went_further(name, tmp_path):
-    """Goes back to what its schedules said, without a stop as after one."""
+def test_states_are_loaded_into_a_trainer_that_trained_longer(name, tmp_path):
+    """Its schedules give the same multipliers again."""
     run = Run(name)
     run.train(3)
     run.save(tmp_path)
@@ -112,12 +112,12 @@ def test_a_refused_file_leaves_the_schedule_as_it_was(name, tmp_path):
     "copy_of", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))], ids=["copy", "pickle"]
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_a_copy_of_a_schedule_that_was_asked(name, copy_of):
+def test_a_copy_of_a_schedule_after_calls(name, copy_of):
     schedule = scheduler(name)
-    expected = [ask(schedule, update) for update in range(1, 10)]
+    expected = [call_at(schedule, update) for update in range(1, 10)]
     copied = copy_of(schedule)
-    assert [ask(copied, update) for update in range(1, 10)] == expected
-    assert [ask(schedule, update) for update in range(1, 10)] == expected
+    assert [call_at(copied, update) for update in range(1, 10)] == expected
+    assert [call_at(schedule, update) for update in range(1, 10)] == expected
 
 
 def test_files_of_stock_trainer(tmp_path):
@@ -146,7 +146,7 @@ def test_one_schedule_of_two_trainers():
 
 
 class Plateau:
-    """A schedule that somebody else tells what to say."""
+    """A schedule whose result somebody else sets."""
 
     def __init__(self):
         self.now = 1.0
@@ -155,8 +155,8 @@ class Plateau:
         return self.now
 
 
-def test_what_somebody_else_changed_is_kept(tmp_path):
-    """Go back after a bad batch, at half the rate."""
+def test_an_attribute_that_somebody_else_changed_is_kept(tmp_path):
+    """For example, load the last states after a bad batch, and halve the rate."""
     net, plateau = mlp(), Plateau()
     trainer = MultiLRTrainer([(net, plateau)], "sgd")
     train(net, trainer, batches(3))
@@ -172,13 +172,13 @@ def test_what_somebody_else_changed_is_kept(tmp_path):
 
 def test_somebody_else_changed_a_factor(tmp_path):
     schedule = scheduler("factor")
-    assert [ask(schedule, update) for update in (1, 9)] == [1, 0.0625]
+    assert [call_at(schedule, update) for update in (1, 9)] == [1, 0.0625]
     schedule.base_lr = 7
-    assert ask(schedule, 1) == 7
+    assert call_at(schedule, 1) == 7
 
 
 class Holder:
-    """A schedule that keeps something that nobody could copy."""
+    """A schedule with an attribute that cannot be copied."""
 
     def __init__(self, net):
         self.net, self.count = net, 0
@@ -191,31 +191,31 @@ class Holder:
 
 
 @pytest.mark.parametrize("of", [lambda holder: holder, lambda holder: holder.rate], ids=["object", "method"])
-def test_what_cannot_be_copied_is_asked_as_it_is(of):
+def test_a_schedule_that_cannot_be_copied_is_called_as_it_is(of):
     net = mlp()
     holder = Holder(net)
     schedule = of(holder)
-    assert [ask(schedule, update) for update in (5, 1, 3)] == [1, 1 / 2, 1 / 3]
+    assert [call_at(schedule, update) for update in (5, 1, 3)] == [1, 1 / 2, 1 / 3]
     assert holder.net is net
 
 
-def test_functions_are_asked_once():
-    asked = []
+def test_functions_are_called_once():
+    calls = []
 
     def schedule(num_update):
-        asked.append(num_update)
+        calls.append(num_update)
         return 1
 
     for update in (5, 1, 3):
-        ask(schedule, update)
-    assert asked == [5, 1, 3]
+        call_at(schedule, update)
+    assert calls == [5, 1, 3]
 
 
 @pytest.mark.parametrize("name", ["factor", "chain", "method"])
 def test_a_schedule_is_not_kept_alive(name):
     schedule = scheduler(name)
-    ask(schedule, 9)
-    ask(schedule, 1)
+    call_at(schedule, 9)
+    call_at(schedule, 1)
     gone = weakref.ref(getattr(schedule, "__self__", schedule))
     del schedule
     gc.collect()
@@ -223,16 +223,16 @@ def test_a_schedule_is_not_kept_alive(name):
 
 
 @pytest.mark.parametrize("steps", [1, 10])
-def test_more_turns_than_anybody_would_wait_for(steps, tmp_path):
-    """MXNet's scheduler comes to an update in a loop; a file can say that millions were made."""
+def test_a_schedule_that_would_take_too_long_is_refused(steps, tmp_path):
+    """MXNet's scheduler gets to an update in a loop, and a file can claim any number of updates."""
     schedule = mx.lr_scheduler.FactorScheduler(steps, 0.5, base_lr=1)
     net = mlp()
     trainer = MultiLRTrainer([net, (net[0], schedule)], "sgd")
     trainer.optimizer.num_update = 10**15  # what a file would say
-    with pytest.raises(RuntimeError, match=r"FactorScheduler with step=\d+ takes more than .* turns"):
+    with pytest.raises(RuntimeError, match=r"FactorScheduler with step=\d+ needs more than .* iterations"):
         trainer.save_states(tmp_path / "states")
     # It may well have come so far step by step.
     schedule.count = 10**15 - steps
-    assert ask(schedule, 10**15) > 0
+    assert call_at(schedule, 10**15) > 0
     far = mx.lr_scheduler.FactorScheduler(10**12, 0.5, base_lr=1)
-    assert ask(far, 10**15) > 0
+    assert call_at(far, 10**15) > 0

@@ -1,8 +1,11 @@
-"""Trainer states on disk: encode, archive, write atomically, compare with a trainer, restore.
+"""Save and restore the state of a trainer: encoding and decoding, the archive, and atomic writing.
 
-Weights are not saved here: Gluon's ``save_parameters`` does that.
+A file holds the optimizer, its states and the multipliers. It does not hold weights: Gluon's ``save_parameters`` saves
+these. Nothing here decides when to save or where.
 """
 
-from .trainer_state import Training, load, save
+from .restoring import load
+from .saving import save
+from .trainer_state import TrainerState
 
-__all__ = ["Training", "load", "save"]
+__all__ = ["TrainerState", "load", "save"]

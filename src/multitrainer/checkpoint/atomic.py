@@ -1,4 +1,4 @@
-"""A file is complete or it is not there: it is written beside its place, then moved."""
+"""Write a file atomically: under a temporary name in the same folder first, then moved into place."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Iterator
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file in the same folder, moved to `path` when the block ends well and removed when not.
+    """Create a temporary file, which replaces `path` if the block succeeds and is removed if it fails.
 
-    Whenever the process or the machine stops, `path` holds what it held before or all of the new file; of several
-    savers, the last one's. A file that is replaced keeps its mode and owner. If the process is stopped before the end,
-    it may leave the temporary file behind, whose name begins with a dot and ends with ``.tmp``.
+    If the process or the machine stops at any time, `path` holds either its old content or all of the new content. If
+    several processes save at once, the last one wins. A replaced file keeps its mode and owner. A process that is
+    killed inside the block may leave the temporary file behind; its name begins with a dot and ends with ``.tmp``.
 
     Raises
     ------
     OSError
-        If it cannot be written (a full disk, no permission), or `path` is something else than a file.
+        If the file cannot be written (a full disk, no permission), or `path` exists and is not a regular file.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    real = Path(os.path.realpath(str(path)))  # a link goes on pointing to the file
+    real = Path(os.path.realpath(str(path)))  # so that a symbolic link stays a link
     before = real.stat() if real.exists() else None
-    temporary = _new_file(real, path, 0o666 if before is None else 0o600)
+    temporary = _create_temporary(real, path, 0o666 if before is None else 0o600)
     try:
         yield temporary
-        # A full disk may show only now, when the system writes out what it has buffered.
+        # A full disk may show only now, when the system writes out its buffers.
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         if before is not None:
@@ -44,20 +44,20 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _new_file(beside: Path, named: Path, mode: int) -> Path:
-    """Make an empty file that no other saver uses, less the bits of the umask; return its path."""
+def _create_temporary(beside: Path, reported_as: Path, mode: int) -> Path:
+    """Create an empty file that no other process uses; errors name the path that the user gave."""
     # Random: threads share a process, and machines that share a volume may have processes of equal number. Short: 40
     # characters of four bytes leave room for the rest in the 255 bytes that a name may have.
     path = beside.with_name(f".{beside.name[:40]}.{os.urandom(8).hex()}.tmp")
     try:
         os.close(os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
     except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), str(named)) from error
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(reported_as)) from error
     return path
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the move last, too, on file systems that can flush a folder."""
+    """Write the move itself to disk, on file systems that can flush a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(str(folder), os.O_RDONLY)
         try:

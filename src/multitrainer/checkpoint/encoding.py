@@ -1,6 +1,7 @@
-"""Encode what an optimizer keeps as JSON, with its arrays set aside under the path to each.
+"""Encode values as JSON nodes, with their arrays set aside.
 
-The format is described in `decoding`.
+A number, a str, True, False and None stand for themselves, and a JSON array for a list. Any other node is an object
+with one key, the kind of the value: ``{"tuple": [...]}``, ``{"array": ["float32", [64, 3, 7, 7]]}``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import functools
 import math
 import types
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from mxnet.ndarray import NDArray
@@ -17,134 +17,120 @@ from mxnet.ndarray.sparse import RowSparseNDArray
 
 from ..multipliers.object_state import attributes_of, check_settings, class_name
 from .archive import DTYPES, Array
-
-_PLAIN = (type(None), bool, str)
-
-
-_STATELESS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, type)
-
-
-_LARGEST = 10**300  # a longer integer takes longer to read than it is worth
-
-
-_DEEPEST = 64  # of values in each other: what is read calls more functions for each than what is written
-
+from .paths import SharedPaths, component, key_component
 
 Node = Any
+PLAIN = (type(None), bool, str)
+STATELESS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, type)
 
-
-def key(name: str) -> str:
-    """Return the key of an array under `name`: the name itself, but for what would look like a path."""
-    return quote(name, safe="", errors="surrogatepass").replace(".npy", "%2Enpy")
+_INT_LIMIT = 10**300  # the archive refuses longer integers
+_MAX_DEPTH = 64  # of nested values; decoding needs more stack for each level than encoding
 
 
 class Encoder:
-    """Turns values into nodes, and sets their arrays aside.
+    """Encodes values of one file.
 
     Attributes
     ----------
     arrays : list of (str, array)
-        The arrays of all values so far, by the path to them.
+        The arrays of all values so far, with their paths.
+    shared : SharedPaths
+        The paths to all arrays, lists and dicts so far.
     """
 
     def __init__(self) -> None:
         self.arrays: list[Array] = []
-        self._found: dict[int, tuple[Any, list[str]]] = {}  # by id, which holds as long as the object is kept here
+        self.shared = SharedPaths()
 
-    def value(self, value: Any, stem: str, objects: bool = False) -> Node:
-        """Return `value` as a node; the keys of its arrays begin with `stem`.
-
-        With `objects`, what can be called is stored as the name of its class and its attributes.
+    def encode(self, value: Any, path: str) -> Node:
+        """Encode `value` as a node; the paths of its arrays begin with `path`.
 
         Raises
         ------
         TypeError
-            If there is something in it that has no place in such a file.
+            If a part of it cannot be stored in a file.
         """
-        if stem.count("/") > _DEEPEST:
-            raise TypeError(f"{stem[:60]}... is nested more than {_DEEPEST} deep")
-        if type(value) in _PLAIN or (type(value) is int and abs(value) < _LARGEST):
+        if path.count("/") > _MAX_DEPTH:
+            raise TypeError(f"{path[:60]}... is nested more than {_MAX_DEPTH} deep")
+        if _is_plain(value):
             return value
         if type(value) is float:
             return value if math.isfinite(value) else {"float": repr(value)}
         if isinstance(value, np.generic) and value.dtype.name in DTYPES:
-            return {"scalar": [value.dtype.name, self.value(value.item(), stem)]}
+            return {"scalar": [value.dtype.name, self.encode(value.item(), path)]}
         if type(value) in (NDArray, RowSparseNDArray, np.ndarray) and np.dtype(value.dtype).name in DTYPES:
-            return self._array(value, stem)
+            return self._encode_array(value, path)
         if isinstance(value, (tuple, list)):
-            parts = [self.value(part, f"{stem}/{i}", objects) for i, part in enumerate(value)]
+            parts = [self.encode(part, f"{path}/{i}") for i, part in enumerate(value)]
             if isinstance(value, tuple):
                 return {"tuple": parts}
-            self.noted(stem, value)
+            self.shared.add(path, value)
             return parts
-        if isinstance(value, dict) and all(map(_can_be_key, value)):
-            pairs = [[name, self.value(part, f"{stem}/{_token(name)}", objects)] for name, part in value.items()]
-            self.noted(stem, value)
+        if isinstance(value, dict) and all(map(_is_plain, value)):
+            pairs = [[key, self.encode(part, f"{path}/{key_component(key)}")] for key, part in value.items()]
+            self.shared.add(path, value)
             return {"dict": pairs}
-        if objects and callable(value):
-            return self._object(value, stem)
-        raise TypeError(f"{stem} is {_text(value)} of type {type(value).__name__}")
+        return self._encode_other(value, path)
 
-    def shared(self) -> list[list[str]]:
-        """Return the paths that lead to one array, list or dict, for each that more than one path leads to."""
-        seen: set[str] = set()
-        groups = []
-        for _, stems in self._found.values():
-            stems = [stem for stem in dict.fromkeys(stems) if stem not in seen]
-            if len(stems) > 1:
-                groups.append(stems)
-                seen.update(stems)
-        return groups
-
-    def noted(self, stem: str, value: Any) -> None:
-        """Let `shared` know that `value` is what is stored under `stem`."""
-        self._found.setdefault(id(value), (value, []))[1].append(stem)
-
-    def also(self, value: Any, stem: str) -> None:
-        """Let `shared` know that `value` and its parts are other copies of what is stored under `stem`."""
+    def add_replica(self, value: Any, path: str) -> None:
+        """Record that `value` is a copy, for another context, of what is stored at `path`."""
         count = len(self.arrays)
-        self.value(value, stem)
+        self.encode(value, path)
         del self.arrays[count:]
 
-    def _array(self, value: Any, stem: str) -> Node:
-        self.noted(stem, value)
-        name, shape = np.dtype(value.dtype).name, list(value.shape)
+    def _encode_array(self, value: Any, path: str) -> Node:
+        self.shared.add(path, value)
+        dtype, shape = np.dtype(value.dtype).name, list(value.shape)
         if isinstance(value, RowSparseNDArray):
-            self.arrays += [(f"{stem}/data", value.data), (f"{stem}/indices", value.indices)]
-            return {"row_sparse": [name, shape, value.indices.shape[0]]}
+            self.arrays += [(f"{path}/data", value.data), (f"{path}/indices", value.indices)]
+            return {"row_sparse": [dtype, shape, value.indices.shape[0]]}
         if isinstance(value, np.ndarray):
-            self.arrays.append((stem, np.asarray(value, name)))  # in the byte order of this machine
-            return {"numpy": [name, shape]}
-        self.arrays.append((stem, value))
-        return {"array": [name, shape]}
+            self.arrays.append((path, np.asarray(value, dtype)))  # in the byte order of this machine
+            return {"numpy": [dtype, shape]}
+        self.arrays.append((path, value))
+        return {"array": [dtype, shape]}
 
-    def _object(self, value: Any, stem: str) -> Node:
+    def _encode_other(self, value: Any, path: str) -> Node:
+        raise TypeError(f"{path} is {_shortened_repr(value)} of type {class_name(value)}")
+
+
+class ObjectEncoder(Encoder):
+    """Encodes callable objects too, such as schedulers: the name of the class, and the attributes.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The encoder of the same file, whose arrays and shared paths it adds to.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.arrays, self.shared = encoder.arrays, encoder.shared
+
+    def _encode_other(self, value: Any, path: str) -> Node:
+        return self._encode_object(value, path) if callable(value) else super()._encode_other(value, path)
+
+    def _encode_object(self, value: Any, path: str) -> Node:
         if isinstance(value, types.MethodType) and not isinstance(value.__self__, type):
-            # What it is a method of may be no function itself.
-            parts = {"__self__": self._object(value.__self__, f"{stem}/__self__")}
+            # The object that it is a method of need not be callable.
+            parts = {"__self__": self._encode_object(value.__self__, f"{path}/__self__")}
         elif isinstance(value, functools.partial):
-            parts = {"func": self._object(value.func, f"{stem}/func")}
-        elif isinstance(value, _STATELESS):
+            parts = {"func": self._encode_object(value.func, f"{path}/func")}
+        elif isinstance(value, STATELESS):
             parts = {}
         else:
             attributes = attributes_of(value)
             check_settings(type(value), attributes)
-            parts = {name: self.value(part, f"{stem}/{key(name)}", True) for name, part in attributes.items()}
+            parts = {name: self.encode(part, f"{path}/{component(name)}") for name, part in attributes.items()}
         return {"object": [class_name(value), parts]}
 
 
-def _can_be_key(name: Any) -> bool:
-    return type(name) in _PLAIN or (type(name) is int and abs(name) < _LARGEST)
+def _is_plain(value: Any) -> bool:
+    return type(value) in PLAIN or (type(value) is int and abs(value) < _INT_LIMIT)
 
 
-def _token(name: Any) -> str:
-    """Return the part of a key that stands for a dict's key; 1 and '1' differ."""
-    return key(name) if isinstance(name, str) else f"={name!r}"
-
-
-def _text(value: Any) -> str:
+def _shortened_repr(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # Python writes no integer of more than 4,300 digits
-        text = "too long a number"
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        text = "an integer of too many digits"
     return text if len(text) <= 60 else f"{text[:60]}..."

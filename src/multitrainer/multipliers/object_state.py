@@ -1,4 +1,4 @@
-"""Copy and compare what optimizers and schedules keep in their attributes."""
+"""Copy, compare and check the attributes of optimizers and schedules."""
 
 from __future__ import annotations
 
@@ -15,33 +15,29 @@ from mxnet.lr_scheduler import FactorScheduler
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import RowSparseNDArray
 
-OURS = "_multitrainer_asked"  # an attribute of schedules that are multipliers; see `rewinding`
-
-
-_MOST_TURNS = 4_000_000
-
-
+REWIND_RECORD = "_multitrainer_asked"  # the attribute that `rewinding` adds to schedules
+_MAX_ITERATIONS = 4_000_000
 _RATES = ("lr", "wd")
 
 
 def class_name(value: Any) -> str:
-    """Return the name of the class of `value`, without its module: a class that was moved is still the same."""
+    """Return the name of the class of `value`, without its module, so that a class may move to another module."""
     return type(value).__name__
 
 
-def attributes_of(thing: Any) -> dict[str, Any]:
-    """Return the attributes of an object, all of which are in its ``__dict__``.
+def attributes_of(target: Any) -> dict[str, Any]:
+    """Return the attributes of an object, all of which must be in its ``__dict__``.
 
     Raises
     ------
     TypeError
-        If it has no ``__dict__``, or keeps others elsewhere.
+        If the object has no ``__dict__``, or has attributes in ``__slots__``.
     """
-    names = (slot for kind in type(thing).__mro__ for slot in _slots(kind))
-    elsewhere = [name for name in names if hasattr(thing, name)]
-    if elsewhere:
-        raise TypeError(f"{class_name(thing)} keeps {elsewhere[0]!r} in __slots__")
-    return {name: value for name, value in vars(thing).items() if name != OURS}
+    slots = (slot for kind in type(target).__mro__ for slot in _slots(kind))
+    used = [name for name in slots if hasattr(target, name)]
+    if used:
+        raise TypeError(f"{class_name(target)} keeps {used[0]!r} in __slots__")
+    return {name: value for name, value in vars(target).items() if name != REWIND_RECORD}
 
 
 def _slots(kind: type) -> list[str]:
@@ -51,51 +47,51 @@ def _slots(kind: type) -> list[str]:
 
 @functools.lru_cache(maxsize=None)
 def settings_of(kind: type) -> frozenset[str]:
-    """Return the attributes of an object that its class is given when it is made, by their names."""
+    """Return the names of settings: the arguments of the constructors of a class and its bases, and the rates."""
     names = {*_RATES}
-    for each in kind.__mro__:
-        made = vars(each).get("__init__")
-        if isinstance(made, types.FunctionType):
-            names.update(inspect.signature(made).parameters)
+    for base in kind.__mro__:
+        constructor = vars(base).get("__init__")
+        if isinstance(constructor, types.FunctionType):
+            names.update(inspect.signature(constructor).parameters)
     return frozenset(names)
 
 
 def check_settings(kind: type, attributes: Mapping[str, Any]) -> None:
-    """Raise a ValueError if what an object of class `kind` is to go by is not a number."""
+    """Raise a ValueError if a setting of an object of class `kind` is nan, or a rate is infinite."""
     for name in settings_of(kind).intersection(attributes):
         value = attributes[name]
-        if isinstance(value, (float, np.floating)) and (
-            math.isnan(value) or (name in _RATES and not math.isfinite(value))
-        ):
-            raise ValueError(f"{name} of {kind.__name__} is {value}, which no training can go on with")
+        is_float = isinstance(value, (float, np.floating))
+        if is_float and (math.isnan(value) or (name in _RATES and math.isinf(value))):
+            raise ValueError(f"{name} of {kind.__name__} is {value}, and training cannot continue with that")
 
 
-def copied(value: Any, context: Context | None = None, memo: dict[int, Any] | None = None) -> Any:
-    """Return a copy, with its arrays on `context`, of arrays, lists, dicts and tuples; all else in it stays itself.
+def copy_arrays(value: Any, context: Context | None = None, memo: dict[int, Any] | None = None) -> Any:
+    """Copy arrays, and the lists, dicts and tuples that hold them; other objects are not copied.
 
-    What is one object in two places is one in the copy, as it is in all copies with the same `memo`.
+    An object that occurs twice is copied once, also across calls with the same `memo`. MXNet's arrays go to `context`
+    if one is given.
     """
     memo = {} if memo is None else memo
     if id(value) in memo:
         return memo[id(value)][1]
     if isinstance(value, NDArray):
-        made = value.copyto(value.context if context is None else context)
+        result = value.copyto(value.context if context is None else context)
     elif isinstance(value, np.ndarray):
-        made = value.copy()
+        result = value.copy()
     elif isinstance(value, dict):
-        made = of_type(value, {name: copied(part, context, memo) for name, part in value.items()})
+        result = with_type_of(value, {key: copy_arrays(part, context, memo) for key, part in value.items()})
     elif isinstance(value, tuple):
-        made = of_type(value, tuple(copied(part, context, memo) for part in value))
+        result = with_type_of(value, tuple(copy_arrays(part, context, memo) for part in value))
     elif isinstance(value, list):
-        made = [copied(part, context, memo) for part in value]
+        result = [copy_arrays(part, context, memo) for part in value]
     else:
         return value
-    memo[id(value)] = value, made  # the value too, for an id is of use as long as its object is there
-    return made
+    memo[id(value)] = value, result  # the value too: an id identifies an object only as long as it is alive
+    return result
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal in every bit and every type."""
+def identical(one: Any, other: Any) -> bool:
+    """Whether two values are equal in every bit and every type; nan equals nan."""
     if one is other:
         return True
     if type(one) is not type(other):
@@ -103,41 +99,41 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (NDArray, np.ndarray)):
         if one.shape != other.shape or one.dtype != other.dtype:
             return False
-        if isinstance(one, RowSparseNDArray):  # as a dense array it might not fit into memory
-            return same(one.indices, other.indices) and same(one.data, other.data)
-        one, other = (each.asnumpy() if isinstance(each, NDArray) else each for each in (one, other))
+        if isinstance(one, RowSparseNDArray):  # a dense copy might not fit into memory
+            return identical(one.indices, other.indices) and identical(one.data, other.data)
+        one, other = (array.asnumpy() if isinstance(array, NDArray) else array for array in (one, other))
         return bool(one.tobytes() == other.tobytes())
     if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[name], other[name]) for name in one)
+        return list(one) == list(other) and all(identical(one[key], other[key]) for key in one)
     if isinstance(one, (tuple, list)):
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(map(identical, one, other))
     return bool(one == other) or (one != one and other != other)
 
 
-def of_type(like: Any, value: Any) -> Any:
-    """Return `value` as the kind of dict or of tuple that `like` is."""
-    if isinstance(like, tuple) and isinstance(value, tuple) and hasattr(like, "_make"):
-        return like._make(value)
-    if isinstance(like, dict) and isinstance(value, dict) and type(like) is not dict:
-        made = copy.copy(like)
-        made.clear()
-        made.update(value)
-        return made
+def with_type_of(template: Any, value: Any) -> Any:
+    """Convert a dict or tuple to the class of `template`, if that is a subclass of dict or a namedtuple."""
+    if isinstance(template, tuple) and isinstance(value, tuple) and hasattr(template, "_make"):
+        return template._make(value)
+    if isinstance(template, dict) and isinstance(value, dict) and type(template) is not dict:
+        result = copy.copy(template)
+        result.clear()
+        result.update(value)
+        return result
     return value
 
 
-def check_turns(thing: Any, attributes: Mapping[str, Any], num_update: int) -> None:
-    """Raise a ValueError if MXNet's FactorScheduler, with those attributes, would not come to `num_update` in time.
+def check_iterations(schedule: Any, attributes: Mapping[str, Any], num_update: int) -> None:
+    """Raise a ValueError if a FactorScheduler with these attributes would take too long to reach `num_update`.
 
-    It goes there from update to update that changes its rate, and for ever if these do not lead there.
+    It loops over the updates that change its rate, and loops for ever if its step is not positive.
     """
-    if isinstance(thing, FactorScheduler):
+    if isinstance(schedule, FactorScheduler):
         step: Any = attributes.get("step")
         count: Any = attributes.get("count")
-        # Counts that large do not grow any more when the step is added to them.
-        turns = all(isinstance(n, (int, float, np.number)) and abs(float(n)) < 2**53 for n in (step, count))
-        if not (turns and step >= 1 and num_update - count <= _MOST_TURNS * step):
+        # A float of this size does not grow any more when the step is added to it.
+        can_count = all(isinstance(n, (int, float, np.number)) and abs(float(n)) < 2**53 for n in (step, count))
+        if not (can_count and step >= 1 and num_update - count <= _MAX_ITERATIONS * step):
             raise ValueError(
-                f"{class_name(thing)} with step={step!r} takes more than {_MOST_TURNS:,} turns of its loop from update "
-                f"{count!r} to update {num_update}. If it has come so far indeed, use a function of the update instead"
+                f"{class_name(schedule)} with step={step!r} needs more than {_MAX_ITERATIONS:,} iterations from update "
+                f"{count!r} to update {num_update}. If training has come that far, use a function of the update instead"
             )

@@ -1,9 +1,9 @@
-"""Ask schedules in any order of updates, though they may keep count of what they were asked.
+"""Call schedules for any update in any order, although they may keep count of their calls.
 
-MXNet's FactorScheduler and MultiFactorScheduler lower their rate as they are asked, and never raise it. A schedule that
-is a multiplier is asked for an earlier update when a file of states is loaded into a trainer that went further, or when
-two trainers share it. It is then put back to what it was when it was first asked, if it is now what having been asked
-makes of that. If it is not, somebody else changed it too, and it is asked as it is.
+MXNet's FactorScheduler and MultiFactorScheduler lower their rate from call to call and never raise it. A schedule that
+is a multiplier is called for an earlier update if states are loaded into a trainer that trained longer, or if two
+trainers share it. It is then rewound: its attributes become what they were before its first call. That happens only if
+its calls alone explain its present attributes. Otherwise somebody else has changed it, and it is called as it is.
 """
 
 from __future__ import annotations
@@ -16,114 +16,110 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import numpy as np
 from mxnet.ndarray import NDArray
 
-from .object_state import OURS, attributes_of, check_turns, copied, same
+from .object_state import REWIND_RECORD, attributes_of, check_iterations, copy_arrays, identical
 
-_Snapshot = List[Tuple[Any, Dict[str, Any]]]  # objects and their attributes; None stands for the first one itself
-
-
+# Objects and their attributes. None stands for the schedule's own object, so that a copy of it needs no change.
+_Snapshot = List[Tuple[Any, Dict[str, Any]]]
 _STATELESS = (types.FunctionType, types.BuiltinFunctionType, type)
+_VALUES = (numbers.Number, np.generic, str, type(None), NDArray, np.ndarray, *_STATELESS)
 
 
-_PLAIN = (numbers.Number, np.generic, str, type(None), NDArray, np.ndarray, *_STATELESS)
-
-
-def ask(schedule: Callable[[int], Any], num_update: int) -> Any:
-    """Return what a schedule says for an update, before or after the one that it was asked for last."""
-    holder = _holder(schedule)
-    record = {} if isinstance(holder, _STATELESS) else _record(holder)
+def call_at(schedule: Callable[[int], Any], num_update: int) -> Any:
+    """Call a schedule for an update, which may be before or after the update of the last call."""
+    target = _stateful_object(schedule)
+    record = {} if isinstance(target, _STATELESS) else _rewind_record(target)
     if record:
         if num_update < record["last"]:
-            _rewind(schedule, holder, record)
-        for thing, _ in record["given"]:
-            thing = holder if thing is None else thing
-            check_turns(thing, vars(thing), num_update)
+            _rewind(schedule, target, record)
+        for saved, _ in record["given"]:
+            part = target if saved is None else saved
+            check_iterations(part, vars(part), num_update)
     value = schedule(num_update)
     if record:
         record["last"] = num_update
     return value
 
 
-def _record(holder: Any) -> dict[str, Any]:
-    """Return what is known of an object that a schedule is made of; nothing if it cannot be copied and compared.
+def _rewind_record(target: Any) -> dict[str, Any]:
+    """Return the snapshot before the first call and the last update; empty if no snapshot can be taken.
 
-    It is kept in the object, so that copies and pickles have it too.
+    The object itself keeps the record, so that copies and pickles have it too.
     """
-    known = getattr(holder, "__dict__", {}).get(OURS)
-    if known is None:
+    record = getattr(target, "__dict__", {}).get(REWIND_RECORD)
+    if record is None:
         try:
-            known = {"given": _snapshot(holder), "last": 0}
+            record = {"given": _snapshot(target), "last": 0}
         except TypeError:
-            known = {}
-        if hasattr(holder, "__dict__"):
-            vars(holder)[OURS] = known
-    return known
+            record = {}
+        if hasattr(target, "__dict__"):
+            vars(target)[REWIND_RECORD] = record
+    return record
 
 
-def _rewind(schedule: Callable[[int], Any], holder: Any, record: dict[str, Any]) -> None:
-    """Put a schedule back to what it was when it was first asked, unless somebody else changed it."""
-    for thing, attributes in record["given"]:
-        check_turns(holder if thing is None else thing, attributes, record["last"])
+def _rewind(schedule: Callable[[int], Any], target: Any, record: dict[str, Any]) -> None:
+    """Restore the attributes from before the first call, unless something else than calls changed them."""
+    for saved, attributes in record["given"]:
+        check_iterations(target if saved is None else saved, attributes, record["last"])
     try:
-        now = _snapshot(holder)
+        current = _snapshot(target)
     except TypeError:
-        return  # by now it keeps something that cannot be compared
-    is_ours = False
+        return  # it has an attribute by now that cannot be compared
+    calls_explain_it = False
     try:
-        _restore(holder, record["given"])
+        _restore(target, record["given"])
         schedule(record["last"])
-        is_ours = _equal(_snapshot(holder), now)
+        calls_explain_it = _identical_snapshots(_snapshot(target), current)
     except Exception:
-        pass  # it is asked again, as it is
+        pass  # the call that follows raises it again
     finally:
-        _restore(holder, record["given"] if is_ours else now)
+        _restore(target, record["given"] if calls_explain_it else current)
 
 
-def _holder(schedule: Any) -> Any:
-    """Return the object that keeps what a schedule keeps, if anything does."""
+def _stateful_object(schedule: Any) -> Any:
+    """Return the object that holds the state of a schedule, which may be a method or a partial."""
     while isinstance(schedule, (functools.partial, types.MethodType)):
         schedule = schedule.func if isinstance(schedule, functools.partial) else schedule.__self__
     return schedule
 
 
-def _snapshot(holder: Any) -> _Snapshot:
-    """Return copies of the attributes of an object, and of those that can be called and that it keeps.
+def _snapshot(target: Any) -> _Snapshot:
+    """Copy the attributes of an object, and of the callable objects among them, to any depth.
 
     Raises
     ------
     TypeError
-        If it keeps something else that might change.
+        If an attribute is an object of another kind, which might change.
     """
-    found: dict[int, Any] = {id(holder): holder}
-    waiting = [holder]
-    for thing in waiting:
-        for part in _parts(attributes_of(thing)):
-            part = _holder(part)
-            if not isinstance(part, _PLAIN) and id(part) not in found:
+    found: dict[int, Any] = {id(target): target}
+    objects = [target]
+    for each in objects:  # which grows
+        for part in map(_stateful_object, _flattened(attributes_of(each))):
+            if not isinstance(part, _VALUES) and id(part) not in found:
                 if not callable(part):
                     raise TypeError(f"{type(part).__name__} cannot be copied")
                 found[id(part)] = part
-                waiting.append(part)
+                objects.append(part)
     memo: dict[int, Any] = {}
-    return [(None if thing is holder else thing, copied(attributes_of(thing), memo=memo)) for thing in waiting]
+    return [(None if each is target else each, copy_arrays(attributes_of(each), memo=memo)) for each in objects]
 
 
-def _parts(value: Any) -> Iterator[Any]:
-    """Yield what is in lists, tuples and dicts, to any depth."""
+def _flattened(value: Any) -> Iterator[Any]:
+    """Yield the items of lists, tuples and dicts, to any depth."""
     if isinstance(value, (dict, list, tuple)):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _parts(part)
+            yield from _flattened(part)
     else:
         yield value
 
 
-def _restore(holder: Any, snapshot: _Snapshot) -> None:
+def _restore(target: Any, snapshot: _Snapshot) -> None:
     memo: dict[int, Any] = {}
-    for thing, attributes in snapshot:
-        here = (holder if thing is None else thing).__dict__
-        for name in here.keys() - {OURS}:
-            del here[name]
-        here.update(copied(attributes, memo=memo))
+    for saved, attributes in snapshot:
+        present = vars(target if saved is None else saved)
+        for name in present.keys() - {REWIND_RECORD}:
+            del present[name]
+        present.update(copy_arrays(attributes, memo=memo))
 
 
-def _equal(one: _Snapshot, other: _Snapshot) -> bool:
-    return len(one) == len(other) and all(a is b and same(x, y) for (a, x), (b, y) in zip(one, other))
+def _identical_snapshots(one: _Snapshot, other: _Snapshot) -> bool:
+    return len(one) == len(other) and all(a is b and identical(x, y) for (a, x), (b, y) in zip(one, other))

@@ -10,7 +10,7 @@ from mxnet.gluon import Parameter
 
 from ..groups import FIELDS
 from ..groups.targets import Multiplier, check_multiplier
-from .rewinding import ask
+from .rewinding import call_at
 
 # The Schedules object, among those of all trainers, that was last given a schedule for a Parameter.
 _owners: dict[str, weakref.WeakKeyDictionary[Parameter, weakref.ref[Schedules]]] = {
@@ -101,7 +101,7 @@ def evaluate(multipliers: Mapping[Parameter, Multiplier], field: str, num_update
         if callable(multiplier) and id(multiplier) not in values:
             where = f"{field} of Parameter {param.name!r}, from its schedule at update {num_update},"
             try:
-                value = ask(multiplier, num_update)
+                value = call_at(multiplier, num_update)
             except Exception as error:
                 raise RuntimeError(f"{where} cannot be evaluated: {error!r}") from error
             number = check_multiplier(value, where)
