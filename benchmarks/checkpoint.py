@@ -103,10 +103,10 @@ def compare(rounds, network):
     return rows
 
 
-def table(about):
+def table(result):
     """Return the table of the README."""
     lines = ["| | stock | ours | ours / stock |", "|---|---|---|---|"]
-    for row in about["rows"]:
+    for row in result["rows"]:
         who = [f"{row[f'{who} seconds']:.3f} s, {row[f'{who} MB']:.0f} MB" for who in ("stock", "ours")]
         spread = f"{row['time']:.2f} ({row['time low']:.2f} to {row['time high']:.2f})"
         lines.append(f"| {row['what']} | {who[0]} | {who[1]} | time {spread}, memory {row['memory']:.2f} |")
@@ -133,7 +133,7 @@ def main():
         )
     print(f"files: stock {rows[0]['stock file MB']:.0f} MB, ours {rows[0]['ours file MB']:.0f} MB")
     if arguments.json:
-        record.write(record.about(__file__, ("mxnet", "numpy"), rows=rows), arguments.json)
+        record.write_json(record.describe(__file__, ("mxnet", "numpy"), rows=rows), arguments.json)
 
 
 if __name__ == "__main__":

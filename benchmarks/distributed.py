@@ -25,8 +25,9 @@ import tempfile
 import textwrap
 import time
 import traceback
-from importlib.metadata import version
 from pathlib import Path
+
+import record
 
 WORKERS, BATCH, WARM_UP, LIMIT = 2, 4, 2, 150  # ranks, images a rank, steps before any is counted, seconds a job
 STOCK = ("trained", "lr_mult=0", "grad_req='null'")  # what is done to the backbone, in turn
@@ -350,7 +351,7 @@ def line(*cells):
     return "  ".join([cell.ljust(width) for cell, width in words] + [cell.rjust(width) for cell, width in numbers])
 
 
-def table(about):
+def table(result):
     """Return the table of the README."""
     columns = {
         "stock, all trained": (False, "trained"),
@@ -359,7 +360,7 @@ def table(about):
         "ours, frozen": (True, "frozen"),
         "ours, half unfrozen": (True, "half unfrozen"),
     }
-    found = {(row["section"], "MultiLR" in row["trainer"], row.get("backbone")): row for row in about["rows"]}
+    found = {(row["section"], "MultiLR" in row["trainer"], row.get("backbone")): row for row in result["rows"]}
     lines = [f"| | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
     for section, name in ROWS.items():
         if (section, True, "trained") in found:
@@ -404,10 +405,11 @@ def main(arguments=None):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     own = not options.no_namespace and isolate()
     horovod = importlib.util.find_spec("horovod") is not None
-    versions = {name: version(name) for name in ("mxnet", "numpy", *["horovod"] * horovod)}
-    versions.update(python=sys.version.split()[0], cores=len(os.sched_getaffinity(0)))
     setting = {"model": options.model, "pixels": options.pixels, "batch": BATCH, "steps": options.steps}
-    print(", ".join(f"{name} {value}" for name, value in {**versions, **setting}.items()))
+    packages = ["mxnet", "numpy", *["horovod"] * horovod]
+    result = record.describe(__file__, packages, arguments, setting=setting, namespace=own)
+    known = {**result["versions"], "cores": result["cores"], **setting}
+    print(", ".join(f"{name} {value}" for name, value in known.items()))
     print(NOTES)
     if not own:
         print("WARNING: no network namespace of our own: whatever else uses this machine's loopback is counted too.")
@@ -423,10 +425,7 @@ def main(arguments=None):
             print("\n".join(map(show, done)), flush=True)
             rows.extend(done)
     if options.json:
-        command = " ".join(["python benchmarks/distributed.py", *(sys.argv[1:] if arguments is None else arguments)])
-        about = {"command": command, "versions": versions, "cores": versions.pop("cores"), "setting": setting}
-        about.update(namespace=own, rows=rows)
-        Path(options.json).write_text(json.dumps(about, indent=1) + "\n")
+        record.write_json({**result, "rows": rows}, options.json)
     return int(any("error" in row for row in rows))
 
 

@@ -187,12 +187,12 @@ def label(variant, stages):
     return "ours, all but the output frozen" if number == stages - 1 else f"ours, {number} of {stages} stages frozen"
 
 
-def cells(about):
+def cells(result):
     """Return the lines of the table, each as a list of text."""
-    stages = about["setting"]["stages"]
-    modes = list(about["rows"][0]["MB"])
+    stages = result["setting"]["stages"]
+    modes = list(result["rows"][0]["MB"])
     yield ["", "step", "of the first row", *(f"peak memory, {HEADINGS[mode]}" for mode in modes)]
-    for row in about["rows"]:
+    for row in result["rows"]:
         ratio = row["of all trained"]
         spread = "" if row["variant"] == TRAINED else f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
         memory = [f"{row['MB'][mode]:,.0f} MB" for mode in modes]
@@ -200,30 +200,30 @@ def cells(about):
         yield [label(row["variant"], stages), time_, f"{ratio['median']:.2f}{spread}", *memory]
 
 
-def table(about):
+def table(result):
     """Return the table of the README."""
-    head, *lines = cells(about)
+    head, *lines = cells(result)
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
 
 
-def show(about):
-    lines = list(cells(about))
+def show(result):
+    lines = list(cells(result))
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         print("  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]))
     print("\nall stages frozen but the output:")
-    for name, goal in about["goals"].items():
+    for name, goal in result["goals"].items():
         verdict = "reached" if goal["reached"] else "not reached"
         print(f"  {name} {goal['of']}: {goal['is']:.3f}, at most {goal['at most']:.3f}: {verdict}")
 
 
-def plot(about, fname):
+def plot(result, fname):
     """Draw time and memory over the number of frozen stages."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    rows = {row["variant"]: row for row in about["rows"]}
+    rows = {row["variant"]: row for row in result["rows"]}
     ours = [row for variant, row in rows.items() if variant.endswith("frozen")]
     panels = {
         "time of a step [ms]": lambda row: row["milliseconds"],
@@ -260,12 +260,12 @@ def main():
     rows, stages = compare(options)
     setting = {name: getattr(options, name) for name in ("network", "pixels", "batch", "rounds")}
     found = {"setting": {**setting, "stages": stages}, "goals": goals(rows), "rows": rows}
-    about = record.about(__file__, ("mxnet", "numpy", "gluoncv"), **found)
-    show(about)
+    result = record.describe(__file__, ("mxnet", "numpy", "gluoncv"), **found)
+    show(result)
     if options.json:
-        record.write(about, options.json)
+        record.write_json(result, options.json)
     if options.plot:
-        plot(about, options.plot)
+        plot(result, options.plot)
 
 
 if __name__ == "__main__":

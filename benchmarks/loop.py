@@ -112,12 +112,12 @@ def row_of(network, loop, seconds):
     return row
 
 
-def table(about):
+def table(result):
     """Return the time of an iteration as a part of stock's as a Markdown table, one column a kind of loop."""
-    loops = list(dict.fromkeys(row["loop"] for row in about["rows"]))
+    loops = list(dict.fromkeys(row["loop"] for row in result["rows"]))
     lines = [f"| iteration, of stock's time | {' | '.join(loops)} |", "|---|" + "--:|" * len(loops)]
-    for network in dict.fromkeys(row["network"] for row in about["rows"]):
-        found = {row["loop"]: row[OURS]["of stock"] for row in about["rows"] if row["network"] == network}
+    for network in dict.fromkeys(row["network"] for row in result["rows"]):
+        found = {row["loop"]: row[OURS]["of stock"] for row in result["rows"] if row["network"] == network}
         lines.append(f"| {network} | " + " | ".join(f"{found[loop]:.2f}" for loop in loops) + " |")
     return "\n".join(lines) + "\n"
 
@@ -142,7 +142,9 @@ def main():
                 flush=True,
             )
     if arguments.json:
-        record.write(record.about(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows), arguments.json)
+        record.write_json(
+            record.describe(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows), arguments.json
+        )
 
 
 if __name__ == "__main__":

@@ -100,11 +100,11 @@ def growth(rows):
     return found
 
 
-def table(about):
+def table(result):
     """Return the rows with the most parameters as a Markdown table."""
-    most = max(row["parameters"] for row in about["rows"])
+    most = max(row["parameters"] for row in result["rows"])
     lines = [f"| {most:,} parameters | construction | `set_lr_mult` | `step` |", "|---|--:|--:|--:|"]
-    rows = [row for row in about["rows"] if row["parameters"] == most]
+    rows = [row for row in result["rows"] if row["parameters"] == most]
     for row in rows:
         cells = [f"{row[f'ours {what} ms']:.0f} ms" for what in WHAT]
         lines.append(f"| {row['groups']:,} group{'s' * (row['groups'] > 1)} | " + " | ".join(cells) + " |")
@@ -113,7 +113,7 @@ def table(about):
     return "\n".join(lines) + "\n"
 
 
-def plot(about, path):
+def plot(result, path):
     import matplotlib
 
     matplotlib.use("Agg")
@@ -121,11 +121,11 @@ def plot(about, path):
 
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True)
     for ax, what in zip(axes, WHAT):
-        for groups in dict.fromkeys(row["groups"] for row in about["rows"]):
-            rows = [row for row in about["rows"] if row["groups"] == groups]
+        for groups in dict.fromkeys(row["groups"] for row in result["rows"]):
+            rows = [row for row in result["rows"] if row["groups"] == groups]
             counts = [row["parameters"] for row in rows]
             ax.loglog(counts, [row[f"ours {what} ms"] for row in rows], "o-", markersize=3, label=f"{groups:,}")
-        rows = [row for row in about["rows"] if row["groups"] == 1 and f"stock {what} ms" in row]
+        rows = [row for row in result["rows"] if row["groups"] == 1 and f"stock {what} ms" in row]
         if rows:
             taken = [row[f"stock {what} ms"] for row in rows]
             ax.loglog([row["parameters"] for row in rows], taken, "k--", linewidth=0.8, label="stock Trainer")
@@ -163,11 +163,11 @@ def main():
             f"{each['what']:12}  parameters to the power {each['power']:.2f}, "
             f"{each['groups']:,} groups {each['of one group']:.2f} of one"
         )
-    about = record.about(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows, growth=found)
+    result = record.describe(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows, growth=found)
     if arguments.json:
-        record.write(about, arguments.json)
+        record.write_json(result, arguments.json)
     if arguments.plot:
-        plot(about, arguments.plot)
+        plot(result, arguments.plot)
 
 
 if __name__ == "__main__":

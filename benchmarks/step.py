@@ -204,15 +204,15 @@ def size(values):
     return f"{values / 1e6:.3g} M" if values >= 1e5 else f"{values:,}"
 
 
-def table(about):
+def table(result):
     """Return the rows with the most groups as a Markdown table."""
     lines = [
         "| float32, 64 groups | optimizer | `Trainer` | a `Trainer` a group | **`MultiLRTrainer`** | without numba "
         "| PyTorch | PyTorch, fused | of `a += b`'s bandwidth |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in about["rows"]:
-        if row["groups"] != max(each["groups"] for each in about["rows"]):
+    for row in result["rows"]:
+        if row["groups"] != max(each["groups"] for each in result["rows"]):
             continue
         cells = [f"{row['network']} ({size(row['values'])})", row["optimizer"], f"{row[STOCK]['ms']:.3g} ms"]
         for who in WHO[1:]:
@@ -222,16 +222,16 @@ def table(about):
     return "\n".join(lines) + "\n"
 
 
-def plot(about, path):
+def plot(result, path):
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    networks = list(dict.fromkeys(row["network"] for row in about["rows"]))
+    networks = list(dict.fromkeys(row["network"] for row in result["rows"]))
     figure, axes = plt.subplots(len(networks), 1, figsize=(9, 2.3 * len(networks)), squeeze=False, layout="constrained")
     for ax, network in zip(axes[:, 0], networks):
-        rows = [row for row in about["rows"] if row["network"] == network]
+        rows = [row for row in result["rows"] if row["network"] == network]
         for i, who in enumerate(WHO):
             there = [(x, row[who]) for x, row in enumerate(rows) if who in row]
             low = [max(cell["of stock"] - cell["quartiles"][0], 0) for _, cell in there]
@@ -277,11 +277,11 @@ def main():
     else:
         memory, rows = measure(arguments.only, arguments.rounds, GROUPS, 1 << 26)
     packages = ("mxnet", "numpy", "numba", "torch", "multitrainer")
-    about = record.about(__file__, packages, bandwidth=memory, rows=rows)
+    result = record.describe(__file__, packages, bandwidth=memory, rows=rows)
     if arguments.json:
-        record.write(about, arguments.json)
+        record.write_json(result, arguments.json)
     if arguments.plot:
-        plot(about, arguments.plot)
+        plot(result, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ import mxnet as mx  # noqa: E402  (with DMLC_ROLE=scheduler or server a process 
 from mxnet import autograd, gluon  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
+import record  # noqa: E402
+
 sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
 import gluoncv  # noqa: E402, F401
 
@@ -466,9 +468,9 @@ def main(arguments=None):
         kind, *rest = options.worker
         print(json.dumps(globals()["worker_" + kind](*rest)))
         return
-    cores, python = len(os.sched_getaffinity(0)), sys.version.split()[0]
-    versions = {"mxnet": mx.__version__, "numpy": np.__version__, "python": python, "cores": cores}
-    print(", ".join(f"{name} {version}" for name, version in versions.items()) + "\n")
+    result = record.describe(__file__, ["mxnet", "numpy"], arguments)
+    known = {**result["versions"], "cores": result["cores"]}
+    print(", ".join(f"{name} {version}" for name, version in known.items()) + "\n")
     print(line("what was tried", "what a user expects", "what stock MXNet does", "held"))
     rows = []
     for name in [name for name in CASES if name in (options.only or CASES) and (name != "races" or options.races)]:
@@ -477,7 +479,7 @@ def main(arguments=None):
             print(line(one["tried"], one["expected"], one["stock"], {True: "yes", False: "NO", None: "-"}[one["held"]]))
             rows.append(one)
     if options.json:
-        Path(options.json).write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+        record.write_json({**result, "rows": rows}, options.json)
 
 
 if __name__ == "__main__":

@@ -225,13 +225,12 @@ def test_transfer_compares_seed_by_seed(transfer):
 
 
 def test_transfer_trains_as_it_says(transfer):
-    net, head = transfer.build(5)
-    output = transfer.network.find(net, head)
+    net, head = transfer.regimes.build_network(5, transfer.CONTEXTS)
     first = next(iter(net.features.collect_params(".*weight").values()))
     found = {}
     for way, groups in transfer.WAYS.items():
-        trainer = transfer.MultiLRTrainer(groups(net, output, 5), "sgd", {"learning_rate": 1})
-        found[way] = round(first.lr_mult, 4), output.weight.lr_mult
+        trainer = transfer.MultiLRTrainer(groups(net, head, 5), "sgd", {"learning_rate": 1})
+        found[way] = round(first.lr_mult, 4), net.output.weight.lr_mult
         found[way] += (trainer.groups[0].lr_mult,) if way == "gradual unfreezing" else ()
     assert found == {
         "from scratch": (1, 1),

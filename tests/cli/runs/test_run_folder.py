@@ -14,7 +14,7 @@ import pytest
 from cli_support import rows_of
 from multitrainer import MultiLRTrainer
 from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.ranks import Ranks
+from multitrainer.cli.ranks.exchange import Ranks
 from multitrainer.cli.runs import artifacts, run_folder
 from multitrainer.cli.runs.resume import Checkpoints
 

@@ -12,7 +12,7 @@ pytest.importorskip("gluoncv")
 
 from multitrainer import MultiLRTrainer
 from multitrainer.cli import main
-from multitrainer.cli.ranks.ranks import Ranks
+from multitrainer.cli.ranks.exchange import Ranks
 from multitrainer.cli.training import features, network
 from multitrainer.cli.training.loop import Interrupts, Loader
 

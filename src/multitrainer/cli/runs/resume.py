@@ -11,7 +11,7 @@ import mxnet as mx
 
 from ... import MultiLRTrainer
 from ..errors import UserError
-from ..ranks.ranks import Ranks
+from ..ranks.exchange import Ranks
 from . import artifacts, run_folder
 
 
@@ -79,7 +79,7 @@ class Checkpoints:
         UserError
             If the run is incomplete or damaged, or was asked for something else. Nothing has been changed.
         """
-        rows, images = self._ranks.decide(lambda: self._find(data, needed))
+        rows, images = self._ranks.run_on_first(lambda: self._find(data, needed))
         self.metrics.rows = list(rows)
         self._begun = bool(rows)
         return Earlier(rows, images)
@@ -173,7 +173,7 @@ class Checkpoints:
 
     def record(self, images: dict[str, Any] | None = None) -> None:
         """Before a new run trains: write what it is of, unless that would spoil a run that it is yet to replace."""
-        if self.spares_earlier or not self._ranks.first:
+        if self.spares_earlier or not self._ranks.is_first:
             return
         if self._begun:
             return self._look_at_classes(images)
@@ -184,7 +184,7 @@ class Checkpoints:
 
     def begin(self, images: dict[str, Any] | None = None) -> None:
         """Before the first other file of a new run is written: replace the run that was there."""
-        if self._begun or not self._ranks.first:
+        if self._begun or not self._ranks.is_first:
             return
         if self.spares_earlier:
             run_folder.remove_run(self.out)

@@ -14,7 +14,7 @@ from typing import Iterator
 import numpy as np
 
 from ..errors import UserError
-from ..ranks.ranks import Ranks
+from ..ranks.exchange import Ranks
 from . import artifacts
 
 DEFAULT = Path("runs/finetune")
@@ -71,9 +71,9 @@ def claimed(out: Path | None, resume: bool, overwrite: bool, ranks: Ranks) -> It
         `resume` nor `overwrite` was asked for.
     """
     mine = _last_default() if out is None else out
-    elsewhere = bool(ranks.sum(np.array([float(not ranks.first and mine is not None and holds_run(mine))]))[0])
+    elsewhere = bool(ranks.sum(np.array([float(not ranks.is_first and mine is not None and holds_run(mine))]))[0])
     with contextlib.ExitStack() as stack:
-        yield Path(ranks.decide(lambda: str(_claim(out, resume, overwrite, elsewhere, stack))))
+        yield Path(ranks.run_on_first(lambda: str(_claim(out, resume, overwrite, elsewhere, stack))))
 
 
 def _claim(wanted: Path | None, resume: bool, overwrite: bool, elsewhere: bool, stack: contextlib.ExitStack) -> Path:
