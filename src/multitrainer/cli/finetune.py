@@ -19,7 +19,9 @@ from .options import BATCH_SIZE, add_training_arguments, as_given, parse_context
 from .ranks.exchange import Ranks
 from .ranks.launch import KVSTORES, run_distributed
 from .runs import artifacts, figures, run_folder
-from .runs.resume import Checkpoints, Earlier
+from .runs.checkpoints import Checkpoints
+from .runs.claim import claim_folder
+from .runs.earlier_run import EarlierRun
 from .training import features, network, param_groups, schedule
 from .training.loop import Interrupts, Loader, fit, seed_everything
 
@@ -149,7 +151,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
         if not schedule.depends_on_epochs(args):
             del options["epochs"]  # a run may go on for longer
         ranks.run_on_first(lambda: _check_apart(args, args.out or run_folder.DEFAULT))
-    with run_folder.claimed(args.out, args.resume, args.overwrite, ranks) as out:
+    with claim_folder(args.out, args.resume, args.overwrite, ranks) as out:
         checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
         if args.data is None:
             return comparison.run(args, contexts, optimizer, settings, ranks, checkpoints)
@@ -182,10 +184,10 @@ def _prepare(
     """Make everything that training needs, and say what will be done; nothing is written."""
     seed_everything(args.seed)
     model = args.model or network.MODEL
-    earlier = checkpoints.find(args.data, lambda rows: [run_folder.BEST, run_folder.LAST])
+    earlier = checkpoints.find_earlier(args.data, lambda rows: [run_folder.BEST, run_folder.LAST])
     images = image_folder.open_folder(args.data, args.seed, earlier.images)
     ranks.check_same("images", images.listing())
-    checkpoints.announce()
+    checkpoints.announce_resume()
     for note in images.notes:
         print(note)
     net, head = network.build(model, len(images.classes))
@@ -224,7 +226,7 @@ class _Run(NamedTuple):
     clock: schedule.Clock
     ranks: Ranks
     checkpoints: Checkpoints
-    earlier: Earlier
+    earlier: EarlierRun
 
     def what_to_train(self, batches: tuple[Loader, Loader], interrupts: Interrupts) -> features.Trained:
         """Return the network and its batches; or its last layer alone, and batches of what that is given."""
@@ -245,7 +247,7 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
         checkpoints.restore(net, trainer, run.contexts, len(before))
         batches[0].skip(len(before))
     images = run.earlier.images or (run.images.record() if ranks.is_first else None)
-    checkpoints.record(images)
+    checkpoints.write_record(images)
     best: dict[str, Any] = max(before, key=lambda row: row["val_accuracy"], default={"val_accuracy": -1.0})
     interrupted = False
     with Interrupts() as interrupts:
@@ -258,7 +260,7 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
             for row in fit(trained.block, trainer, *on, **prepare_restore):
                 if not ranks.is_first:
                     continue
-                checkpoints.begin(images)
+                checkpoints.begin_run(images)
                 artifacts.save_parameters(net, out / run_folder.LAST)
                 if row["val_accuracy"] > best["val_accuracy"]:
                     best = row
@@ -289,9 +291,9 @@ def _keep_interrupted(run: _Run, images: dict[str, Any] | None) -> str:
     checkpoints = run.checkpoints
     if not run.ranks.is_first:
         return ""
-    if checkpoints.spares_earlier:
+    if checkpoints.overwrite_pending:
         return f" in the first epoch; the run in {checkpoints.out} is as it was"
-    checkpoints.begin(images)
+    checkpoints.begin_run(images)
     artifacts.save_parameters(run.net, checkpoints.out / run_folder.LAST)
     return f"; {checkpoints.out / run_folder.LAST} holds the weights as they are now"
 

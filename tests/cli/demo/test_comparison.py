@@ -29,9 +29,7 @@ def test_the_embedded_default_compares_four_regimes(embedded_default):
     out = embedded_default.out
     rows = rows_of(out)
     assert len(rows) == 4 * DRAWS * EPOCHS
-    losses = {
-        regime.name: [row["train_loss"] for row in rows if row["regime"] == regime.name] for regime in REGIMES
-    }
+    losses = {regime.name: [row["train_loss"] for row in rows if row["regime"] == regime.name] for regime in REGIMES}
     assert all(loss[EPOCHS - 1] < loss[0] for loss in losses.values()), losses
     assert {row["learning_rates"]["backbone"] for row in rows if row["regime"] == "backbone frozen"} == {0.0}
     files = ["best.params", "checkpoint", "comparison.png", "digits-source.params", "last.params", "metrics.jsonl"]

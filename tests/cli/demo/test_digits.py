@@ -67,5 +67,6 @@ def test_shuffled_the_ranks_get_equal_shares_of_one_order_in_whole_batches(numbe
     part = numbered.split([np.arange(9)], 9, 0)[0]
     shares = [batches(part, 3, rank, shuffle=True) for rank in (0, 1)]
     assert [list(map(len, share)) for share in shares] == [[3], [3]]  # the fourth image begins the next epoch
-    assert len(set(sum(shares[0] + shares[1], []))) == 6
-    assert sum(shares[0], []) != sorted(sum(shares[0], []))
+    drawn = [[image for batch in share for image in batch] for share in shares]
+    assert len({*drawn[0], *drawn[1]}) == 6
+    assert drawn[0] != sorted(drawn[0])

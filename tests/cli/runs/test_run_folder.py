@@ -16,7 +16,8 @@ from multitrainer import MultiLRTrainer
 from multitrainer.cli.errors import UserError
 from multitrainer.cli.ranks.exchange import Ranks
 from multitrainer.cli.runs import artifacts, run_folder
-from multitrainer.cli.runs.resume import Checkpoints
+from multitrainer.cli.runs.checkpoints import Checkpoints
+from multitrainer.cli.runs.claim import claim_folder
 
 IMAGES = {"classes": ["a", "b"], "train": ["a/1.jpg", "b/1.jpg"], "val": ["a/2.jpg", "b/2.jpg"]}
 IMAGES["contents"] = {name: [1, 2] for name in (*IMAGES["train"], *IMAGES["val"])}
@@ -78,15 +79,15 @@ def train(folder, epochs, value, resume=False, overwrite=False):
     net.initialize()
     trainer = MultiLRTrainer(net, "sgd")
     checkpoints = Checkpoints(folder, {"value": str(value)}, resume, overwrite, Ranks())
-    before = checkpoints.find(Path("data"), files_after)
-    checkpoints.record(IMAGES)
+    before = checkpoints.find_earlier(Path("data"), files_after)
+    checkpoints.write_record(IMAGES)
     assert before.images == (IMAGES if before.rows else None)
     if before.rows:
         checkpoints.restore(net, trainer, [mx.cpu()], len(before.rows))
         assert net.weight.data().asscalar() == value + len(before.rows)
     for epoch in range(len(before.rows) + 1, epochs + 1):
         net.weight.set_data(mx.nd.full((1, 1), value + epoch))
-        checkpoints.begin(IMAGES)
+        checkpoints.begin_run(IMAGES)
         for name in files_after([]):
             artifacts.save_parameters(net, folder / name)
         checkpoints.save(net, trainer, epoch)
@@ -138,7 +139,7 @@ def test_overwriting_that_is_killed_mixes_nothing(killer, tmp_path):
 
 
 def claim(out=None, resume=False, overwrite=False):
-    return run_folder.claimed(out, resume, overwrite, Ranks())
+    return claim_folder(out, resume, overwrite, Ranks())
 
 
 def test_runs_that_start_at_once_get_a_folder_each(tmp_path, monkeypatch):
@@ -168,8 +169,8 @@ def test_a_default_run_killed_in_its_first_epoch_is_the_one_to_resume(tmp_path, 
     train(run_folder.DEFAULT, 1, 0)
     with claim() as out:
         begun = Checkpoints(out, {"value": "1"}, False, False, Ranks())
-        begun.find(Path("data"), files_after)
-        begun.record(IMAGES)
+        begun.find_earlier(Path("data"), files_after)
+        begun.write_record(IMAGES)
     capsys.readouterr()
     with claim(resume=True) as out:
         assert str(out) == "runs/finetune-2"
@@ -181,13 +182,13 @@ def test_a_default_run_killed_in_its_first_epoch_is_the_one_to_resume(tmp_path, 
 
 def test_a_run_to_be_overwritten_keeps_its_record_until_then(tmp_path):
     train(tmp_path, 2, 0)
-    Checkpoints(tmp_path, {"value": "1"}, False, True, Ranks()).record(IMAGES)
+    Checkpoints(tmp_path, {"value": "1"}, False, True, Ranks()).write_record(IMAGES)
     train(tmp_path, 3, 0, resume=True)
     check_run(tmp_path, 3, 0)
 
 
 def test_a_run_that_has_written_its_record_alone_is_none(tmp_path):
-    Checkpoints(tmp_path, {}, False, False, Ranks()).record()
+    Checkpoints(tmp_path, {}, False, False, Ranks()).write_record()
     assert not run_folder.holds_run(tmp_path)
     with claim(tmp_path) as out:
         train(out, 1, 0)
@@ -197,7 +198,7 @@ def test_a_run_that_has_written_its_record_alone_is_none(tmp_path):
 def test_a_run_that_began_here_meanwhile_is_not_replaced(tmp_path):
     checkpoints = Checkpoints(tmp_path, {}, False, False, Ranks())
     train(tmp_path, 1, 0)
-    for write in (checkpoints.record, checkpoints.begin):
+    for write in (checkpoints.write_record, checkpoints.begin_run):
         with pytest.raises(UserError, match="another process has begun a run there"):
             write()
     check_run(tmp_path, 1, 0)

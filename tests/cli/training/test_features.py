@@ -176,4 +176,4 @@ def test_frozen_now_and_later():
     for multiplier, frozen in ((0, True), (0.1, False), (lambda update: 0 if update < 5 else 1, False)):
         trainer = MultiLRTrainer([net, (net.features, multiplier)], "sgd")
         assert features.is_frozen(net, head, trainer) is frozen
-    assert Ranks().first
+    assert Ranks().is_first

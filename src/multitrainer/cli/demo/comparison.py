@@ -17,7 +17,7 @@ from ... import MultiLRTrainer, ParamGroup
 from ..errors import INTERRUPTED, UserError
 from ..ranks.exchange import Ranks
 from ..runs import artifacts, figures, run_folder
-from ..runs.resume import Checkpoints
+from ..runs.checkpoints import Checkpoints
 from ..training import features, network
 from ..training.loop import Interrupts, fit, seed_everything
 from .digits import CLASSES, LabelledImages, load
@@ -74,9 +74,9 @@ def run(
     if optimizer == "sgd":
         settings = {"learning_rate": LEARNING_RATE, **settings}
     epochs = args.epochs or EPOCHS
-    earlier = checkpoints.find(None, lambda rows: _required_files(rows, epochs)).rows
-    checkpoints.announce()
-    checkpoints.record()
+    earlier = checkpoints.find_earlier(None, lambda rows: _required_files(rows, epochs)).rows
+    checkpoints.announce_resume()
+    checkpoints.write_record()
     interrupted = False
     with Interrupts() as interrupts:
         demo = _Demo(args, contexts, optimizer, settings, ranks, checkpoints, interrupts)
@@ -183,7 +183,7 @@ def _save_epoch(demo: _Demo, epoch: _Epoch) -> None:
     checkpoints, row = demo.checkpoints, epoch.row
     if not demo.ranks.is_first:
         return
-    checkpoints.begin()
+    checkpoints.begin_run()
     if row["epoch"] == demo.epochs:
         ended = [other["val_accuracy"] for other in checkpoints.metrics.rows if other["epoch"] == demo.epochs]
         artifacts.save_parameters(epoch.net, checkpoints.out / run_folder.LAST)
