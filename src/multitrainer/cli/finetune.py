@@ -278,7 +278,7 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
             interrupted = True
     said = _keep_interrupted(run, images) if interrupted else ""
     if metrics.rows:
-        artifacts.save_figure(figures.accuracy_and_rates(metrics.rows, run.title), out / "finetune.png")
+        artifacts.save_figure(figures.plot_training(metrics.rows, run.title), out / "finetune.png")
         print(f"best validation accuracy {best['val_accuracy']:.1%} (epoch {best['epoch']}); files in {out}")
     if interrupted:
         print(f"multitrainer: interrupted{said}", file=sys.stderr)

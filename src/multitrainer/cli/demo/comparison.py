@@ -214,7 +214,7 @@ def _report(out: Path, rows: list[dict[str, Any]], epochs: int, seconds: float) 
     title = f"Digits 5 to 9, {SHOTS} images of each, after learning 0 to 4"
     ended = {(row["regime"], row["seed"]) for ends in final.values() for row in ends}
     complete = [row for row in rows if (row["regime"], row["seed"]) in ended and row["val_accuracy"] is not None]
-    artifacts.save_figure(figures.comparison(complete, names, title), out / "comparison.png")
+    artifacts.save_figure(figures.plot_comparison(complete, names, title), out / "comparison.png")
     print(
         f"\naccuracy on {UNSEEN * CLASSES} unseen images after {epochs} epochs: mean and standard deviation "
         "over the draws.\nA difference within the spread says nothing; another --lr can change the order."

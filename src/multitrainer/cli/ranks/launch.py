@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Callable
 
-from ..errors import UserError, report
+from ..errors import UserError, report_error
 from .exchange import Ranks
 from .horovod_ranks import HorovodRanks
 from .parameter_servers import ServerRanks
@@ -46,7 +46,7 @@ def run_distributed(kvstore: str | None, work: Callable[[Ranks], int]) -> int:
     except BaseException as error:
         if ranks.size == 1:
             raise
-        status = report(error, f"rank {ranks.rank}: ")
+        status = report_error(error, f"rank {ranks.rank}: ")
     if status and ranks.size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
