@@ -1,10 +1,10 @@
-"""Write the tables of the README that benchmarks measured: each is made from its JSON in benchmarks/results, alone.
+"""Write the tables of measured figures in the README, each from its JSON file in benchmarks/results.
 
     python benchmarks/readme.py [--check] [--readme FILE]
 
-Whatever stands between `<!-- benchmark: NAME -->` and `<!-- end -->` is replaced by what the function `table` of
-benchmarks/NAME.py makes of benchmarks/results/NAME.json. With --check nothing is written, and the exit status is 1 if
-something would be.
+The text between `<!-- benchmark: NAME -->` and `<!-- end -->` is replaced by the result of the function `table` of
+benchmarks/NAME.py for benchmarks/results/NAME.json. With --check nothing is written, and the exit status is 1 if the
+file is out of date.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MARKED = re.compile(rf"{BEGIN.format('([a-z_]+)')}\n(.*?){END}", re.DOTALL)
 
 
 def written(text):
-    """Return a text with its tables as the results have them now."""
+    """Return a text with its tables replaced by those of the current results."""
     check_markers(text)
     return MARKED.sub(lambda found: f"{BEGIN.format(found[1])}\n{table(found[1])}\n{END}", text)
 
 
 def table(name):
-    """Return the table that benchmarks/NAME.py makes of its results."""
+    """Return the table that benchmarks/NAME.py makes from its results."""
     result = HERE / "results" / f"{name}.json"
     if not result.exists():
         raise FileNotFoundError(f"no {result.name} in benchmarks/results: run benchmarks/{name}.py --json {result}")
@@ -41,7 +41,7 @@ def table(name):
 
 
 def check_markers(text):
-    """Raise a ValueError where a marker has no counterpart, for its table would be passed over."""
+    """Raise a ValueError if a marker has no counterpart, because its table would not be written."""
     begun = re.findall(BEGIN.format(".*?"), text)
     if not len(begun) == len(MARKED.findall(text)) == text.count(END):
         raise ValueError(f"{len(begun)} x {BEGIN.format('NAME')!r} and {text.count(END)} x {END!r} do not pair up")

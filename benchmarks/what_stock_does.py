@@ -1,4 +1,4 @@
-"""What goes wrong with per-layer learning rates in stock MXNet: every figure is measured in the run that prints it.
+"""Per-layer learning rates in stock MXNet: what a user expects, and what happens, measured in this run.
 
 Needs mxnet, numpy and (for two cases) gluoncv; multitrainer itself is not imported.
 
@@ -48,7 +48,7 @@ COSTS = {
 
 
 def row(tried, expected, stock, held=None, **figures):
-    """Make a row: `stock` is a template for the figures, `held` tells whether the expectation came true."""
+    """Make a row: `stock` is a template for the figures, and `held` says whether the expectation was met."""
     return {"tried": tried, "expected": expected, "stock": stock.format(**figures), "held": held, "figures": figures}
 
 
@@ -80,7 +80,7 @@ def toy_steps(net, trainer, steps, seed=0):
 
 
 def toy_run(optimizer, options, change=None, warm_up=0):
-    """Train `warm_up` steps, change the first layer, train 3 steps: the layer's values before and after these."""
+    """Train `warm_up` steps, change the first layer, train 3 steps; return its values before and after these."""
     net = toy_net()
     trainer = gluon.Trainer(net.collect_params(), optimizer, options)
     toy_steps(net, trainer, warm_up)
@@ -141,7 +141,7 @@ def adadelta(options):
 
 
 def cost(options):
-    # Everything large runs in children, for the peak a child reports starts at the size of its parent.
+    # All that is large runs in children, because the peak of a child begins with the size of its parent.
     size = "quick" if options.quick else "full"
     peaks = {variant: run_all(["memory", variant, size])[0] for variant in COSTS}
     times = run_all(["times", size])[0]
@@ -205,7 +205,7 @@ def worker_memory(variant, size):
 
 
 def worker_times(size):
-    """Time the variants in turn, so that whatever else the machine does meets all of them."""
+    """Time the variants in turn, so that other load on the machine meets all of them."""
     steps = {variant: make_step(variant, size)[0] for variant in COSTS}
     times = {variant: [] for variant in COSTS}
     for number in range(1 + NETWORKS[size][2]):
@@ -227,7 +227,7 @@ def servers(options):
 
 
 def worker_rank(updates, lr_mult):
-    """Train as one rank: all weights after the first step, and how far they moved where they should not."""
+    """Train as one rank; return all weights after the first step, and how far the frozen ones moved."""
     store = mx.kv.create("dist_sync")
     net = toy_net()
     net[0].collect_params().setattr("lr_mult", float(lr_mult))
@@ -366,7 +366,7 @@ def races(options):
     wrong, worst = 0, 0.0
     for _ in range(options.races):
         off = max(float(np.abs(rank["first"] - right).max()) for rank in cluster("workers", "1"))
-        wrong += off > 1e-4  # another order of summation costs 1e-7, a gradient taken for a weight far more
+        wrong += off > 1e-4  # another order of summation differs by 1e-7, a gradient in place of a weight by far more
         worst = max(worst, off)
     stock = "{wrong} of {runs} runs had a rank that started from garbage, off by up to {worst:.2g}"
     tried = "weights after the first step, against those of update_on_kvstore=True"
@@ -386,7 +386,7 @@ def cluster(updates, lr_mult, workers=2):
 
 
 def run_all(arguments, environments=({},), limit=240):
-    """Run a worker of this file once per environment and return the answers; a failure or the limit ends all."""
+    """Run a worker of this file once per environment; return the answers. A failure or the limit ends all."""
     command, pipe = [sys.executable, os.path.abspath(__file__), "--worker", *arguments], subprocess.PIPE
     processes, deadline = [], time.monotonic() + limit
     try:
@@ -414,7 +414,7 @@ def last_line(text):
 
 
 def reason(error):
-    kind = type(error).__name__ + ": "  # which MXNet's messages carry already
+    kind = type(error).__name__ + ": "  # messages of MXNet begin with it
     return textwrap.shorten(kind + last_line(str(error)).replace(kind, ""), 120)
 
 
@@ -429,7 +429,7 @@ CASES = {
     "export": (export, "An exported network"),
     "states": (states, "save_states and load_states"),
     "global-stats": (global_stats, "BatchNorm on its running statistics, after a hybridized forward"),
-    "races": (races, "dist_sync, update_on_kvstore=False, 2 workers: where ranks part"),
+    "races": (races, "dist_sync, update_on_kvstore=False, 2 workers: whether ranks start with the same weights"),
 }
 
 
@@ -453,7 +453,7 @@ def parse(arguments):
     parser.add_argument("--quick", action="store_true", help="a smaller network in the case 'cost'")
     parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--races", type=int, default=0, metavar="N", help="start N clusters for the case 'races'")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows to this file")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if "races" in (options.only or ()) and not options.races:

@@ -1,7 +1,6 @@
 """The ``multitrainer`` command: it parses the command line, and prints an error of the user as one line.
 
-Each subcommand has a module here, and the rooms hold what they share. The command uses the package as any user can:
-nothing in the package imports it.
+Each subcommand has a module here, and the rooms hold what they share. Nothing else in the package imports the command.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Ranks:
         return batch_size // self.size
 
     def step_batch_size(self, images: int) -> int:
-        """Return the batch size to pass to `Trainer.step` after a batch of so many images on this rank."""
+        """Return the batch size to pass to `Trainer.step`, given the images in the batch of this rank."""
         return images
 
     def make_trainer(self, groups: list[ParamGroup], optimizer: str, settings: dict[str, float]) -> MultiLRTrainer:

@@ -174,7 +174,7 @@ def _lines(names: list[str]) -> str:
 
 
 def _describe_weights(file: Path | None) -> dict[str, Any] | None:
-    """Return what the record keeps of the weights that a run starts from."""
+    """Return the field of the record that identifies the weights a run starts from."""
     if file is None:
         return None
     return {"file": str(file), "crc32": artifacts.checksum(file) if file.is_file() else None}
