@@ -1,4 +1,4 @@
-"""What one rank does to show that `Ranks` keeps its word: ``ranks_worker.py FOLDER``; exits with the rank's status."""
+"""One rank that broadcasts, sums and trains: ``ranks_worker.py KVSTORE FOLDER`` writes the results to FOLDER."""
 
 # isort: off
 import multitrainer
