@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from multitrainer.cli.errors import UserError
 from multitrainer.cli.ranks.exchange import Ranks
 
 PATIENCE = 60  # seconds that a rank waits for the others
@@ -35,7 +36,10 @@ def run_ranks(size, work):
     def run(rank):
         try:
             return work(ThreadRanks(rank, shared))
+        except UserError as error:  # which all ranks raise, or the others wait in vain
+            return error
         except Exception as error:
+            shared["barrier"].abort()
             return error
 
     with ThreadPoolExecutor(size) as pool:

@@ -55,6 +55,6 @@ def test_a_record_alone_is_not_yet_a_run(tmp_path):
 
 
 def test_the_files_of_a_checkpoint_sort_by_its_number(tmp_path):
-    paths = [run_folder.checkpoint_file(tmp_path, number, ".npz") for number in (9, 10, 240)]
+    paths = [run_folder.checkpoint_files(tmp_path, number) for number in (9, 10, 240)]
     assert paths == sorted(paths)
-    assert paths[-1] == tmp_path / "checkpoint/000240.npz"
+    assert paths[-1] == [tmp_path / f"checkpoint/000240{suffix}" for suffix in (".params", ".npz", ".json")]

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Dict, Iterator, NamedTuple, Tuple
 
 import mxnet as mx
 from mxnet import gluon
@@ -29,6 +29,9 @@ LEARNING_RATE = 0.05  # on the source, and on the target unless --lr is given
 SOURCE_FILE = "digits-source.params"
 SOURCE_EPOCHS, SOURCE_BATCH_SIZE = 5, 32
 SOURCE_SHOTS, SOURCE_UNSEEN = 140, 34  # of the 174 scans or more of each digit
+
+
+_Epoch = Tuple[Dict[str, Any], gluon.Block, MultiLRTrainer]  # the metrics of an epoch, and what they measure
 
 
 class _Demo(NamedTuple):
@@ -53,14 +56,6 @@ class _Demo(NamedTuple):
         return self.ranks.batch_share(self.args.batch_size or BATCH_SIZE)
 
 
-class _Epoch(NamedTuple):
-    """The metrics of an epoch that has ended, and what they were measured on."""
-
-    row: dict[str, Any]
-    net: gluon.Block
-    trainer: MultiLRTrainer
-
-
 def run(
     args: argparse.Namespace,
     contexts: list[mx.Context],
@@ -81,8 +76,8 @@ def run(
     with Interrupts() as interrupts:
         demo = _Demo(args, contexts, optimizer, settings, ranks, checkpoints, interrupts)
         try:
-            for epoch in _train_all(demo, _train_source(demo), earlier):
-                _save_epoch(demo, epoch)
+            for row, net, trainer in _train_all(demo, _train_source(demo), earlier):
+                _save_epoch(demo, row, net, trainer)
         except KeyboardInterrupt:
             interrupted = True
     if ranks.is_first:
@@ -158,7 +153,7 @@ def _train_regime(
     }
     on = (trained.train, trained.val, demo.contexts, demo.epochs, demo.interrupts)
     for row in fit(trained.block, trainer, *on, **options):
-        yield _Epoch({"regime": regime.name, "seed": seed, **row}, net, trainer)
+        yield {"regime": regime.name, "seed": seed, **row}, net, trainer
 
 
 def _prepare(demo: _Demo, regime: Regime, source: Path) -> tuple[gluon.HybridBlock, str, MultiLRTrainer]:
@@ -178,21 +173,21 @@ def _prepare(demo: _Demo, regime: Regime, source: Path) -> tuple[gluon.HybridBlo
     return net, head, trainer
 
 
-def _save_epoch(demo: _Demo, epoch: _Epoch) -> None:
-    """On rank 0, write what an epoch leaves in the folder of the run."""
-    checkpoints, row = demo.checkpoints, epoch.row
+def _save_epoch(demo: _Demo, row: dict[str, Any], net: gluon.Block, trainer: MultiLRTrainer) -> None:
+    """On rank 0, write the files of an epoch that has ended."""
+    checkpoints = demo.checkpoints
     if not demo.ranks.is_first:
         return
     checkpoints.begin_run()
     if row["epoch"] == demo.epochs:
         ended = [other["val_accuracy"] for other in checkpoints.metrics.rows if other["epoch"] == demo.epochs]
-        artifacts.save_parameters(epoch.net, checkpoints.out / run_folder.LAST)
+        artifacts.save_parameters(net, checkpoints.out / run_folder.LAST)
         if row["val_accuracy"] > max(ended, default=-1.0):
-            artifacts.save_parameters(epoch.net, checkpoints.out / run_folder.BEST)
+            artifacts.save_parameters(net, checkpoints.out / run_folder.BEST)
     number = len(checkpoints.metrics.rows) + 1
     measured = row["val_accuracy"] is not None
     if measured:
-        checkpoints.save(epoch.net, epoch.trainer, number)
+        checkpoints.save(net, trainer, number)
     checkpoints.metrics.add(row)
     if measured:
         checkpoints.remove_before(number)

@@ -52,13 +52,7 @@ class Ranks:
         return self.share(order[: len(order) - len(order) % self.size])
 
     def batch_share(self, batch_size: int) -> int:
-        """Return the part of a batch size that falls to this rank.
-
-        Raises
-        ------
-        UserError
-            If the ranks cannot divide the batch evenly.
-        """
+        """Return this rank's part of a batch size; raise a UserError if the ranks cannot divide it evenly."""
         if batch_size % self.size:
             raise UserError(
                 f"a batch of {batch_size} images cannot be divided among {self.size} ranks; choose a --batch-size "

@@ -11,13 +11,7 @@ from .exchange import Ranks
 
 
 class HorovodRanks(Ranks):
-    """The processes that ``horovodrun`` started.
-
-    Raises
-    ------
-    UserError
-        If Horovod is not installed.
-    """
+    """The processes that ``horovodrun`` started; a UserError says so if Horovod is not installed."""
 
     def __init__(self) -> None:
         super().__init__("horovod")

@@ -20,18 +20,7 @@ _KEYS = 1_000_000  # more than a network has Parameters
 
 
 class ServerRanks(Ranks):
-    """The workers of MXNet's parameter servers, started with the ``DMLC_`` variables.
-
-    Parameters
-    ----------
-    kvstore : str
-        ``dist_sync`` or ``dist_device_sync``.
-
-    Raises
-    ------
-    UserError
-        If a ``DMLC_`` variable is not set.
-    """
+    """The workers of MXNet's parameter servers, started with the ``DMLC_`` variables."""
 
     def __init__(self, kvstore: str) -> None:
         super().__init__(kvstore)

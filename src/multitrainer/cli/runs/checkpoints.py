@@ -59,34 +59,20 @@ class Checkpoints:
     def find_earlier(
         self, data: Path | None, required_files: Callable[[list[dict[str, Any]]], list[str]]
     ) -> EarlierRun:
-        """Read the run to resume, if there is one; the result is the same on all ranks.
+        """Read the run to resume on `data`, if there is one, as `read_earlier_run` does; on all ranks the same."""
 
-        Parameters
-        ----------
-        data : Path, optional
-            The folder of images.
-        required_files : callable
-            Takes the rows of metrics and returns the names of the files that `out` must hold by then.
+        def find() -> EarlierRun:
+            # Computed now, because the file may be gone when the record is written.
+            self._record["weights"] = _describe_weights(self._weights)
+            self._record["data"] = None if data is None else str(data.resolve())
+            if self._resume and (run_folder.holds_run(self.out) or run_folder.has_record(self.out)):
+                return read_earlier_run(self.out, self._record, required_files)
+            return EarlierRun([], None)
 
-        Raises
-        ------
-        UserError
-            If the run is incomplete or damaged, or was asked for something else. Nothing has been changed.
-        """
-        earlier = EarlierRun(*self._ranks.run_on_first(lambda: self._find_earlier(data, required_files)))
+        earlier = EarlierRun(*self._ranks.run_on_first(find))
         self.metrics.rows = list(earlier.rows)
         self._begun = bool(earlier.rows)
         return earlier
-
-    def _find_earlier(
-        self, data: Path | None, required_files: Callable[[list[dict[str, Any]]], list[str]]
-    ) -> EarlierRun:
-        # Computed now, because the file may be gone when the record is written.
-        self._record["weights"] = _describe_weights(self._weights)
-        self._record["data"] = None if data is None else str(data.resolve())
-        if self._resume and (run_folder.holds_run(self.out) or run_folder.has_record(self.out)):
-            return read_earlier_run(self.out, self._record, required_files)
-        return EarlierRun([], None)
 
     def announce_resume(self) -> None:
         """Print which run is resumed, if one is."""
@@ -136,12 +122,10 @@ class Checkpoints:
 
     def save(self, net: mx.gluon.Block, trainer: MultiLRTrainer, number: int) -> None:
         """Write a checkpoint, before the row of metrics with its number is written."""
-        weights, states, checksums = (
-            run_folder.checkpoint_file(self.out, number, suffix) for suffix in run_folder.CHECKPOINT_SUFFIXES
-        )
+        weights, states, checksum = run_folder.checkpoint_files(self.out, number)
         artifacts.save_parameters(net, weights)
         artifacts.save_states(trainer, states)
-        artifacts.save_text(checksums, json.dumps({"crc32": artifacts.checksum(weights)}))
+        artifacts.save_text(checksum, json.dumps({"crc32": artifacts.checksum(weights)}))
 
     def remove_before(self, number: int) -> None:
         """Remove the checkpoints before the one with this number."""
@@ -150,16 +134,8 @@ class Checkpoints:
                 path.unlink()
 
     def restore(self, net: mx.gluon.Block, trainer: MultiLRTrainer, contexts: list[mx.Context], number: int) -> None:
-        """Load a checkpoint of rank 0 on all ranks.
-
-        Raises
-        ------
-        UserError
-            If it is damaged.
-        """
-        weights, states, _ = (
-            run_folder.checkpoint_file(self.out, number, suffix) for suffix in run_folder.CHECKPOINT_SUFFIXES
-        )
+        """Load a checkpoint of rank 0 on all ranks; raise a UserError if it is damaged."""
+        weights, states, _ = run_folder.checkpoint_files(self.out, number)
         try:
             with self._ranks.local_copy(weights) as path:
                 net.load_parameters(str(path), ctx=contexts)

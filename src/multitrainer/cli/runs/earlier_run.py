@@ -25,16 +25,11 @@ def read_earlier_run(
     Parameters
     ----------
     out : Path
-        The folder of the run.
+        The folder of the run. If no epoch of the run has ended, the result has neither rows nor images.
     wanted : dict
         The record of the run that the command line asks for.
     required_files : callable
         Takes the rows of metrics and returns the names of the files that `out` must hold by then.
-
-    Returns
-    -------
-    EarlierRun
-        Without rows and images if no epoch of the run has ended.
 
     Raises
     ------
@@ -59,8 +54,8 @@ def read_earlier_run(
     if not rows:
         print(f"the run in {out} has no whole epoch yet; it begins from the start", flush=True)
         return EarlierRun([], None)
-    kept = [f"{run_folder.CHECKPOINT}/{len(rows):06}{suffix}" for suffix in run_folder.CHECKPOINT_SUFFIXES]
-    names = [*kept, *required_files(rows)]
+    kept = run_folder.checkpoint_files(out, len(rows))
+    names = [*(str(path.relative_to(out)) for path in kept), *required_files(rows)]
     _check_complete(out, names)
     _check_parameters(out, len(rows), [out / name for name in names if name.endswith(".params")])
     return EarlierRun(rows, record["images"])
@@ -150,9 +145,9 @@ def _check_metrics(out: Path, rows: int) -> None:
 
 def _check_parameters(out: Path, number: int, paths: list[Path]) -> None:
     """Refuse weights that cannot be read, or that are not those which the checkpoint was written with."""
-    weights, checksums = (run_folder.checkpoint_file(out, number, suffix) for suffix in (".params", ".json"))
+    weights, _, checksum = run_folder.checkpoint_files(out, number)
     try:
-        if artifacts.checksum(weights) != json.loads(checksums.read_text(encoding="utf-8"))["crc32"]:
+        if artifacts.checksum(weights) != json.loads(checksum.read_text(encoding="utf-8"))["crc32"]:
             raise ValueError(f"checksum mismatch for {weights.name}")
         for path in paths:
             artifacts.check_parameters(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 DEFAULT = Path("runs/finetune")
 METRICS, CLASSES, BEST, LAST = "metrics.jsonl", "classes.txt", "best.params", "last.params"
 CHECKPOINT, RECORD = "checkpoint", "run.json"
-CHECKPOINT_SUFFIXES = (".params", ".npz", ".json")
+CHECKPOINT_SUFFIXES = (".params", ".npz", ".json")  # weights, states, checksum
 # A new run replaces these; other files in the folder are the user's. digits-source.params is read and never replaced.
 FILES = (METRICS, CLASSES, BEST, LAST, "finetune.png", "comparison.png")
 
@@ -33,9 +33,9 @@ def files_of_run(folder: Path) -> list[Path]:
     return [path for path in (checkpoint / RECORD, *(folder / name for name in FILES), *kept) if os.path.lexists(path)]
 
 
-def checkpoint_file(folder: Path, number: int, suffix: str) -> Path:
-    """Return the path of one file of a checkpoint; `suffix` is one of `CHECKPOINT_SUFFIXES`."""
-    return folder / CHECKPOINT / f"{number:06}{suffix}"
+def checkpoint_files(folder: Path, number: int) -> list[Path]:
+    """Return the paths of the weights, the states and the checksum of a checkpoint."""
+    return [folder / CHECKPOINT / f"{number:06}{suffix}" for suffix in CHECKPOINT_SUFFIXES]
 
 
 def remove_run(folder: Path) -> None:
