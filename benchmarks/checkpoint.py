@@ -1,9 +1,9 @@
-"""What saving and loading the states of ResNet-50 with momentum costs, beside stock Trainer in the same run.
+"""The cost of saving and loading the states of ResNet-50 with momentum, beside stock Trainer in the same run.
 
     python benchmarks/checkpoint.py [--rounds N] [--network NAME] [--json FILE]
 
 Each round starts a process for each of the four, in turn: save and load, by stock Trainer (a pickle, not flushed to
-disk) and by MultiLRTrainer. Memory is the most that the process held meanwhile, above what it held before.
+disk) and by MultiLRTrainer. Memory is the peak of the process meanwhile, above what it held before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import mxnet as mx
 
 import record
 
-BOUNDS = {"time": 1.5, "memory": 1.2}  # of stock's, what ours may take
+BOUNDS = {"time": 1.5, "memory": 1.2}  # the most that ours may take, as a part of stock's
 REPEATS = 3
 
 
@@ -45,14 +45,14 @@ def build(who, network):
 
 
 def measure(who, what, network, path):
-    """Do it a few times; return the seconds of each, and the most memory that one took, in MB."""
+    """Save or load a few times; return the seconds of each, the peak memory in MB, and the size of the file."""
     trainer = build(who, network)
     path = f"{path}.{who}"
     if what == "load" and not os.path.exists(path):
         trainer.save_states(path)
     seconds, megabytes = [], []
     for _ in range(REPEATS):
-        before = forget_peak()
+        before = reset_peak()
         begin = time.perf_counter()
         getattr(trainer, f"{what}_states")(path)
         mx.nd.waitall()
@@ -61,8 +61,8 @@ def measure(who, what, network, path):
     return {"seconds": seconds, "megabytes": max(megabytes), "size": os.path.getsize(path) / 2**20}
 
 
-def forget_peak():
-    """Make the system forget how much memory the process held at most; return what it holds, in MB."""
+def reset_peak():
+    """Reset the peak memory of the process; return the memory that it holds, in MB."""
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 
@@ -103,10 +103,10 @@ def compare(rounds, network):
     return rows
 
 
-def table(about):
-    """Return the table of the README."""
+def table(result):
+    """Return the table for the README."""
     lines = ["| | stock | ours | ours / stock |", "|---|---|---|---|"]
-    for row in about["rows"]:
+    for row in result["rows"]:
         who = [f"{row[f'{who} seconds']:.3f} s, {row[f'{who} MB']:.0f} MB" for who in ("stock", "ours")]
         spread = f"{row['time']:.2f} ({row['time low']:.2f} to {row['time high']:.2f})"
         lines.append(f"| {row['what']} | {who[0]} | {who[1]} | time {spread}, memory {row['memory']:.2f} |")
@@ -117,7 +117,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--network", default="resnet50_v1", help="a name in mxnet.gluon.model_zoo.vision")
-    parser.add_argument("--json", help="write the rows to this file too")
+    parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -133,7 +133,7 @@ def main():
         )
     print(f"files: stock {rows[0]['stock file MB']:.0f} MB, ours {rows[0]['ours file MB']:.0f} MB")
     if arguments.json:
-        record.write(record.about(__file__, ("mxnet", "numpy"), rows=rows), arguments.json)
+        record.write_json(record.describe(__file__, ("mxnet", "numpy"), rows=rows), arguments.json)
 
 
 if __name__ == "__main__":

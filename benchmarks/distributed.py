@@ -1,8 +1,8 @@
 """What a frozen backbone saves two workers: bytes on the wire and time of a training step, this package beside stock.
 
-All processes are real and on one machine; what they send each other is what the kernel counts on the loopback
-interface, in a network namespace of their own where one can be had. Needs Linux, mxnet and multitrainer; Horovod for
-the rows under it, GluonCV for networks that MXNet's own model zoo does not have.
+All processes are real and on one machine; the kernel counts what they send each other on the loopback interface, in a
+network namespace of their own if the system allows one. Needs Linux, mxnet and multitrainer; Horovod for its rows, and
+GluonCV for networks that are not in MXNet's own model zoo.
 
     python benchmarks/distributed.py [--only NAME ...] [--model NAME] [--pixels N] [--steps N] [--json FILE]
 """
@@ -10,23 +10,21 @@ the rows under it, GluonCV for networks that MXNet's own model zoo does not have
 from __future__ import annotations
 
 import argparse
-import ctypes
-import fcntl
 import importlib.util
 import json
 import os
 import signal
 import socket
 import statistics
-import struct
-import subprocess
 import sys
 import tempfile
 import textwrap
 import time
 import traceback
-from importlib.metadata import version
 from pathlib import Path
+
+import processes
+import record
 
 WORKERS, BATCH, WARM_UP, LIMIT = 2, 4, 2, 150  # ranks, images a rank, steps before any is counted, seconds a job
 STOCK = ("trained", "lr_mult=0", "grad_req='null'")  # what is done to the backbone, in turn
@@ -60,14 +58,9 @@ values: trained ones. Bytes are a step's, all processes of the {WORKERS} workers
 values alone; measured: with headers; idle: in as long a time without a step. Milliseconds are rank 0's, median and
 (min to max). of all: of what the same trainer needs to train it all."""
 
-LIBC = ctypes.CDLL(None, use_errno=True)
-NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000  # linux/sched.h
-DIE_WITH_PARENT, ADOPT_ORPHANS = 1, 36  # linux/prctl.h
-GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 0x1  # linux/sockios.h, linux/if.h
-
 
 def rank_main(number, folder, options):
-    """Train as one rank, phase by phase; rank 0 leaves what it measured in the folder."""
+    """Train as one rank, phase by phase; rank 0 writes what it measured to the folder."""
     import numpy as np
 
     np.bool = bool  # MXNet 1.9.1 reads it at import; NumPy 1.24 removed it.
@@ -82,7 +75,7 @@ def rank_main(number, folder, options):
     backbone = [p for name, p in net.collect_params().items() if name not in kept and p.grad_req != "null"]
     rows = []
     for phase in phases:
-        turn(phase, trainer, net, head, backbone)
+        set_backbone(phase, trainer, net, head, backbone)
         for _ in range(WARM_UP):  # the first ones trace the network and hand out the weights
             step()
         params = list(net.collect_params().values())
@@ -91,7 +84,7 @@ def rank_main(number, folder, options):
         rows.append({**row, **measure(step, options.steps, barrier)})
     if rank == 0:
         Path(folder, "rows.json").write_text(json.dumps(rows))
-    barrier()  # nobody leaves while another still waits for an answer
+    barrier()  # no rank ends while another still waits for an answer
 
 
 def build(mx, name, pixels):
@@ -157,8 +150,8 @@ def make_step(mx, net, x, trainer):
     return step
 
 
-def turn(phase, trainer, net, head, backbone):
-    """Do to the backbone what the phase is called after."""
+def set_backbone(phase, trainer, net, head, backbone):
+    """Freeze or unfreeze the backbone as the phase says."""
     if phase == "frozen":
         trainer.set_lr_mult({net: 0, head: 1})
     elif phase == "half unfrozen":
@@ -170,7 +163,7 @@ def turn(phase, trainer, net, head, backbone):
 
 
 def last_half(params):
-    """Return as many of the last Parameters as hold half of the values, or a little less."""
+    """Return the last Parameters that together hold at most half of the values."""
     left, last = sum(param.data().size for param in params) / 2, []
     for param in reversed(params):
         left -= param.data().size
@@ -181,7 +174,7 @@ def last_half(params):
 
 
 def measure(step, steps, barrier):
-    """Count and time the steps; then count as long a time in which nobody steps."""
+    """Count and time the steps; then count for as long without steps."""
     seconds = []
     sent = bytes_during(lambda: seconds.extend(step() for _ in range(steps)), barrier)
     idle = bytes_during(lambda: time.sleep(sum(seconds)), barrier)
@@ -189,36 +182,31 @@ def measure(step, steps, barrier):
 
 
 def bytes_during(action, barrier):
-    """Return what all processes send while every rank does the action; who counts lets the others wait for it."""
+    """Return the bytes that all processes send while every rank does the action; barriers keep the count exact."""
     barrier()
-    before = loopback_bytes()
+    before = processes.loopback_bytes()
     barrier()
     action()
     barrier()
-    after = loopback_bytes()
+    after = processes.loopback_bytes()
     barrier()
     return after - before
 
 
-def loopback_bytes():
-    lines = Path("/proc/net/dev").read_text().splitlines()
-    return next(int(line.split(":")[1].split()[8]) for line in lines if line.strip().startswith("lo:"))  # sent
-
-
 def run(number, options):
-    """Run a job; return what rank 0 measured. Whatever happens, none of its processes is left."""
+    """Run a job and return what rank 0 measured; end all of its processes in any case."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         try:
             with log.open("w") as file:
-                processes = [start(command, env, file) for command, env in commands(number, folder, options)]
-            wait(processes)
+                started = [processes.start(command, env, file) for command, env in commands(number, folder, options)]
+            processes.wait_for_all(started, LIMIT)
             return json.loads(Path(folder, "rows.json").read_text())
         except Exception:
             sys.stderr.write(log.read_text())
             raise
         finally:
-            end_processes()
+            processes.end_children()
 
 
 def commands(number, folder, options):
@@ -236,89 +224,17 @@ def commands(number, folder, options):
     return [(work, {**shared, "DMLC_ROLE": role}) for role in ["scheduler", "server"] + ["worker"] * WORKERS]
 
 
-def start(command, env, log):
-    env = {"OMP_NUM_THREADS": "1", **os.environ, **env}
-    tie = {"start_new_session": True, "preexec_fn": lambda: LIBC.prctl(DIE_WITH_PARENT, signal.SIGKILL)}
-    return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **tie)
-
-
-def wait(processes):
-    """Wait for all to end; the first that fails ends the wait, for the others would wait for it for ever."""
-    codes, deadline = [None], time.monotonic() + LIMIT
-    while None in codes:
-        time.sleep(0.05)
-        codes = [process.poll() for process in processes]
-        if any(codes):
-            raise RuntimeError(f"a process failed, exit codes {codes}")
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"not done within {LIMIT} s")
-
-
-def end_processes():
-    """Kill every child of this process, by its id, until there is none; orphans of a child become children."""
-    while True:
-        for pid in children():
-            os.kill(pid, signal.SIGKILL)
-        try:
-            os.wait()
-        except ChildProcessError:
-            return
-
-
-def children():
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended
-            continue
-        if parent == os.getpid():
-            yield int(stat.parent.name)
-
-
-def isolate():
-    """Enter a network namespace of our own; return whether one could be had."""
-    for flags in (NEW_NETWORK, NEW_USER | NEW_NETWORK):  # the first is for root, the second for most users
-        child = os.fork()  # it tries, for there is no way back
-        if not child:
-            try:
-                enter_namespace(flags)
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        if os.waitpid(child, 0)[1] == 0:
-            enter_namespace(flags)
-            return True
-    return False
-
-
-def enter_namespace(flags):
-    user, group = os.getuid(), os.getgid()
-    if LIBC.unshare(flags):
-        raise OSError(ctypes.get_errno(), "unshare")
-    if flags & NEW_USER:
-        for file, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            Path("/proc/self", file).write_text(text)
-    with socket.socket() as any_socket:  # a new loopback interface is down
-        request = struct.pack("16sH14x", b"lo", 0)
-        state = struct.unpack_from("H", fcntl.ioctl(any_socket, GET_FLAGS, request), 16)[0]
-        fcntl.ioctl(any_socket, SET_FLAGS, struct.pack("16sH14x", b"lo", state | UP))
-    with socket.socket() as listener, socket.socket() as caller:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        caller.connect(listener.getsockname())
-
-
 def expected_bytes(section, row):
-    """Return the bytes of the float32 values: each rank pushes and pulls all, or sends half of it around, twice."""
+    """Return the bytes of the float32 values: a rank pushes and pulls all, or under Horovod sends half twice."""
     each_way = WORKERS * 4 * row["values"]
     if section != "horovod":
         return 2 * each_way
-    compared = row["parameters"] if "MultiLR" in row["trainer"] else 0  # at every step: which of them a rank has frozen
+    compared = row["parameters"] if "MultiLR" in row["trainer"] else 0  # ranks compare what is frozen
     return each_way + WORKERS * 4 * compared
 
 
 def measure_job(number, options):
-    """Return the rows of a job, or one that says why there is none."""
+    """Return the rows of a job, or one row with the error if it failed."""
     section, trainer, *_ = JOBS[number]
     try:
         rows = run(number, options)
@@ -350,8 +266,8 @@ def line(*cells):
     return "  ".join([cell.ljust(width) for cell, width in words] + [cell.rjust(width) for cell, width in numbers])
 
 
-def table(about):
-    """Return the table of the README."""
+def table(result):
+    """Return the table for the README."""
     columns = {
         "stock, all trained": (False, "trained"),
         "stock, `lr_mult=0`": (False, "lr_mult=0"),
@@ -359,7 +275,7 @@ def table(about):
         "ours, frozen": (True, "frozen"),
         "ours, half unfrozen": (True, "half unfrozen"),
     }
-    found = {(row["section"], "MultiLR" in row["trainer"], row.get("backbone")): row for row in about["rows"]}
+    found = {(row["section"], "MultiLR" in row["trainer"], row.get("backbone")): row for row in result["rows"]}
     lines = [f"| | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
     for section, name in ROWS.items():
         if (section, True, "trained") in found:
@@ -369,7 +285,7 @@ def table(about):
 
 
 def cell(row):
-    if row is None:  # stock has the servers update unless it is told otherwise
+    if row is None:  # by default, the servers update under stock
         return "as above"
     megabytes = row["bytes"] / 1e6
     return f"{megabytes:.{1 if megabytes > 1 else 2}f} MB, {row['milliseconds']:.0f} ms"
@@ -381,7 +297,7 @@ def parse(arguments):
     parser.add_argument("--model", default="resnet18_v1", metavar="NAME", help="default: %(default)s")
     parser.add_argument("--pixels", type=int, default=32, metavar="N", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps to measure; default: %(default)s")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows to this file")
     parser.add_argument("--no-namespace", action="store_true", help="count on the loopback of the whole machine")
     parser.add_argument("--rank", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -395,22 +311,23 @@ def main(arguments=None):
     if options.rank:
         try:
             rank_main(int(options.rank[0]), options.rank[1], options)
-        except Exception:  # a server leaves by SystemExit
+        except Exception:  # a server ends by SystemExit
             traceback.print_exc()
             sys.stderr.flush()
-            os._exit(1)  # MXNet's own end of a worker waits for its peers
+            os._exit(1)  # at a normal exit, an MXNet worker waits for the others
         return 0
-    LIBC.prctl(ADOPT_ORPHANS, 1)
+    processes.adopt_orphans()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    own = not options.no_namespace and isolate()
+    own = not options.no_namespace and processes.isolate_network()
     horovod = importlib.util.find_spec("horovod") is not None
-    versions = {name: version(name) for name in ("mxnet", "numpy", *["horovod"] * horovod)}
-    versions.update(python=sys.version.split()[0], cores=len(os.sched_getaffinity(0)))
     setting = {"model": options.model, "pixels": options.pixels, "batch": BATCH, "steps": options.steps}
-    print(", ".join(f"{name} {value}" for name, value in {**versions, **setting}.items()))
+    packages = ["mxnet", "numpy", *["horovod"] * horovod]
+    result = record.describe(__file__, packages, arguments, setting=setting, namespace=own)
+    known = {**result["versions"], "cores": result["cores"], **setting}
+    print(", ".join(f"{name} {value}" for name, value in known.items()))
     print(NOTES)
     if not own:
-        print("WARNING: no network namespace of our own: whatever else uses this machine's loopback is counted too.")
+        print("WARNING: no network namespace: other programs that use the loopback interface are counted too.")
     print("\n" + line(*HEADINGS))
     rows = []
     for section in [name for name in SECTIONS if name in (options.only or SECTIONS)]:
@@ -423,10 +340,7 @@ def main(arguments=None):
             print("\n".join(map(show, done)), flush=True)
             rows.extend(done)
     if options.json:
-        command = " ".join(["python benchmarks/distributed.py", *(sys.argv[1:] if arguments is None else arguments)])
-        about = {"command": command, "versions": versions, "cores": versions.pop("cores"), "setting": setting}
-        about.update(namespace=own, rows=rows)
-        Path(options.json).write_text(json.dumps(about, indent=1) + "\n")
+        record.write_json({**result, "rows": rows}, options.json)
     return int(any("error" in row for row in rows))
 
 

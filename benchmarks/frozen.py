@@ -41,7 +41,7 @@ HYBRIDIZE = {"static": {"static_alloc": True, "static_shape": True}, "plain": {}
 HEADINGS = {"static": "`static_alloc`", "plain": "plain `hybridize()`"}
 CORES = len(os.sched_getaffinity(0))
 WARM_UP, TIMED = 2, 2  # steps of one turn; the first of them traces the network
-GOALS = {  # with all stages frozen but the output: of what, and how much of it at most
+GOALS = {  # with all stages but the output frozen: which figure, and its maximum
     "time": ("of lr_mult=0", 1 / 2.7),
     "forward": ("of forward", 1.1),
     "memory": ("memory of lr_mult=0", 0.6),
@@ -82,7 +82,7 @@ def make_step(variant, options, mode):
 
 
 def input_of(layer, net, x):
-    """Return what comes in at a layer of a network that is not hybridized."""
+    """Return the input of a layer in a network that is not hybridized."""
     inputs = []
     handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     net(x)
@@ -125,7 +125,7 @@ def timed(step):
 
 
 def peak(variant, mode, options):
-    """Return the most memory that this process ever held, in MB, after a few steps."""
+    """Return the peak memory of this process after a few steps, in MB."""
     step = make_step(variant, options, mode)
     for _ in range(WARM_UP + 1):
         step()
@@ -134,7 +134,7 @@ def peak(variant, mode, options):
 
 
 def child(options, *what):
-    """Measure in a process of its own: 'times' of variants, or the peak of one hybridized in some mode."""
+    """Measure in a new process: the times of variants ('times', ...), or the peak of one (mode, variant)."""
     setting = ["--network", options.network, "--pixels", options.pixels, "--batch", options.batch]
     command = [sys.executable, "-W", "ignore", __file__, *setting, "--rounds", options.rounds, "--child", *what]
     done = subprocess.run([str(each) for each in command], capture_output=True, text=True, check=False)
@@ -161,7 +161,7 @@ def compare(options):
             row[name] = {"median": statistics.median(each), "low": min(each), "high": max(each)}
         rows[variant] = row
     cases = [(mode, variant) for mode in modes for variant in variants]
-    with ThreadPoolExecutor(CORES) as pool:  # what memory they take does not depend on what else runs
+    with ThreadPoolExecutor(CORES) as pool:  # other processes do not change how much memory one takes
         peaks = dict(zip(cases, pool.map(lambda case: child(options, *case), cases)))
     for variant, row in rows.items():
         row["MB"] = {mode: peaks[mode, variant] for mode in modes}
@@ -170,7 +170,7 @@ def compare(options):
 
 
 def goals(rows):
-    """Return what the goals came to with all stages frozen but the output, and whether each was reached."""
+    """Compare the figures with all stages but the output frozen with the goals."""
     row = [row for row in rows if row["variant"].endswith("frozen")][-1]
     found = {}
     for name, (of, most) in GOALS.items():
@@ -180,19 +180,19 @@ def goals(rows):
 
 
 def label(variant, stages):
-    """Return a variant as the table names it."""
+    """Return the name of a variant in the table."""
     if not variant.endswith("frozen"):
         return variant
     number = int(variant.split()[0])
     return "ours, all but the output frozen" if number == stages - 1 else f"ours, {number} of {stages} stages frozen"
 
 
-def cells(about):
-    """Return the lines of the table, each as a list of text."""
-    stages = about["setting"]["stages"]
-    modes = list(about["rows"][0]["MB"])
+def cells(result):
+    """Yield the lines of the table, each as a list of cells."""
+    stages = result["setting"]["stages"]
+    modes = list(result["rows"][0]["MB"])
     yield ["", "step", "of the first row", *(f"peak memory, {HEADINGS[mode]}" for mode in modes)]
-    for row in about["rows"]:
+    for row in result["rows"]:
         ratio = row["of all trained"]
         spread = "" if row["variant"] == TRAINED else f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
         memory = [f"{row['MB'][mode]:,.0f} MB" for mode in modes]
@@ -200,30 +200,30 @@ def cells(about):
         yield [label(row["variant"], stages), time_, f"{ratio['median']:.2f}{spread}", *memory]
 
 
-def table(about):
-    """Return the table of the README."""
-    head, *lines = cells(about)
+def table(result):
+    """Return the table for the README."""
+    head, *lines = cells(result)
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
 
 
-def show(about):
-    lines = list(cells(about))
+def show(result):
+    lines = list(cells(result))
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         print("  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]))
     print("\nall stages frozen but the output:")
-    for name, goal in about["goals"].items():
+    for name, goal in result["goals"].items():
         verdict = "reached" if goal["reached"] else "not reached"
         print(f"  {name} {goal['of']}: {goal['is']:.3f}, at most {goal['at most']:.3f}: {verdict}")
 
 
-def plot(about, fname):
+def plot(result, fname):
     """Draw time and memory over the number of frozen stages."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    rows = {row["variant"]: row for row in about["rows"]}
+    rows = {row["variant"]: row for row in result["rows"]}
     ours = [row for variant, row in rows.items() if variant.endswith("frozen")]
     panels = {
         "time of a step [ms]": lambda row: row["milliseconds"],
@@ -245,9 +245,9 @@ def main():
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="only what the goals are about")
-    parser.add_argument("--json", help="write the rows to this file too")
-    parser.add_argument("--plot", help="draw them into this file (a picture)")
+    parser.add_argument("--quick", action="store_true", help="measure only what the goals need")
+    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--plot", help="plot them to this image file")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick and options.plot:
@@ -260,12 +260,12 @@ def main():
     rows, stages = compare(options)
     setting = {name: getattr(options, name) for name in ("network", "pixels", "batch", "rounds")}
     found = {"setting": {**setting, "stages": stages}, "goals": goals(rows), "rows": rows}
-    about = record.about(__file__, ("mxnet", "numpy", "gluoncv"), **found)
-    show(about)
+    result = record.describe(__file__, ("mxnet", "numpy", "gluoncv"), **found)
+    show(result)
     if options.json:
-        record.write(about, options.json)
+        record.write_json(result, options.json)
     if options.plot:
-        plot(about, options.plot)
+        plot(result, options.plot)
 
 
 if __name__ == "__main__":

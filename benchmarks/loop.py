@@ -1,11 +1,11 @@
-"""What the fast update does to a whole training loop.
+"""The time of a whole training loop with the fast update.
 
     python benchmarks/loop.py [--rounds N] [--quick] [--json FILE]
 
-Both Trainers hand their update to MXNet's engine and go on at once, so that Python prepares the next batch while the
+Both Trainers pass their update to MXNet's engine and return at once, so that Python prepares the next batch while the
 backward pass still runs. Here whole loops run in turn: a DataLoader without and with worker processes, forward,
-backward, step, and reading the loss or not. They go from small networks that are not hybridized, where Python is what
-takes the time, to ResNet-18 on pictures of 32 pixels. A figure is the median over the rounds of the time of one
+backward, step, and reading the loss or not, from small networks that are not hybridized, in which Python takes most of
+the time, to ResNet-18 on images of 32 pixels. A figure is the median over the rounds of the time of one
 iteration as a part of stock Trainer's in the same round.
 """
 
@@ -112,12 +112,12 @@ def row_of(network, loop, seconds):
     return row
 
 
-def table(about):
-    """Return the time of an iteration as a part of stock's as a Markdown table, one column a kind of loop."""
-    loops = list(dict.fromkeys(row["loop"] for row in about["rows"]))
+def table(result):
+    """Return a Markdown table of the time of an iteration as a part of stock's, one column per kind of loop."""
+    loops = list(dict.fromkeys(row["loop"] for row in result["rows"]))
     lines = [f"| iteration, of stock's time | {' | '.join(loops)} |", "|---|" + "--:|" * len(loops)]
-    for network in dict.fromkeys(row["network"] for row in about["rows"]):
-        found = {row["loop"]: row[OURS]["of stock"] for row in about["rows"] if row["network"] == network}
+    for network in dict.fromkeys(row["network"] for row in result["rows"]):
+        found = {row["loop"]: row[OURS]["of stock"] for row in result["rows"] if row["network"] == network}
         lines.append(f"| {network} | " + " | ".join(f"{found[loop]:.2f}" for loop in loops) + " |")
     return "\n".join(lines) + "\n"
 
@@ -126,7 +126,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the smallest network, a few iterations")
-    parser.add_argument("--json", help="write the rows to this file too")
+    parser.add_argument("--json", help="also write the rows to this file")
     arguments = parser.parse_args()
     rows = []
     rounds, iterations = (1, 6) if arguments.quick else (arguments.rounds, 20)
@@ -142,7 +142,9 @@ def main():
                 flush=True,
             )
     if arguments.json:
-        record.write(record.about(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows), arguments.json)
+        record.write_json(
+            record.describe(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows), arguments.json
+        )
 
 
 if __name__ == "__main__":

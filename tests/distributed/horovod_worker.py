@@ -1,4 +1,4 @@
-"""One rank of a Horovod job: ``horovod_worker.py CASE FOLDER`` saves the results of every step in FOLDER."""
+"""One rank of a Horovod job: ``horovod_worker.py CASE FOLDER`` trains, and writes every step to FOLDER."""
 
 # isort: off
 import multitrainer
@@ -29,7 +29,7 @@ def main(case, folder):
     taking_part = sets[0].ranks if sets else list(range(hvd.size()))
     if hvd.rank() in taking_part:
         rank_main(case, folder, hvd, sets, taking_part)
-    hvd.allreduce(mx.nd.ones(1), name="end").wait_to_read()  # a rank that exits removes all process sets
+    hvd.allreduce(mx.nd.ones(1), name="end").wait_to_read()  # when one rank ends, all process sets end
 
 
 def rank_main(case, folder, hvd, sets, taking_part):
@@ -65,8 +65,8 @@ def rank_main(case, folder, hvd, sets, taking_part):
     (folder / f"rank{hvd.rank()}.json").write_text(json.dumps({"reduced": sizes, "states": states}))
 
 
-def alone(case):
-    """Train on the whole batch in this process, without Horovod; return the weights after every step."""
+def train_alone(case):
+    """Train the same case on the whole batch in this process, without Horovod; return the weights after every step."""
     net = make_net(case, shift=0)
     trainer = make_trainer(multitrainer.MultiLRTrainer, case, net)
     history = []
@@ -78,7 +78,7 @@ def alone(case):
 
 
 def make_net(case, shift):
-    """Return the network of rank 0, or one whose weights differ by ``shift``; all ranks must get those of rank 0."""
+    """Return the network of the first rank, with ``shift`` added to its weights: those of rank 0 must win."""
     if case.get("deferred"):
         mx.random.seed(3 + shift)
         net = nn.HybridSequential(prefix="net_")
@@ -105,14 +105,14 @@ def make_trainer(kind, case, net, **options):
 
 
 def change(step, case, net, trainer, rank):
-    """Make the changes of the case before ``step``, on all ranks or on one."""
-    for at, door, path, value, *only_on in case.get("changes", []):
+    """Make the changes of the case that come before ``step``, on all ranks or on those that it names."""
+    for at, setter, path, value, *only_on in case.get("changes", []):
         if at != step or (only_on and rank not in only_on):
             continue
-        if door == "set_learning_rate":
+        if setter == "set_learning_rate":
             trainer.set_learning_rate(value)
         else:
-            getattr(trainer, door)({net[path]: value})
+            getattr(trainer, setter)({net[path]: value})
 
 
 def train(step, net, trainer, share):

@@ -1,4 +1,4 @@
-"""What one rank does to show that `Ranks` keeps its word: ``ranks_worker.py FOLDER``; exits with the rank's status."""
+"""One rank that broadcasts, sums and trains: ``ranks_worker.py KVSTORE FOLDER`` writes the results to FOLDER."""
 
 # isort: off
 import multitrainer
@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from multitrainer.cli.ranks.ranks import together
+from multitrainer.cli.ranks.launch import run_distributed
 from multitrainer.cli.training.loop import Interrupts, fit
 from support import mlp, snapshot
 
@@ -20,10 +20,10 @@ def work(ranks):
     net = mlp()
     for param in net.collect_params().values():
         param.set_data(param.data() + ranks.rank)
-    ranks.broadcast(net.collect_params().values())
+    ranks.broadcast_parameters(net.collect_params().values())
     sums = {f"sum{size}": ranks.sum(np.full(size, ranks.rank + 1.0)) for size in (1, 3, 3_000_000)}
     np.savez(folder / f"before{ranks.rank}.npz", **snapshot(net), **sums)
-    trainer = ranks.trainer([multitrainer.ParamGroup(net)], "sgd", {"learning_rate": 0.01})
+    trainer = ranks.make_trainer([multitrainer.ParamGroup(net)], "sgd", {"learning_rate": 0.01})
     data = [(mx.nd.random.normal(ranks.rank, shape=(4, 3)), mx.nd.array([0, 1, 0, 1])) for _ in range(3)]
     with Interrupts() as interrupts:
         rows = list(fit(net, trainer, data, data, [mx.cpu()], 2, interrupts, ranks=ranks))
@@ -34,4 +34,4 @@ def work(ranks):
 
 if __name__ == "__main__":
     folder = pathlib.Path(sys.argv[2])
-    sys.exit(together(sys.argv[1], work))
+    sys.exit(run_distributed(sys.argv[1], work))

@@ -1,4 +1,4 @@
-"""`DistributedMultiLRTrainer` under `horovodrun`: all ranks have the same weights and apply the same multipliers."""
+"""`DistributedMultiLRTrainer` under `horovodrun`: all ranks hold the same weights, and multipliers act on each."""
 
 import importlib.util
 import json
@@ -17,8 +17,8 @@ import pytest
 from support import PATIENCE, moved
 
 HERE = pathlib.Path(__file__).parent
-BOUND = 1e-6  # of float32: the sum over two ranks has another order than one over a batch twice as large
-FP16 = 1e-3  # the rounding of gradients to fp16, times a learning rate of 0.05 and a few steps
+BOUND = 1e-6  # float32: two ranks sum in another order than one process with the whole batch
+FP16 = 1e-3  # rounding of the gradients, times a learning rate of 0.05 and a few steps
 FIRST, SECOND = {"net_dense0_weight", "net_dense0_bias"}, {"net_dense1_weight", "net_dense1_bias"}
 BATCHNORM = {"net_batchnorm0_" + name for name in ("gamma", "beta", "running_mean", "running_var")}
 
@@ -28,7 +28,7 @@ needs_horovod = pytest.mark.skipif(
 
 
 class Result:
-    """The weights, states and reductions that the ranks of one job saved."""
+    """What the ranks of one job wrote."""
 
     def __init__(self, folder, ranks):
         self.ranks = []
@@ -56,15 +56,15 @@ class Result:
         return max(float(abs(one - two).max()) for one, two in pairs)
 
     def names(self, step):
-        """Return the names of the gradients that were reduced at ``step``."""
+        """Return the names under which gradients were reduced at ``step``."""
         return [name for name, *_ in self.reduced[step]]
 
 
 @pytest.fixture
 def train(tmp_path_factory):
-    """Run a case on ``np`` ranks, or on those of its process set; check that their bits agree after every step."""
+    """Return a function that runs a case on ``np`` ranks, and checks that they agree bit for bit after every step."""
 
-    def go(np=2, differ=(), **case):
+    def run_case(np=2, differ=(), **case):
         folder = tmp_path_factory.mktemp("run")
         code, output = horovodrun(folder, case, np)
         assert code == 0, f"horovodrun ended with {code}\n{output}"
@@ -73,11 +73,11 @@ def train(tmp_path_factory):
         result.assert_ranks_agree(differ)
         return result
 
-    return go
+    return run_case
 
 
 def horovodrun(folder, case, np=2, timeout=PATIENCE, **env):
-    """Return the exit code and the output of one job, and check that none of its processes is left."""
+    """Return the exit code and the output of one job, and end all of its processes in any case."""
     command = [shutil.which("horovodrun", path=os.path.dirname(sys.executable)), "-np", str(np)]
     command += ["-H", f"localhost:{np}", "--gloo", sys.executable, "-W", "ignore"]
     command += [str(HERE / "horovod_worker.py"), json.dumps(case), str(folder)]
@@ -91,9 +91,9 @@ def horovodrun(folder, case, np=2, timeout=PATIENCE, **env):
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)  # it ends its ranks
+        process.send_signal(signal.SIGTERM)  # horovodrun then ends its ranks
         output, _ = process.communicate(timeout=PATIENCE)
-        pytest.fail(f"out of time after {timeout} s: {' '.join(command)}\n{output}")
+        pytest.fail(f"timed out after {timeout} s: {' '.join(command)}\n{output}")
     finally:
         if process.poll() is None:
             process.kill()
@@ -128,40 +128,40 @@ def _by_step(arrays):
     return [history[step] for step in sorted(history)]
 
 
-def start(**case):
-    """Return the weights with which every case begins."""
+def first_weights(**case):
+    """Return the first weights of a case."""
     return {name: param.data().asnumpy() for name, param in horovod_worker.make_net(case, 0).collect_params().items()}
 
 
 @needs_horovod
 @pytest.mark.slow
 class TestAllRanksAgree:
-    """Ranks begin with different weights; the `train` fixture compares them after every step."""
+    """All ranks agree: they begin with other weights, and the `train` fixture compares them after every step."""
 
     @pytest.mark.parametrize(
         "optimizer", [("sgd", {"momentum": 0.9, "wd": 0.01}), ("adam", {})], ids=["sgd with momentum", "adam"]
     )
-    def test_ranks_train_as_one_process_on_the_whole_batch(self, train, optimizer):
+    def test_as_one_process_on_the_whole_batch(self, train, optimizer):
         name, params = optimizer
         case = {"optimizer": name, "optimizer_params": params, "groups": {0: 0.1, 1: 3}, "steps": 5}
-        assert train(**case).distance(horovod_worker.alone(case)) < (BOUND if name == "sgd" else 1e-4)
+        assert train(**case).distance(horovod_worker.train_alone(case)) < (BOUND if name == "sgd" else 1e-4)
 
-    def test_deferred_weights_agree(self, train):
+    def test_weights_that_are_initialized_by_the_first_forward(self, train):
         case = {"deferred": True, "groups": {0: 0.1}}
-        assert train(**case).distance(horovod_worker.alone(case)) < BOUND
+        assert train(**case).distance(horovod_worker.train_alone(case)) < BOUND
 
-    def test_weights_in_a_layout_of_mkldnn_agree(self, train):
+    def test_weights_that_have_predicted_before(self, train):
         case = {"convolution": True, "groups": {1: 0.1}}
-        assert train(**case).distance(horovod_worker.alone(case)) < BOUND
+        assert train(**case).distance(horovod_worker.train_alone(case)) < BOUND
 
     @pytest.mark.parametrize("hybridize", [False, True])
     def test_a_frozen_batchnorm_does_not_move(self, train, hybridize):
         case = {"batchnorm": True, "hybridize": hybridize, "groups": {1: 0}}
         result = train(**case)
-        assert result.distance(horovod_worker.alone(case)) < BOUND
-        assert moved(start(**case), result.history[-1]) == FIRST | SECOND
+        assert result.distance(horovod_worker.train_alone(case)) < BOUND
+        assert moved(first_weights(**case), result.history[-1]) == FIRST | SECOND
 
-    def test_statistics_that_are_not_frozen_differ(self, train):
+    def test_running_statistics_stay_those_of_each_rank(self, train):
         result = train(batchnorm=True, differ={"net_batchnorm0_running_mean", "net_batchnorm0_running_var"})
         assert moved(*[rank[-1] for rank in result.ranks]) <= BATCHNORM
 
@@ -169,11 +169,11 @@ class TestAllRanksAgree:
 @needs_horovod
 @pytest.mark.slow
 class TestMultipliers:
-    def test_a_multiplier_scales_the_learning_rate(self, train):
+    def test_m_means_m(self, train):
         multiplied = train(groups={0: 0.5, 1: 0.5})
         assert multiplied.distance(train(optimizer_params={"learning_rate": 0.025}).history) == 0
 
-    def test_setters_and_schedules_act_on_every_rank(self, train):
+    def test_setters_and_schedules(self, train):
         case = {
             "schedule": 1,  # frozen at the first update
             "changes": [[2, "set_lr_mult", 0, 0.1], [3, "set_learning_rate", None, 0.01], [3, "set_wd_mult", 0, 0]],
@@ -181,8 +181,8 @@ class TestMultipliers:
             "steps": 5,
         }
         result = train(**case)
-        assert result.distance(horovod_worker.alone(case)) < BOUND
-        assert moved(start(), result.history[0]) == FIRST
+        assert result.distance(horovod_worker.train_alone(case)) < BOUND
+        assert moved(first_weights(), result.history[0]) == FIRST
         assert [len(names) for names in map(result.names, range(5))] == [2, 4, 4, 4, 4]
 
 
@@ -191,12 +191,12 @@ class TestMultipliers:
 class TestFrozen:
     def test_a_frozen_layer_stays_and_is_not_reduced(self, train):
         result = train(groups={0: 0}, optimizer_params={"momentum": 0.9})
-        assert moved(start(), result.history[-1]) == SECOND
+        assert moved(first_weights(), result.history[-1]) == SECOND
         assert result.names(0) == ["2", "3"]  # by index in the sorted Parameters
         assert result.states[-1] == [2, 3]
 
     @pytest.mark.parametrize("options", [{}, {"num_groups": 2}, {"compression": "fp16"}], ids=str)
-    def test_layers_freeze_and_unfreeze_in_mid_training(self, train, options):
+    def test_freezing_and_unfreezing_in_mid_training(self, train, options):
         case = {
             "changes": [[2, "set_lr_mult", 0, 0], [4, "set_lr_mult", 0, 0.5], [4, "set_lr_mult", 1, 0]],
             "optimizer_params": {"momentum": 0.9, "wd": 0.01},
@@ -205,35 +205,35 @@ class TestFrozen:
             **options,
         }
         result = train(**case)
-        assert result.distance(horovod_worker.alone(case)) < (FP16 if "compression" in options else BOUND)
-        trained = [moved(one, two) for one, two in zip([start(), *result.history], result.history)]
+        assert result.distance(horovod_worker.train_alone(case)) < (FP16 if "compression" in options else BOUND)
+        trained = [moved(one, two) for one, two in zip([first_weights(), *result.history], result.history)]
         assert trained == [FIRST | SECOND] * 2 + [SECOND] * 2 + [FIRST] * 2
         assert [sum(call[1] for call in calls) for calls in result.reduced] == [4, 4, 2, 2, 2, 2]
 
-    def test_all_layers_may_be_frozen(self, train):
+    def test_a_network_that_is_all_frozen(self, train):
         result = train(groups={0: 0, 1: 0}, changes=[[1, "set_lr_mult", 1, 1]], num_groups=2)
-        assert not moved(start(), result.history[0])
+        assert not moved(first_weights(), result.history[0])
         assert [len(calls) for calls in result.reduced] == [0, 2, 2]
 
-    def test_ranks_that_freeze_different_layers_raise(self, tmp_path):
-        """Only rank 1 freezes the first layer before the second step; plain Horovod would hang."""
+    def test_ranks_that_freeze_differently_get_an_error(self, tmp_path):
+        """Rank 1 alone freezes the first layer before the second step, for which plain Horovod would wait forever."""
         code, output = horovodrun(tmp_path, {"changes": [[1, "set_lr_mult", 0, 0, 1]]})
         assert code != 0
         for rank in (0, 1):
-            told = [
+            errors = [
                 line
                 for line in output.splitlines()
                 if f"[{rank}]<stderr>:RuntimeError: the ranks train different" in line
             ]
-            assert told, output
-            assert "net_dense0_bias, net_dense0_weight (2 of 4)" in told[0]
+            assert errors, output
+            assert "net_dense0_bias, net_dense0_weight (2 of 4)" in errors[0]
 
 
 @needs_horovod
 @pytest.mark.slow
 class TestStates:
     @pytest.mark.parametrize("options", [{}, {"np": 3, "process_set": [1, 2]}], ids=["all", "process set"])
-    def test_a_resumed_run_has_the_same_bits(self, train, options):
+    def test_saved_and_resumed_bit_for_bit(self, train, options):
         """The first rank writes, every rank loads."""
         case = {"optimizer": "adam", "steps": 5, "hybridize": True, **options}
         first = train(**case, save_at=3, changes=[[1, "set_lr_mult", 0, 0.5], [2, "set_lr_mult", 1, 0]])
@@ -246,25 +246,25 @@ class TestStates:
 
 @needs_horovod
 @pytest.mark.slow
-class TestArgumentsOfHorovod:
+class TestHorovodsOwnArguments:
     def test_num_groups(self, train):
         result = train(num_groups=2)
-        assert result.distance(horovod_worker.alone({})) < BOUND
+        assert result.distance(horovod_worker.train_alone({})) < BOUND
         assert [call[:2] for call in result.reduced[0]] == [["0:1", 2], ["2:3", 2]]
 
     def test_compression(self, train):
         result = train(compression="fp16")
-        assert 0 < result.distance(horovod_worker.alone({})) < FP16
+        assert 0 < result.distance(horovod_worker.train_alone({})) < FP16
         assert {call[2] for calls in result.reduced for call in calls} == {"float16"}
 
     def test_gradient_predivide_factor_and_prefix(self, train):
         result = train(gradient_predivide_factor=2.0, prefix="head.")
-        assert result.distance(horovod_worker.alone({})) < BOUND
+        assert result.distance(horovod_worker.train_alone({})) < BOUND
         assert result.reduced[0] == [[f"head.{index}", 1, "float32", 0.5] for index in range(4)]
 
     def test_process_set(self, train):
         case = {"groups": {0: 0.1}}
-        assert train(np=3, process_set=[1, 2], **case).distance(horovod_worker.alone(case)) < BOUND
+        assert train(np=3, process_set=[1, 2], **case).distance(horovod_worker.train_alone(case)) < BOUND
 
 
 @needs_horovod
@@ -283,7 +283,7 @@ class TestOneProcess:
 
         return run
 
-    def test_a_trainer_before_init_raises(self, python):
+    def test_init_must_come_first(self, python):
         out = python(
             "try: make(net)\n"
             "except ValueError as error: print(error)\n"
@@ -291,12 +291,12 @@ class TestOneProcess:
         )
         assert out == "Horovod has not been initialized; use hvd.init().\nTrue\n"
 
-    def test_two_contexts_in_one_process_raise(self, python):
+    def test_two_contexts_of_one_process_are_refused(self, python):
         out = python("hvd.init()\ntry: make(mlp(CONTEXTS))\nexcept ValueError as error: print(error)\n")
         assert "on 2 contexts" in out
         assert "one process for each device" in out
 
-    def test_a_distributed_optimizer_raises(self, python):
+    def test_a_distributed_optimizer_is_refused(self, python):
         out = python(
             "hvd.init()\n"
             "try: make(net, hvd.DistributedOptimizer(mx.optimizer.SGD()))\n"
@@ -313,7 +313,7 @@ class TestOneProcess:
         )
         assert out == "True DistributedMultiLRTrainer(SGD, learning_rate=0.01, 1 groups, 4 parameters, 0 frozen)\n"
 
-    def test_the_examples_run(self, python):
+    def test_examples(self, python):
         assert python("print(doctest.testmod(multitrainer.horovod))\n") == "TestResults(failed=0, attempted=8)\n"
 
 
@@ -329,7 +329,7 @@ make = lambda params, optimizer="sgd": make_trainer(params, optimizer)
 """
 
 
-def test_the_import_error_says_how_to_build_horovod():
+def test_without_horovod_it_says_how_to_build_it():
     code = "import sys; sys.modules['horovod'] = None; import multitrainer; import multitrainer.horovod"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1

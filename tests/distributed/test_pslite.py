@@ -1,4 +1,4 @@
-"""Promises 6 and 7 on real parameter servers: multipliers hold wherever the update is made, and all ranks agree."""
+"""Parameter servers know the multipliers, and all ranks agree, whether servers or workers update."""
 
 import json
 import os
@@ -13,16 +13,16 @@ from cluster import run
 from support import PATIENCE
 
 pytestmark = pytest.mark.slow
-WORKER = pathlib.Path(__file__).parent / "worker.py"
+WORKER = pathlib.Path(__file__).parent / "pslite_worker.py"
 RUNS = int(os.environ.get("MULTITRAINER_RUNS", "3"))
-BOUND = 1e-6  # float32: a sum over two ranks, or over one batch twice as large, is not made in the same order
+BOUND = 1e-6  # float32: two ranks sum in another order than one process with the whole batch
 
 SERVERS = {"kvstore": "dist_sync", "update_on_kvstore": True}
 FIRST, SECOND = {"net_dense0_weight", "net_dense0_bias"}, {"net_dense1_weight", "net_dense1_bias"}
 
 
 class Result:
-    """What the workers of one run left behind."""
+    """What the workers of one run wrote."""
 
     def __init__(self, folder, workers):
         self.ranks = []
@@ -55,7 +55,7 @@ class Result:
 
 @pytest.fixture
 def train(tmp_path_factory):
-    def go(workers=2, servers=2, **case):
+    def run_case(workers=2, servers=2, **case):
         folder = tmp_path_factory.mktemp("run")
         if "dist" in case["kvstore"]:
             run(WORKER, json.dumps(case), folder, workers=workers, servers=servers)
@@ -65,16 +65,16 @@ def train(tmp_path_factory):
             subprocess.run(command, check=True, timeout=PATIENCE, env=env)
         return Result(folder, workers)
 
-    return go
+    return run_case
 
 
-def alone(train, **case):
-    """Train the same in one process without a kvstore."""
+def train_alone(train, **case):
+    """Train the same case in one process without a distributed kvstore."""
     return train(**{**case, "kvstore": "local", "update_on_kvstore": None}, workers=1)
 
 
 class TestWorkersUpdate:
-    """The default for a synchronous store with dense gradients."""
+    """The workers update by default on a synchronous store with dense gradients."""
 
     @pytest.mark.parametrize("kvstore", ["dist_sync", "dist_device_sync"])
     def test_all_ranks_agree_run_after_run(self, train, kvstore):
@@ -85,14 +85,14 @@ class TestWorkersUpdate:
             assert [about["update_on_kvstore"] for about in workers.about] == [False, False]
             workers.assert_ranks_agree()
             assert workers.distance(servers) == 0
-        assert workers.distance(alone(train)) < BOUND
+        assert workers.distance(train_alone(train)) < BOUND
 
     @pytest.mark.parametrize("update_on_kvstore", [None, True])
     def test_weights_that_predict_while_the_store_is_begun(self, train, update_on_kvstore):
         case = {"kvstore": "dist_sync", "convolution": True, "groups": {1: 0.1}, "update_on_kvstore": update_on_kvstore}
         result = train(**case, predicting=True)
         result.assert_ranks_agree()
-        assert result.distance(alone(train, **case)) < BOUND
+        assert result.distance(train_alone(train, **case)) < BOUND
 
     def test_everything_can_change_in_mid_training(self, train):
         case = {
@@ -110,7 +110,7 @@ class TestWorkersUpdate:
         result = train(kvstore="dist_sync", **case)
         assert result.errors == []
         result.assert_ranks_agree()
-        assert result.distance(alone(train, **case)) < BOUND
+        assert result.distance(train_alone(train, **case)) < BOUND
         assert result.moved(2, 5) == SECOND
 
     def test_unfrozen_in_mid_training(self, train):
@@ -122,7 +122,7 @@ class TestWorkersUpdate:
     def test_schedule(self, train):
         result = train(kvstore="dist_sync", schedule=0)
         result.assert_ranks_agree()
-        assert result.distance(alone(train, schedule=0)) < BOUND
+        assert result.distance(train_alone(train, schedule=0)) < BOUND
 
     def test_two_contexts_a_worker(self, train):
         case = {"contexts": 2, "groups": {"0": 0.5}, "batchnorm": True}
@@ -146,23 +146,23 @@ class TestWorkersUpdate:
             assert all("Compression not supported" in text for _, _, text in result.errors)
 
 
-class TestRanksThatPart:
-    """A rank that trains other Parameters than the rest gets an error, and so do the rest: nobody waits for ever."""
+class TestRanksThatDiffer:
+    """If one rank trains other Parameters than the others, all get an error, and none waits forever."""
 
-    @pytest.mark.parametrize(("door", "steps"), [("set_lr_mult", {1}), ("assign", {1, 2})])
-    def test_one_freezes_alone(self, train, door, steps):
-        """What is assigned is noticed at a step, and then left out of it."""
-        result = train(kvstore="dist_sync", changes=[[1, door, 0, 0, 1], [2, door, 0, 1, 1]], steps=4)
-        self.assert_all_were_told(result, steps)
+    @pytest.mark.parametrize(("setter", "steps"), [("set_lr_mult", {1}), ("assign", {1, 2})])
+    def test_one_freezes_alone(self, train, setter, steps):
+        """A step notices an assigned multiplier, and leaves its Parameters out."""
+        result = train(kvstore="dist_sync", changes=[[1, setter, 0, 0, 1], [2, setter, 0, 1, 1]], steps=4)
+        self.assert_all_got_an_error(result, steps)
         result.assert_ranks_agree()
 
     def test_one_makes_no_backward_pass_for_what_was_unfrozen(self, train):
         changes = {"changes": [[0, "set_lr_mult", 0, 0]], "changes_after_backward": [[1, "set_lr_mult", 0, 1]]}
         result = train(kvstore="dist_sync", **changes, without_backward=[[1, 0]], steps=3)
-        self.assert_all_were_told(result, {1})
+        self.assert_all_got_an_error(result, {1})
         result.assert_ranks_agree()
 
-    def assert_all_were_told(self, result, steps):
+    def assert_all_got_an_error(self, result, steps):
         for about in result.about:
             assert {step for step, kind, text in about["errors"] if kind == "RuntimeError"} == steps
             assert all("the ranks train different Parameters: net_dense0_" in text for _, _, text in about["errors"])
@@ -186,16 +186,16 @@ class TestStates:
         assert all((array == first.ranks[0][key]).all() for key, array in again.ranks[0].items())
         assert again.moved(3, 4) == FIRST
 
-    def test_servers_keep_theirs_and_it_is_said(self, train):
+    def test_states_on_servers_are_refused(self, train):
         result = train(**SERVERS, servers=1, optimizer_params={"momentum": 0.9}, save_at=1, steps=2)
-        said = sorted([error[:2] for error in about["errors"]] for about in result.about)
+        kinds = sorted([error[:2] for error in about["errors"]] for about in result.about)
         each = [["save", "RuntimeError"], ["load", "RuntimeError"]]
-        assert said == [each, [*each, each[0]]]  # which worker is rank 0, and calls once more, the scheduler decides
+        assert kinds == [each, [*each, each[0]]]  # the scheduler decides which worker is rank 0, which saves once more
         assert all("update_on_kvstore=False" in error[2] for error in result.errors)
         assert not list(result.folder.glob("states*"))
 
-    def test_refused_before_the_first_step_it_ships_nothing(self, train):
-        """What is set between the refusal and the first step reaches the servers."""
+    def test_a_refused_save_before_the_first_step_ships_nothing(self, train):
+        """Multipliers that are set between the refusal and the first step reach the servers."""
         case = {"optimizer_params": {"momentum": 0.9}, "steps": 2}
         changes = [[0, "set_lr_mult", 0, 0.5]]
         refused = train(**SERVERS, **case, changes=changes, save_at=0)
@@ -204,21 +204,21 @@ class TestStates:
 
 
 class TestServersUpdate:
-    """Asked for, or without a choice (dist_async)."""
+    """The servers update if asked to, and always under dist_async."""
 
     @pytest.mark.parametrize(
-        "door",
+        "setter",
         [
             {"groups": {"0": 0.5, "1": 2}},
             {"on_parameters": {"0": 0.5, "1": 2}},
             {"optimizer_set_lr_mult": {**dict.fromkeys(FIRST, 0.5), **dict.fromkeys(SECOND, 2)}},
         ],
-        ids=lambda door: next(iter(door)),
+        ids=lambda setter: next(iter(setter)),
     )
-    def test_multipliers_act_by_whatever_door_they_came(self, train, door):
-        result = train(**SERVERS, **door)
+    def test_multipliers_act_however_they_are_set(self, train, setter):
+        result = train(**SERVERS, **setter)
         result.assert_ranks_agree()
-        assert result.distance(alone(train, groups={"0": 0.5, "1": 2})) < BOUND
+        assert result.distance(train_alone(train, groups={"0": 0.5, "1": 2})) < BOUND
 
     @pytest.mark.parametrize("kvstore", ["dist_sync", "dist_async"])
     def test_frozen_layers_stay(self, train, kvstore):
@@ -226,22 +226,22 @@ class TestServersUpdate:
         assert result.moved(0, 2) == SECOND
 
     def test_async_multipliers(self, train):
-        """One worker: with more, the order of updates is left to chance."""
+        """With one worker only, because the order of the updates of several is random."""
         case = {"groups": {"0": 0.5, "1": 2}}
-        assert train(kvstore="dist_async", workers=1, **case).distance(alone(train, **case)) < BOUND
+        assert train(kvstore="dist_async", workers=1, **case).distance(train_alone(train, **case)) < BOUND
 
     def test_wd_multipliers(self, train):
         case = {"changes": [[0, "set_wd_mult", 0, 0]], "optimizer_params": {"wd": 0.5}}
-        assert train(**SERVERS, **case).distance(alone(train, **case)) < BOUND
+        assert train(**SERVERS, **case).distance(train_alone(train, **case)) < BOUND
 
     def test_lars_keeps_the_trajectory_of_stock(self, train):
-        # Ready, for then a worker's share of the data goes by its rank: all begin with the statistics of rank 0.
+        # `ready` gives each worker the share of its rank: all begin with the statistics of rank 0.
         case = {**SERVERS, "optimizer": "lars", "optimizer_params": {"momentum": 0.9, "wd": 0.01}}
         case.update(batchnorm=True, ready=True)
         assert train(**case).distance(train(**case, stock=True)) == 0
 
-    def test_stock_loses_what_ours_keeps(self, train):
-        """Guard the guard: the same case moves the frozen layer under stock Trainer."""
+    def test_stock_loses_the_multipliers(self, train):
+        """Under stock Trainer, the same case moves the frozen layer."""
         result = train(**SERVERS, on_parameters={"0": 0}, stock=True)
         assert result.moved(0, 2) == FIRST | SECOND
 
@@ -268,7 +268,7 @@ class TestServersUpdate:
         ],
         ids=lambda value: value[0] if isinstance(value, list) else "",
     )
-    def test_what_cannot_reach_the_servers_is_refused(self, train, change, message):
+    def test_a_change_that_cannot_reach_the_servers_is_refused(self, train, change, message):
         result = train(**SERVERS, changes=[[1, *change]])
         assert len(result.errors) >= 2  # on both ranks
         for step, kind, text in result.errors:
@@ -277,7 +277,7 @@ class TestServersUpdate:
             assert "update_on_kvstore=False" in text
 
     def test_an_lr_scheduler_that_would_fall_behind_is_refused(self, train):
-        """The servers' one counts the updates of single Parameters, and knows of no others."""
+        """The scheduler on a server counts the updates of each Parameter alone."""
         in_turn = [[1, "set_lr_mult", 0, 0], [3, "set_lr_mult", 0, 1], [3, "set_lr_mult", 1, 0]]
         result = train(**SERVERS, lr_scheduler=0.1, changes=in_turn, steps=4)
         assert {(step, kind) for step, kind, _ in result.errors} == {(3, "RuntimeError")}

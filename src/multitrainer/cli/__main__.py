@@ -1,4 +1,4 @@
-"""``python -m multitrainer.cli``: the command, also if its script is not on the PATH."""
+"""``python -m multitrainer.cli``: the command, even if its script is not on the PATH."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What every subcommand needs to say that something is wrong or missing."""
+"""Errors of the user, how the command reports them, and imports that may be missing."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something the user can put right; the command prints it as one line."""
+    """An error that the user can fix; the command prints it as one line."""
 
 
 INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
 
 
-def report(error: BaseException, who: str = "") -> int:
-    """Print what ended the command, on standard error, and return its exit status.
+def report_error(error: BaseException, prefix: str = "") -> int:
+    """Print the error that ended the command to standard error, and return the exit status.
 
     Parameters
     ----------
     error : BaseException
-        A user's mistake and a file that cannot be had become one line; what nobody foresaw, a traceback.
-    who : str
-        Begins the line.
+        A UserError and an OSError are printed as one line, any other error as a traceback.
+    prefix : str
+        Printed before the message.
     """
     if isinstance(error, KeyboardInterrupt):
-        print(f"multitrainer: {who}interrupted", file=sys.stderr)
+        print(f"multitrainer: {prefix}interrupted", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, UserError):
         message = str(error)
@@ -36,7 +36,7 @@ def report(error: BaseException, who: str = "") -> int:
     else:
         traceback.print_exception(type(error), error, error.__traceback__)
         return 1
-    print(f"multitrainer: error: {who}{' '.join(message.split())}", file=sys.stderr)
+    print(f"multitrainer: error: {prefix}{' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
@@ -51,7 +51,7 @@ def require(module: str) -> Any:
     Raises
     ------
     UserError
-        Where its package is not installed, naming the extra that brings it.
+        If its package cannot be imported; the message names the extra to install.
     """
     try:
         with warnings.catch_warnings():

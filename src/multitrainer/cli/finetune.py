@@ -13,12 +13,15 @@ from mxnet import gluon
 
 from .. import MultiLRTrainer
 from .data import image_folder
-from .demo import digits
+from .demo import comparison
 from .errors import INTERRUPTED, UserError
 from .options import BATCH_SIZE, add_training_arguments, as_given, parse_contexts, parse_optimizer, utf8_path, whole
-from .ranks.ranks import KVSTORES, Ranks, together
+from .ranks.exchange import Ranks
+from .ranks.launch import KVSTORES, run_distributed
 from .runs import artifacts, figures, run_folder
-from .runs.resume import Checkpoints, Earlier
+from .runs.checkpoints import Checkpoints
+from .runs.claim import claim_folder
+from .runs.earlier_run import EarlierRun
 from .training import features, network, param_groups, schedule
 from .training.loop import Interrupts, Loader, fit, seed_everything
 
@@ -87,7 +90,7 @@ def add_parser(commands: Any) -> None:
     add("--data", metavar="DIR", type=utf8_path, help="the images; without it, scikit-learn's digits")
     network.add_arguments(parser)
     param_groups.add_arguments(parser)
-    add_training_arguments(parser, f"default {EPOCHS}; {digits.EPOCHS} for the digits", digits.BATCH_SIZE)
+    add_training_arguments(parser, f"default {EPOCHS}; {comparison.EPOCHS} for the digits", comparison.BATCH_SIZE)
     schedule.add_arguments(parser)
     add(
         "--no-augment",
@@ -129,14 +132,14 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
-    return together(args.kvstore, lambda ranks: _run(args, ranks))
+    return run_distributed(args.kvstore, lambda ranks: _run(args, ranks))
 
 
 def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     contexts = parse_contexts(args.ctx, ranks.local_rank)
     optimizer, settings = parse_optimizer(args.optimizer, args.lr, args.wd)
     options = {name: as_given(name, value) for name, value in sorted(vars(args).items())}
-    ranks.agree("options", [item for item in options.items() if item[0] not in OF_EACH_RANK])
+    ranks.check_same("options", [item for item in options.items() if item[0] not in OF_EACH_RANK])
     options = {name: value for name, value in options.items() if name not in OF_EACH_START}
     if args.data is None:
         given = [f"--{name.replace('_', '-')}" for name in NEEDS_DATA if getattr(args, name) is not None]
@@ -147,13 +150,13 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     else:
         if not schedule.depends_on_epochs(args):
             del options["epochs"]  # a run may go on for longer
-        ranks.decide(lambda: _check_apart(args, args.out or run_folder.DEFAULT))
-    with run_folder.claimed(args.out, args.resume, args.overwrite, ranks) as out:
+        ranks.run_on_first(lambda: _check_apart(args, args.out or run_folder.DEFAULT))
+    with claim_folder(args.out, args.resume, args.overwrite, ranks) as out:
         checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
         if args.data is None:
-            return digits.run(args, contexts, optimizer, settings, ranks, checkpoints)
+            return comparison.run(args, contexts, optimizer, settings, ranks, checkpoints)
         if args.out is None:
-            ranks.decide(lambda: _check_apart(args, out))  # the number of the folder is known now
+            ranks.run_on_first(lambda: _check_apart(args, out))  # the number of the folder is known now
         run, batches = _prepare(args, contexts, optimizer, settings, ranks, checkpoints)
         return _train(run, batches)
 
@@ -181,10 +184,10 @@ def _prepare(
     """Make everything that training needs, and say what will be done; nothing is written."""
     seed_everything(args.seed)
     model = args.model or network.MODEL
-    earlier = checkpoints.find(args.data, lambda rows: [run_folder.BEST, run_folder.LAST])
+    earlier = checkpoints.find_earlier(args.data, lambda rows: [run_folder.BEST, run_folder.LAST])
     images = image_folder.open_folder(args.data, args.seed, earlier.images)
-    ranks.agree("images", images.listing())
-    checkpoints.announce()
+    ranks.check_same("images", images.listing())
+    checkpoints.announce_resume()
     for note in images.notes:
         print(note)
     net, head = network.build(model, len(images.classes))
@@ -193,9 +196,9 @@ def _prepare(
     settings = {**settings, **schedule.settings_of(args, optimizer, clock)}
     network.initialize(net, contexts, model, len(images.classes))
     has_weights = bool(args.pretrained or args.params)
-    if ranks.first and has_weights and not earlier.rows:  # the checkpoint holds all weights
+    if ranks.is_first and has_weights and not earlier.rows:  # the checkpoint holds all weights
         network.load_backbone(net, head, network.download(model) if args.pretrained else args.params)
-    ranks.broadcast(net.collect_params().values())
+    ranks.broadcast_parameters(net.collect_params().values())
     trainer = param_groups.make_trainer(
         param_groups.groups(net, head, has_weights, args, clock), optimizer, settings, ranks
     )
@@ -223,13 +226,13 @@ class _Run(NamedTuple):
     clock: schedule.Clock
     ranks: Ranks
     checkpoints: Checkpoints
-    earlier: Earlier
+    earlier: EarlierRun
 
     def what_to_train(self, batches: tuple[Loader, Loader], interrupts: Interrupts) -> features.Trained:
         """Return the network and its batches; or its last layer alone, and batches of what that is given."""
         if self.args.no_augment and features.is_frozen(self.net, self.head, self.trainer):
             every = image_folder.in_order(self.images.train, self.clock.batch_size, self.args.workers or 0)
-            folder = self.checkpoints.out if self.ranks.first else None
+            folder = self.checkpoints.out if self.ranks.is_first else None
             job = features.Job(every, *batches, self.contexts, interrupts, folder, self.args.feature_memory)
             return features.keep(self.net, self.head, job)
         self.net.hybridize(static_alloc=True)
@@ -243,8 +246,8 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
     if before:
         checkpoints.restore(net, trainer, run.contexts, len(before))
         batches[0].skip(len(before))
-    images = run.earlier.images or (run.images.record() if ranks.first else None)
-    checkpoints.record(images)
+    images = run.earlier.images or (run.images.record() if ranks.is_first else None)
+    checkpoints.write_record(images)
     best: dict[str, Any] = max(before, key=lambda row: row["val_accuracy"], default={"val_accuracy": -1.0})
     interrupted = False
     with Interrupts() as interrupts:
@@ -255,9 +258,9 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
             on = (trained.train, trained.val, run.contexts, run.clock.epochs, interrupts)
             prepare_restore = {"ranks": ranks, "seed": run.args.seed, "done": len(before)}
             for row in fit(trained.block, trainer, *on, **prepare_restore):
-                if not ranks.first:
+                if not ranks.is_first:
                     continue
-                checkpoints.begin(images)
+                checkpoints.begin_run(images)
                 artifacts.save_parameters(net, out / run_folder.LAST)
                 if row["val_accuracy"] > best["val_accuracy"]:
                     best = row
@@ -275,7 +278,7 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
             interrupted = True
     said = _keep_interrupted(run, images) if interrupted else ""
     if metrics.rows:
-        artifacts.save_figure(figures.accuracy_and_rates(metrics.rows, run.title), out / "finetune.png")
+        artifacts.save_figure(figures.plot_training(metrics.rows, run.title), out / "finetune.png")
         print(f"best validation accuracy {best['val_accuracy']:.1%} (epoch {best['epoch']}); files in {out}")
     if interrupted:
         print(f"multitrainer: interrupted{said}", file=sys.stderr)
@@ -286,11 +289,11 @@ def _train(run: _Run, batches: tuple[Loader, Loader]) -> int:
 def _keep_interrupted(run: _Run, images: dict[str, Any] | None) -> str:
     """Keep the weights as they are now, unless they would replace a whole run, and return what to say of it."""
     checkpoints = run.checkpoints
-    if not run.ranks.first:
+    if not run.ranks.is_first:
         return ""
-    if checkpoints.spares_earlier:
+    if checkpoints.overwrite_pending:
         return f" in the first epoch; the run in {checkpoints.out} is as it was"
-    checkpoints.begin(images)
+    checkpoints.begin_run(images)
     artifacts.save_parameters(run.net, checkpoints.out / run_folder.LAST)
     return f"; {checkpoints.out / run_folder.LAST} holds the weights as they are now"
 
@@ -304,9 +307,7 @@ def _line(row: dict[str, Any], epochs: int) -> str:
 
 def _batch_size(wanted: int, images: int, contexts: list[mx.Context], ranks: Ranks) -> int:
     """Return the size of this rank's batches, all ranks and devices together having no more than `wanted` images."""
-    if wanted % ranks.size:
-        raise UserError(f"--batch-size {wanted} cannot be divided among {ranks.size} ranks; choose a multiple of that")
-    usable = min(wanted // ranks.size, images // ranks.size)
+    usable = min(ranks.batch_share(wanted), images // ranks.size)
     if usable < len(contexts):
         raise UserError(
             f"a batch of {usable} images cannot be divided among {len(contexts)} devices; raise --batch-size"

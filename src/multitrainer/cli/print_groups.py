@@ -12,7 +12,7 @@ from .. import plot_learning_rates
 from .data import image_folder
 from .errors import require
 from .options import BATCH_SIZE, add_training_arguments, parse_optimizer, positive, utf8_path
-from .ranks.ranks import Ranks
+from .ranks.exchange import Ranks
 from .runs import artifacts
 from .training import network, param_groups, schedule
 

@@ -1,110 +1,72 @@
 from __future__ import annotations
 
-import shutil
-import signal
-
 import numpy as np
 import pytest
-
-from cli_support import rows_of, start
-from support import PATIENCE
 
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer.cli import main
 from multitrainer.cli.demo import digits
+from multitrainer.cli.ranks.exchange import Ranks
 
 
-def test_the_digits_are_scaled_and_labelled_from_0():
-    loaded = digits.load(5)
+@pytest.fixture
+def numbered():
+    """500 images of five classes, each with its number as its content."""
+    return digits.LabelledImages(np.arange(500), np.repeat(np.arange(5), 100))
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_the_digits_are_scaled_and_labelled_from_0(first):
+    loaded = digits.load(first)
     assert loaded.images.shape[1:] == (3, 32, 32)
-    assert loaded.images.min() >= -1
-    assert loaded.images.max() <= 1
+    assert (loaded.images.min(), loaded.images.max()) == (-1, 1)
     assert sorted(set(loaded.labels)) == [0, 1, 2, 3, 4]
+    assert np.bincount(loaded.labels).min() >= 174
 
 
-def test_drawn_images_are_as_many_as_asked_for_and_never_on_both_sides():
-    numbered = digits.Digits(np.arange(500), np.repeat(np.arange(5), 100))
+def test_resized_images_keep_their_corners_and_are_gray():
+    small = np.array([[[0.0, 1.0], [2.0, 3.0]]])
+    large = digits.resize(small)
+    assert large.shape == (1, 3, 32, 32)
+    assert large[0, :, [0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [[value] * 3 for value in range(4)]
+    assert (large[:, :1] == large).all()
+
+
+def test_drawn_images_are_as_many_as_asked_for_and_never_on_both_sides(numbered):
     few, others = numbered.draw(10, 80, seed=1)
     assert np.bincount(few.labels).tolist() == [10] * 5
     assert np.bincount(others.labels).tolist() == [80] * 5
+    assert (few.images // 100 == few.labels).all()
     assert not set(few.images) & set(others.images)
     assert set(few.images) == set(numbered.draw(10, 80, seed=1)[0].images)
     assert set(few.images) != set(numbered.draw(10, 80, seed=2)[0].images)
 
 
-def test_a_source_that_does_not_fit_is_named(tmp_path, capsys):
-    (tmp_path / "digits-source.params").write_text("something else")
-    assert main(["finetune", "--out", str(tmp_path)]) == 2
-    assert "delete it and run again" in capsys.readouterr().err
+def test_a_split_takes_the_first_images_of_each_order_and_those_after_them(numbered):
+    few, others = numbered.split([np.array([3, 1, 2, 0]), np.array([103, 101, 102, 100])], 1, 2)
+    assert few.images.tolist() == [3, 103]
+    assert others.images.tolist() == [1, 2, 101, 102]
+    assert others.labels.tolist() == [0, 0, 1, 1]
 
 
-@pytest.mark.slow
-def test_the_embedded_default_compares_four_regimes(embedded_default):
-    out = embedded_default.out
-    rows = rows_of(out)
-    assert len(rows) == 4 * digits.SEEDS * digits.EPOCHS
-    losses = {
-        regime.name: [row["train_loss"] for row in rows if row["regime"] == regime.name] for regime in digits.REGIMES
-    }
-    assert all(loss[digits.EPOCHS - 1] < loss[0] for loss in losses.values()), losses
-    assert {row["learning_rates"]["backbone"] for row in rows if row["regime"] == "backbone frozen"} == {0.0}
-    files = ["best.params", "checkpoint", "comparison.png", "digits-source.params", "last.params", "metrics.jsonl"]
-    assert sorted(path.name for path in out.iterdir()) == files
-    for regime in digits.REGIMES:
-        assert embedded_default.printed.count(f"\n{regime.name}") == 2  # its group table, its line of the comparison
+def batches(images, size, rank, shuffle):
+    ranks = Ranks()
+    ranks.rank, ranks.size = rank, 2
+    np.random.seed(3)
+    return [batch.asnumpy().tolist() for batch, _ in images.loader(size, ranks, shuffle)]
 
 
-@pytest.mark.slow
-def test_the_source_is_trained_once(tmp_path, capsys):
-    assert main(["finetune", "--out", str(tmp_path), "--epochs", "1"]) == 0
-    made = (tmp_path / "digits-source.params").stat().st_mtime_ns
-    assert main(["finetune", "--out", str(tmp_path), "--epochs", "1", "--overwrite"]) == 0
-    assert (tmp_path / "digits-source.params").stat().st_mtime_ns == made
-    assert "weights of an earlier run" in capsys.readouterr().out
+def test_the_ranks_share_the_images_in_order(numbered):
+    part = numbered.split([np.arange(7)], 7, 0)[0]
+    assert batches(part, 3, 0, shuffle=False) == [[0, 2, 4], [6]]
+    assert batches(part, 3, 1, shuffle=False) == [[1, 3, 5]]
 
 
-@pytest.mark.slow
-def test_by_default_a_second_run_takes_the_next_free_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["finetune", "--epochs", "1"]) == 0
-    before = contents(tmp_path)
-    assert main(["finetune", "--epochs", "1"]) == 0
-    assert "this run goes to runs/finetune-2\n" in capsys.readouterr().out
-    assert main(["finetune", "--epochs", "1", "--out", "runs/finetune"]) == 2
-    assert "holds a run already" in capsys.readouterr().err
-    after = contents(tmp_path)
-    assert {path: after[path] for path in before} == before
-    assert len(after) == 2 * len(before)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "digits-source.params", "best.params", "checkpoint/000240.npz", "checkpoint/run.json"]
-)
-def test_an_incomplete_run_is_not_resumed(embedded_default, tmp_path, capsys, name):
-    out = tmp_path / "out"
-    shutil.copytree(str(embedded_default.out), str(out))
-    (out / name).unlink()
-    before = contents(out)
-    assert main(["finetune", "--out", str(out), "--resume"]) == 2
-    assert f"is incomplete: there is no {name}" in capsys.readouterr().err
-    assert contents(out) == before
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.slow
-def test_ctrl_c_reports_the_regimes_that_came_to_their_end(tmp_path):
-    with start("--out", tmp_path, "--epochs", 2) as process:
-        lines = iter(process.stdout.readline, "")
-        assert any("backbone at 0.1" in line for line in lines)
-        process.send_signal(signal.SIGINT)
-        output, error = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, error
-    assert "interrupted" in error
-    assert "from scratch" in output
-    assert "comparison.png" in output
+def test_shuffled_the_ranks_get_equal_shares_of_one_order_in_whole_batches(numbered):
+    part = numbered.split([np.arange(9)], 9, 0)[0]
+    shares = [batches(part, 3, rank, shuffle=True) for rank in (0, 1)]
+    assert [list(map(len, share)) for share in shares] == [[3], [3]]  # the fourth image begins the next epoch
+    drawn = [[image for batch in share for image in batch] for share in shares]
+    assert len({*drawn[0], *drawn[1]}) == 6
+    assert drawn[0] != sorted(drawn[0])

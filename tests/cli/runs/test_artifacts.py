@@ -49,7 +49,7 @@ def test_parameters_come_back(tmp_path):
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):
-    metrics = artifacts.Metrics(tmp_path / "m.jsonl")
+    metrics = artifacts.MetricsFile(tmp_path / "m.jsonl")
     for epoch in (1, 2):
         metrics.add({"epoch": epoch})
         lines = (tmp_path / "m.jsonl").read_text().splitlines()

@@ -1,203 +1,60 @@
-"""A process can be killed between any two files: what it leaves can be resumed, or is refused as incomplete."""
-
 from __future__ import annotations
 
-import contextlib
-import itertools
-import os
-import sys
-from pathlib import Path
-
-import mxnet as mx
 import pytest
 
-from cli_support import rows_of
-from multitrainer import MultiLRTrainer
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.ranks import Ranks
-from multitrainer.cli.runs import artifacts, run_folder
-from multitrainer.cli.runs.resume import Checkpoints
-
-IMAGES = {"classes": ["a", "b"], "train": ["a/1.jpg", "b/1.jpg"], "val": ["a/2.jpg", "b/2.jpg"]}
-IMAGES["contents"] = {name: [1, 2] for name in (*IMAGES["train"], *IMAGES["val"])}
-CHANGES = ("os.rename", "os.remove", "os.mkdir")  # os.replace is a rename to the audit
+from multitrainer.cli.runs import run_folder
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with every file of a run, and with files of the user."""
+    (tmp_path / "checkpoint").mkdir()
+    for name in (*run_folder.FILES, "digits-source.params", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    for name in ("run.json", "000004.params", "000004.npz", "000004.json", "000004.txt", "notes.json"):
+        (tmp_path / "checkpoint" / name).write_text(name)
+    return tmp_path
 
 
-class Killer:
-    """Ends what runs under `at` in place of the so many-th change to a file."""
-
-    def __init__(self):
-        self._left = None
-        sys.addaudithook(self._look)
-
-    def _look(self, event, _):
-        if self._left is not None and event in CHANGES:
-            self._left -= 1
-            if self._left < 0:
-                self._left = None
-                raise Killed
-
-    @contextlib.contextmanager
-    def at(self, moment):
-        self._left = moment
-        try:
-            yield
-        finally:
-            self._left = None
-
-    def moments(self, folder, work):
-        """Give a folder for each moment at which `work` could be killed, as that leaves it."""
-        for moment in itertools.count():
-            out = folder / str(moment)
-            out.mkdir()
-            try:
-                work(out, self.at(moment))
-            except Killed:
-                yield out
-            else:
-                assert moment > 20
-                return
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.fixture(scope="module")
-def killer():
-    return Killer()  # a process keeps its audit hooks
+def test_the_files_of_a_run_begin_with_its_record(folder):
+    found = [str(path.relative_to(folder)) for path in run_folder.files_of_run(folder)]
+    assert found[0] == "checkpoint/run.json"
+    assert set(names(folder)) - set(found) == {
+        "checkpoint/000004.txt",
+        "checkpoint/notes.json",
+        "digits-source.params",
+        "notes.txt",
+    }
 
 
-def files_after(rows):
-    return ["best.params", "last.params"]
+def test_removing_a_run_leaves_the_files_of_the_user(folder):
+    run_folder.remove_run(folder)
+    assert names(folder) == ["checkpoint/000004.txt", "checkpoint/notes.json", "digits-source.params", "notes.txt"]
+    assert run_folder.files_of_run(folder) == []
 
 
-def train(folder, epochs, value, resume=False, overwrite=False):
-    """Do what the command does with the files of a run, whose one weight and metric is `value` plus the epoch."""
-    net = mx.gluon.nn.Dense(1, in_units=1, use_bias=False, prefix="net_")
-    net.initialize()
-    trainer = MultiLRTrainer(net, "sgd")
-    checkpoints = Checkpoints(folder, {"value": str(value)}, resume, overwrite, Ranks())
-    before = checkpoints.find(Path("data"), files_after)
-    checkpoints.record(IMAGES)
-    assert before.images == (IMAGES if before.rows else None)
-    if before.rows:
-        checkpoints.restore(net, trainer, [mx.cpu()], len(before.rows))
-        assert net.weight.data().asscalar() == value + len(before.rows)
-    for epoch in range(len(before.rows) + 1, epochs + 1):
-        net.weight.set_data(mx.nd.full((1, 1), value + epoch))
-        checkpoints.begin(IMAGES)
-        for name in files_after([]):
-            artifacts.save_parameters(net, folder / name)
-        checkpoints.save(net, trainer, epoch)
-        checkpoints.metrics.add({"epoch": epoch, "val_accuracy": value + epoch})
-        checkpoints.remove_before(epoch)
-
-
-def check_run(folder, epochs, value):
-    assert [row["val_accuracy"] for row in rows_of(folder)] == [value + epoch for epoch in range(1, epochs + 1)]
-    for name in (*files_after([]), f"checkpoint/{epochs:06}.params"):
-        assert mx.nd.load(str(folder / name))["weight"].asscalar() == value + epochs
-
-
-def test_a_killed_run_is_resumed_from_any_moment(killer, tmp_path):
-    def work(folder, killed):
-        with killed:
-            train(folder, 3, value=0)
-
-    for folder in killer.moments(tmp_path, work):
-        if run_folder.has_record(folder):
-            with pytest.raises(UserError, match="had --value 0"):  # even if it has no epoch yet
-                train(folder, 5, value=1, resume=True)
-        with pytest.raises(Killed), killer.at(2):  # and so is what resumes it
-            train(folder, 5, value=0, resume=True)
-        train(folder, 5, value=0, resume=True)
-        check_run(folder, 5, value=0)
-
-
-def test_overwriting_that_is_killed_mixes_nothing(killer, tmp_path):
-    def work(folder, killed):
-        train(folder, 3, value=0)
-        with killed:
-            train(folder, 2, value=10, overwrite=True)
-
-    seen = []
-    for folder in killer.moments(tmp_path, work):
-        for value in (0, 10):
-            try:
-                train(folder, 4, value, resume=True)
-            except UserError as error:
-                seen.append("incomplete" if "is incomplete" in str(error) else "of other options")
-            else:
-                check_run(folder, 4, value)
-                seen.append(f"resumed {value}")
-                break
-        train(folder, 1, 20, overwrite=True)
-        check_run(folder, 1, 20)
-    assert {*seen} == {"resumed 0", "incomplete", "of other options", "resumed 10"}
-
-
-def claim(out=None, resume=False, overwrite=False):
-    return run_folder.claimed(out, resume, overwrite, Ranks())
-
-
-def test_runs_that_start_at_once_get_a_folder_each(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with claim() as one, claim() as two:
-        assert [str(one), str(two)] == ["runs/finetune", "runs/finetune-2"]
-        with pytest.raises(UserError, match="another process is training there"), claim(one):
-            pass
-    assert os.listdir("runs") == []  # neither has written anything
-
-
-def test_the_last_default_run_is_the_one_with_the_highest_number(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("finetune-2", "finetune-10", "finetune-old", "finetune-011"):
-        Path("runs", name).mkdir(parents=True)
-        train(Path("runs", name), 1, 0)
-    Path("runs/finetune-12").mkdir()
-    with claim(resume=True) as out:
-        assert str(out) == "runs/finetune-10"
-    with claim() as out:
-        assert str(out) == "runs/finetune-11"
-    assert Path("runs/finetune-12").is_dir()  # it was there before
-
-
-def test_a_default_run_killed_in_its_first_epoch_is_the_one_to_resume(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    train(run_folder.DEFAULT, 1, 0)
-    with claim() as out:
-        begun = Checkpoints(out, {"value": "1"}, False, False, Ranks())
-        begun.find(Path("data"), files_after)
-        begun.record(IMAGES)
-    capsys.readouterr()
-    with claim(resume=True) as out:
-        assert str(out) == "runs/finetune-2"
-        train(out, 2, 1, resume=True)
-    assert capsys.readouterr().out == f"the run in {out} has no whole epoch yet; it begins from the start\n"
-    check_run(out, 2, 1)
-    check_run(run_folder.DEFAULT, 1, 0)
-
-
-def test_a_run_to_be_overwritten_keeps_its_record_until_then(tmp_path):
-    train(tmp_path, 2, 0)
-    Checkpoints(tmp_path, {"value": "1"}, False, True, Ranks()).record(IMAGES)
-    train(tmp_path, 3, 0, resume=True)
-    check_run(tmp_path, 3, 0)
-
-
-def test_a_run_that_has_written_its_record_alone_is_none(tmp_path):
-    Checkpoints(tmp_path, {}, False, False, Ranks()).record()
+@pytest.mark.parametrize("name", [*run_folder.FILES, "checkpoint/000001.npz"])
+def test_any_file_that_a_run_would_overwrite_counts_as_a_run(tmp_path, name):
+    (tmp_path / "checkpoint").mkdir()
     assert not run_folder.holds_run(tmp_path)
-    with claim(tmp_path) as out:
-        train(out, 1, 0)
-    check_run(tmp_path, 1, 0)
+    (tmp_path / name).write_text("")
+    assert run_folder.holds_run(tmp_path)
+    assert not run_folder.has_record(tmp_path)
 
 
-def test_a_run_that_began_here_meanwhile_is_not_replaced(tmp_path):
-    checkpoints = Checkpoints(tmp_path, {}, False, False, Ranks())
-    train(tmp_path, 1, 0)
-    for write in (checkpoints.record, checkpoints.begin):
-        with pytest.raises(UserError, match="another process has begun a run there"):
-            write()
-    check_run(tmp_path, 1, 0)
+def test_a_record_alone_is_not_yet_a_run(tmp_path):
+    assert not run_folder.has_record(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/run.json").write_text("{}")
+    assert run_folder.has_record(tmp_path)
+    assert not run_folder.holds_run(tmp_path)
+
+
+def test_the_files_of_a_checkpoint_sort_by_its_number(tmp_path):
+    paths = [run_folder.checkpoint_files(tmp_path, number) for number in (9, 10, 240)]
+    assert paths == sorted(paths)
+    assert paths[-1] == [tmp_path / f"checkpoint/000240{suffix}" for suffix in (".params", ".npz", ".json")]

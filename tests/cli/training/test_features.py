@@ -12,7 +12,7 @@ pytest.importorskip("gluoncv")
 
 from multitrainer import MultiLRTrainer
 from multitrainer.cli import main
-from multitrainer.cli.ranks.ranks import Ranks
+from multitrainer.cli.ranks.exchange import Ranks
 from multitrainer.cli.training import features, network
 from multitrainer.cli.training.loop import Interrupts, Loader
 
@@ -176,4 +176,4 @@ def test_frozen_now_and_later():
     for multiplier, frozen in ((0, True), (0.1, False), (lambda update: 0 if update < 5 else 1, False)):
         trainer = MultiLRTrainer([net, (net.features, multiplier)], "sgd")
         assert features.is_frozen(net, head, trainer) is frozen
-    assert Ranks().first
+    assert Ranks().is_first

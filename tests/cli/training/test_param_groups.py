@@ -16,7 +16,7 @@ from multitrainer import discriminative, layerwise_decay, stages
 from multitrainer.cli import build_parser, main
 from multitrainer.cli.errors import UserError
 from multitrainer.cli.options import parse_optimizer
-from multitrainer.cli.ranks.ranks import Ranks
+from multitrainer.cli.ranks.exchange import Ranks
 from multitrainer.cli.training import network, param_groups, schedule
 
 CLOCK = schedule.Clock(images=27, batch_size=8, epochs=10)

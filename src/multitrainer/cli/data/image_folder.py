@@ -7,7 +7,7 @@ import itertools
 import random
 import zlib
 from pathlib import Path, PurePath
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import mxnet as mx
 import numpy as np
@@ -15,7 +15,8 @@ from mxnet import gluon
 from mxnet.gluon.data.vision import transforms
 
 from ..errors import UserError, require
-from ..ranks.ranks import Ranks
+from ..ranks.exchange import Ranks
+from ..ranks.sampling import ShareSampler
 from ..training.loop import Loader
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
@@ -309,29 +310,17 @@ def _unreadable(paths: list[str]) -> UserError:
     return UserError(f"{shown}: not a readable JPEG or PNG image; remove or replace it")
 
 
-class _Draw(gluon.data.Sampler):
-    """Positions in the order of an epoch, each with the seed for what is drawn at random about that image.
+def _sampler(length: int, seed: int, shuffle: bool, ranks: Ranks) -> ShareSampler:
+    """Return a sampler of positions, each with the seed of what is drawn at random for that image."""
+    generator = random.Random(seed)
 
-    All ranks draw the same order and take every so many-th of it, so that together they see what one would.
-    """
+    def draw_order() -> list[tuple[int, int]]:
+        order = list(range(length))
+        if shuffle:
+            generator.shuffle(order)
+        return [(position, generator.getrandbits(31)) for position in order]
 
-    def __init__(self, length: int, seed: int, shuffle: bool, ranks: Ranks) -> None:
-        self._length = length
-        self._shuffle = shuffle
-        self._ranks = ranks
-        self._generator = random.Random(seed)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = list(range(self._length))
-        if self._shuffle:
-            self._generator.shuffle(order)
-        return iter(self._share([(position, self._generator.getrandbits(31)) for position in order]))
-
-    def __len__(self) -> int:
-        return len(self._share(range(self._length)))
-
-    def _share(self, order: Sequence[Any]) -> Sequence[Any]:
-        return self._ranks.share(order, even=self._shuffle)
+    return ShareSampler(length, draw_order, ranks.even_share if shuffle else ranks.share)
 
 
 def loaders(
@@ -366,15 +355,15 @@ def loaders(
     images.train.augment = _augmented(size) if augment else _centred(size)
     images.val.augment = _centred(size)
     # What is left over starts the next epoch: no batch is too small for BatchNorm, and all have one shape.
-    train = gluon.data.BatchSampler(_Draw(len(images.train), seed, True, ranks), batch_size, "rollover")
-    val = gluon.data.BatchSampler(_Draw(len(images.val), seed, False, ranks), batch_size, "keep")
+    train = gluon.data.BatchSampler(_sampler(len(images.train), seed, True, ranks), batch_size, "rollover")
+    val = gluon.data.BatchSampler(_sampler(len(images.val), seed, False, ranks), batch_size, "keep")
     options = {"num_workers": workers, "timeout": TIMEOUT}
     return Loader(images.train, train, **options), Loader(images.val, val, **options)
 
 
 def in_order(images: ImageFolder, batch_size: int, workers: int) -> Loader:
     """Return batches of all images, one after another, treated as they are elsewhere."""
-    batches = gluon.data.BatchSampler(_Draw(len(images), 0, False, Ranks()), batch_size, "keep")
+    batches = gluon.data.BatchSampler(_sampler(len(images), 0, False, Ranks()), batch_size, "keep")
     return Loader(images, batches, num_workers=workers, timeout=TIMEOUT)
 
 

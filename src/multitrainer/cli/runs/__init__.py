@@ -1,1 +1,4 @@
-"""The folder of a run: what is written there, and how a run is resumed from it."""
+"""The folder of a run: who may write to it, the files in it, and how a run is resumed from it.
+
+What is trained, and in which order the files are written, is in ``finetune`` and ``demo``.
+"""

@@ -1,4 +1,4 @@
-"""What a run leaves behind; every file is complete or it is not there."""
+"""Write and check the files of a run. A file is written beside its place and then moved: it is complete or absent."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file in the same folder, moved to `path` when the block ends well and removed when not.
+    """Yield a temporary file in the same folder; move it to `path` if the block succeeds, and remove it if not.
 
     Raises
     ------
     UserError
-        Where it cannot be written (a full disk, no permission), naming `path`.
+        If it cannot be written (a full disk, no permission), naming `path`.
     """
     try:
         with atomic.replacing(path) as temporary:
@@ -33,20 +33,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_parameters(net: mx.gluon.Block, path: Path) -> None:
-    """Save the network's parameters, and make sure that they can be read back."""
-    mx.nd.waitall()  # a frozen weight that is read while a step still runs can come out wrong, or crash MXNet
+    """Save the parameters of a network, and check that they can be read back."""
+    mx.nd.waitall()  # reading a frozen weight while a step runs can give wrong values, or crash MXNet
     with replacing(path) as temporary:
         try:
             net.save_parameters(str(temporary))
-            # MXNet does not look at the last write; a file that the disk cut short shows when it is read.
+            # MXNet does not check the last write; only reading the file shows that the disk cut it short.
             mx.nd.load(str(temporary))
         except mx.MXNetError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise cannot_write(path, f"the file came out incomplete ({reason})") from error
+            raise cannot_write(path, f"the file is incomplete ({reason})") from error
 
 
 def save_states(trainer: MultiLRTrainer, path: Path) -> None:
-    """Save the trainer's states."""
+    """Save the states of a trainer."""
     try:
         trainer.save_states(path)
     except OSError as error:
@@ -54,12 +54,12 @@ def save_states(trainer: MultiLRTrainer, path: Path) -> None:
 
 
 def check_parameters(path: Path) -> None:
-    """Raise a ValueError if what is there is not a whole file of parameters."""
+    """Raise a ValueError if the path is not a file of parameters that can be read as a whole."""
     try:
         if path.is_file() and isinstance(mx.nd.load(str(path)), dict):
             return
     except mx.MXNetError:
-        pass  # it says where in MXNet, in many lines
+        pass  # its message holds the stack of MXNet
     raise ValueError(f"{path.name} cannot be read as MXNet parameters")
 
 
@@ -80,13 +80,13 @@ def save_figure(figure: Any, path: Path) -> None:
         figure.savefig(str(temporary), format="png", dpi=150)
 
 
-class Metrics:
-    """A JSON Lines file, rewritten whole with every row so that it never ends in half a line.
+class MetricsFile:
+    """A JSON Lines file that is rewritten with every row, so that it never ends in half a line.
 
     Parameters
     ----------
     path : Path
-        The file. One that is there is replaced with the first row.
+        The file. The first row replaces what is in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,7 +100,7 @@ class Metrics:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder for a run and see that it can be written to, before any work is done."""
+    """Make the folder of a run, and check that it can be written to before any work is done."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=str(path)):

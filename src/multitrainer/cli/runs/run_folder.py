@@ -1,32 +1,20 @@
-"""The folder of a run: which one it is, and whether a run is in it already."""
+"""The files of a run: their names, and which of them are in a folder."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import itertools
 import os
-import re
 from pathlib import Path
-from typing import Iterator
-
-import numpy as np
-
-from ..errors import UserError
-from ..ranks.ranks import Ranks
-from . import artifacts
 
 DEFAULT = Path("runs/finetune")
 METRICS, CLASSES, BEST, LAST = "metrics.jsonl", "classes.txt", "best.params", "last.params"
 CHECKPOINT, RECORD = "checkpoint", "run.json"
-KEPT = (".params", ".npz", ".json")  # of each checkpoint
-# A new run replaces these; what else is in the folder is the user's. digits-source.params is read and never replaced.
+CHECKPOINT_SUFFIXES = (".params", ".npz", ".json")  # weights, states, checksum
+# A new run replaces these; other files in the folder are the user's. digits-source.params is read and never replaced.
 FILES = (METRICS, CLASSES, BEST, LAST, "finetune.png", "comparison.png")
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether the folder holds anything that a new run would write over.
+    """Return whether the folder holds anything that a new run would overwrite.
 
     A record alone does not count: the run that wrote it was stopped before it had written anything else.
     """
@@ -41,131 +29,16 @@ def has_record(folder: Path) -> bool:
 def files_of_run(folder: Path) -> list[Path]:
     """Return the files of the run in a folder, its record first."""
     checkpoint = folder / CHECKPOINT
-    kept = sorted(path for path in checkpoint.glob("*") if path.stem.isdecimal() and path.suffix in KEPT)
+    kept = sorted(path for path in checkpoint.glob("*") if path.stem.isdecimal() and path.suffix in CHECKPOINT_SUFFIXES)
     return [path for path in (checkpoint / RECORD, *(folder / name for name in FILES), *kept) if os.path.lexists(path)]
 
 
+def checkpoint_files(folder: Path, number: int) -> list[Path]:
+    """Return the paths of the weights, the states and the checksum of a checkpoint."""
+    return [folder / CHECKPOINT / f"{number:06}{suffix}" for suffix in CHECKPOINT_SUFFIXES]
+
+
 def remove_run(folder: Path) -> None:
-    """Remove the files of a run; one whose removal was stopped half-way has no record, and cannot be resumed."""
+    """Remove the files of a run. If this is interrupted, the folder has no record, and the rest cannot be resumed."""
     for path in files_of_run(folder):
         path.unlink()
-
-
-@contextlib.contextmanager
-def claimed(out: Path | None, resume: bool, overwrite: bool, ranks: Ranks) -> Iterator[Path]:
-    """Give the folder that the run writes to, and keep other processes from it while the block runs.
-
-    Parameters
-    ----------
-    out : Path, optional
-        The folder that was asked for; by default, runs/finetune or the next one that is free.
-    resume, overwrite : bool
-        What was asked for.
-    ranks : Ranks
-        Those that train together; rank 0 decides, on its machine.
-
-    Raises
-    ------
-    UserError
-        On all ranks, if the folder cannot be written to, another process uses it, or it holds a run and neither
-        `resume` nor `overwrite` was asked for.
-    """
-    mine = _last_default() if out is None else out
-    elsewhere = bool(ranks.sum(np.array([float(not ranks.first and mine is not None and holds_run(mine))]))[0])
-    with contextlib.ExitStack() as stack:
-        yield Path(ranks.decide(lambda: str(_claim(out, resume, overwrite, elsewhere, stack))))
-
-
-def _claim(wanted: Path | None, resume: bool, overwrite: bool, elsewhere: bool, stack: contextlib.ExitStack) -> Path:
-    if wanted is None and overwrite:
-        raise UserError("--overwrite replaces a run; say which one with --out")
-    out = wanted or (_last_default() if resume else None)
-    if out is None:
-        out = _lock_next_default(stack)
-    elif not _lock(out, stack):
-        raise UserError(f"--out {out}: another process is training there; wait for it, or choose another --out")
-    if os.path.lexists(out / CHECKPOINT):
-        artifacts.make_folder(out / CHECKPOINT)  # it can be written to, too
-    if holds_run(out):
-        if not (resume or overwrite):
-            raise UserError(
-                f"--out {out} holds a run already; go on with it (--resume), replace it (--overwrite), or choose "
-                "another --out"
-            )
-    elif resume and elsewhere:
-        raise UserError(
-            f"--resume: there is no run in {out} on the machine of rank 0, but there is one in --out of another rank; "
-            "copy that folder to this machine, or leave --resume out to begin a new run"
-        )
-    elif resume and not has_record(out):
-        print(f"nothing to resume in {out}; a new run begins", flush=True)
-    return out
-
-
-def _lock_next_default(stack: contextlib.ExitStack) -> Path:
-    """Lock a default folder that is free, numbered after all in which a run has begun: --resume finds the last one."""
-    last = _last_default()
-    for number in itertools.count(1 if last is None else _number(last) + 1):
-        out = _default(number)
-        if _lock(out, stack) and not holds_run(out):
-            break
-    if number > 1:
-        print(f"{_default(number - 1)} is in use; this run goes to {out}", flush=True)
-    return out
-
-
-def _default(number: int) -> Path:
-    return DEFAULT if number == 1 else DEFAULT.with_name(f"{DEFAULT.name}-{number}")
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name[len(DEFAULT.name) + 1 :] or 1)
-
-
-def _last_default() -> Path | None:
-    """Return the default folder with the highest number of those that a run has begun in."""
-    found = [DEFAULT, *DEFAULT.parent.glob(f"{DEFAULT.name}-*")]
-    numbered = [path for path in found if re.fullmatch(r"(-[1-9][0-9]*)?", path.name[len(DEFAULT.name) :])]
-    begun = [path for path in numbered if holds_run(path) or has_record(path)]
-    return max(begun, key=_number, default=None)
-
-
-_locked: dict[int, Path] = {}  # by file descriptor
-
-
-def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
-    """Make the folder and lock it until the stack is closed; return False if another process has locked it.
-
-    The lock is on the folder itself and ends with the process, however that ends: nothing is left behind. A file system
-    that has no locks for folders gives none.
-    """
-    made = not folder.exists()
-    artifacts.make_folder(folder)
-    handle = os.open(str(folder), os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(handle)
-            return False
-    _locked[handle] = folder
-    stack.callback(_unlock, handle, made)
-    return True
-
-
-def _unlock(handle: int, made: bool) -> None:
-    folder = _locked.pop(handle)
-    if made:
-        with contextlib.suppress(OSError):  # not empty: the run has begun
-            folder.rmdir()
-    os.close(handle)
-
-
-def _forget_locks() -> None:
-    for handle in _locked:
-        os.close(handle)
-    _locked.clear()
-
-
-# Processes that load images may outlive this one if it is killed; they must not keep its lock.
-os.register_at_fork(after_in_child=_forget_locks)

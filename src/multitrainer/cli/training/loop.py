@@ -16,7 +16,7 @@ from mxnet import autograd, gluon
 
 from ... import MultiLRTrainer, _mxnet
 from ..errors import UserError, require
-from ..ranks.ranks import Ranks
+from ..ranks.exchange import Ranks
 
 
 def seed_everything(seed: int) -> None:
@@ -181,7 +181,7 @@ def fit(
         tally = _train(net, trainer, train, contexts, interrupts, f"{title}epoch {epoch}/{epochs}", ranks).over(ranks)
         seconds = time.perf_counter() - began
         # Each rank's statistics follow its own batches; all measure the network that rank 0 keeps.
-        ranks.broadcast(param for param in net.collect_params().values() if _mxnet.is_statistic(param))
+        ranks.broadcast_parameters(param for param in net.collect_params().values() if _mxnet.is_statistic(param))
         measured = epoch % measure_every == 0 or epoch == epochs
         yield {
             "epoch": epoch,
@@ -218,7 +218,7 @@ def _train(
 ) -> _Tally:
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     tally = _Tally()
-    hidden = None if ranks.first else True  # None: no bar where stderr is no terminal
+    hidden = None if ranks.is_first else True  # None: no bar where stderr is no terminal
     with require("tqdm").tqdm(desc=title, unit=" images", leave=False, disable=hidden, dynamic_ncols=True) as bar:
         count = len(batches)  # of this epoch; asked while it runs, the loader tells the next one's
         for data, label in batches:
@@ -229,7 +229,7 @@ def _train(
                 outputs = [net(x) for x in split(data, contexts)]
                 losses = [loss_function(output, y) for output, y in zip(outputs, labels)]
             autograd.backward(losses)
-            trainer.step(ranks.batch_of_all(len(data)))
+            trainer.step(ranks.step_batch_size(len(data)))
             tally.add([loss.sum() for loss in losses], _count_correct(outputs, labels), len(data))
             if tally.images:
                 bar.set_postfix(loss=f"{tally.mean_loss:.3f}", accuracy=f"{tally.accuracy:.1%}", refresh=False)

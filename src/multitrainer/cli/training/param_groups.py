@@ -20,7 +20,7 @@ from ... import (
 from ...groups.targets import Multiplier, check_multiplier
 from ..errors import UserError
 from ..options import parse_bounds, parse_multiplier, parse_unfreezing, share
-from ..ranks.ranks import Ranks
+from ..ranks.exchange import Ranks
 from . import network
 from .schedule import Clock
 
@@ -91,7 +91,7 @@ def groups(net: gluon.Block, head: str, has_weights: bool, args: argparse.Namesp
 def make_trainer(entries: list[ParamGroup], optimizer: str, settings: dict[str, Any], ranks: Ranks) -> MultiLRTrainer:
     """Make the trainer, its complaints about the command line turned into a user's error."""
     try:
-        trainer = ranks.trainer(entries, optimizer, settings)
+        trainer = ranks.make_trainer(entries, optimizer, settings)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     if not any(trainer.learning_rates.values()):

@@ -1,4 +1,4 @@
-"""`multitrainer finetune --resume`: a run that was stopped comes to what it would have come to."""
+"""Whenever a run is stopped, --resume takes it to the files and metrics of a run that was never stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_support import MODEL, rows_of, start, without_times, write_images
+from cli_support import MODEL, finetune, rows_of, start, without_times, write_images
+from run_support import IMAGES, Killed, Killer, check_run, claim, train
 from support import PATIENCE
 
 pytest.importorskip("gluoncv")
@@ -17,7 +18,93 @@ pytest.importorskip("sklearn")
 
 from multitrainer import MultiLRTrainer
 from multitrainer.cli import main
+from multitrainer.cli.errors import UserError
+from multitrainer.cli.ranks.exchange import Ranks
+from multitrainer.cli.runs import run_folder
+from multitrainer.cli.runs.checkpoints import Checkpoints
 from multitrainer.cli.training.loop import Interrupts, Loader, fit
+
+
+@pytest.fixture(scope="module")
+def killer():
+    return Killer()  # a process keeps its audit hooks
+
+
+def test_a_killed_run_is_resumed_from_any_moment(killer, tmp_path):
+    def work(folder, killed):
+        with killed:
+            train(folder, 3, value=0)
+
+    for folder in killer.moments(tmp_path, work):
+        if run_folder.has_record(folder):
+            with pytest.raises(UserError, match="had --value 0"):  # even if it has no epoch yet
+                train(folder, 5, value=1, resume=True)
+        with pytest.raises(Killed), killer.at(2):  # and so is what resumes it
+            train(folder, 5, value=0, resume=True)
+        train(folder, 5, value=0, resume=True)
+        check_run(folder, 5, value=0)
+
+
+def test_a_killed_overwrite_mixes_no_runs(killer, tmp_path):
+    def work(folder, killed):
+        train(folder, 3, value=0)
+        with killed:
+            train(folder, 2, value=10, overwrite=True)
+
+    seen = []
+    for folder in killer.moments(tmp_path, work):
+        for value in (0, 10):
+            try:
+                train(folder, 4, value, resume=True)
+            except UserError as error:
+                seen.append("incomplete" if "is incomplete" in str(error) else "of other options")
+            else:
+                check_run(folder, 4, value)
+                seen.append(f"resumed {value}")
+                break
+        train(folder, 1, 20, overwrite=True)
+        check_run(folder, 1, 20)
+    assert {*seen} == {"resumed 0", "incomplete", "of other options", "resumed 10"}
+
+
+def test_a_run_to_be_overwritten_keeps_its_record_until_then(tmp_path):
+    train(tmp_path, 2, 0)
+    Checkpoints(tmp_path, {"value": "1"}, False, True, Ranks()).write_record(IMAGES)
+    train(tmp_path, 3, 0, resume=True)
+    check_run(tmp_path, 3, 0)
+
+
+def test_a_record_alone_does_not_stop_another_run(tmp_path):
+    Checkpoints(tmp_path, {}, False, False, Ranks()).write_record()
+    assert not run_folder.holds_run(tmp_path)
+    with claim(tmp_path) as out:
+        train(out, 1, 0)
+    check_run(tmp_path, 1, 0)
+
+
+def test_a_run_that_another_process_began_is_not_replaced(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {}, False, False, Ranks())
+    train(tmp_path, 1, 0)
+    for write in (checkpoints.write_record, checkpoints.begin_run):
+        with pytest.raises(UserError, match="another process has begun a run there"):
+            write()
+    check_run(tmp_path, 1, 0)
+
+
+class TestClassesFile:
+    """classes.txt is the user's to edit, and is written again only if it is gone."""
+
+    def test_an_edited_file_stays(self, copied, capsys):
+        (copied.out / "classes.txt").write_text("sky\ngrass\nfire\n")
+        assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 0
+        assert (copied.out / "classes.txt").read_text() == "sky\ngrass\nfire\n"
+        assert "classes.txt is not as this run wrote it; it stays as it is" in capsys.readouterr().out
+
+    def test_a_missing_file_is_written_again(self, copied, capsys):
+        (copied.out / "classes.txt").unlink()
+        assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 0
+        assert "classes.txt was gone and is written again" in capsys.readouterr().out
+        assert (copied.out / "classes.txt").read_text() == "blue\ngreen\nred\n"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +130,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize(
     "options", [[], ["--optimizer", "adam", "--lr-mult", "features=0.5", "--freeze", "features.0"]]
 )
-def test_a_run_goes_on_as_if_it_had_never_stopped(images, tmp_path, capsys, options):
+def test_a_resumed_run_ends_as_one_that_never_stopped(images, tmp_path, capsys, options):
     assert run(images, tmp_path / "whole", *options, "--epochs", 4) == 0
     for epochs in (1, 3, 4):
         assert run(images, tmp_path / "parts", *options, "--epochs", epochs, "--resume") == 0
@@ -55,7 +142,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(images, tmp_path, capsys, opti
     assert kept == ["000004.json", "000004.npz", "000004.params", "run.json"]
 
 
-def test_what_layers_draw_does_not_depend_on_the_epochs_before():
+def test_random_numbers_of_layers_do_not_depend_on_earlier_epochs():
     def train(upto, done=0):
         with Interrupts() as interrupts:
             rows = list(fit(net, trainer, batches, batches, [mx.cpu()], upto, interrupts, seed=3, done=done))
@@ -79,7 +166,7 @@ def test_what_layers_draw_does_not_depend_on_the_epochs_before():
 
 
 def kill_again_and_again(options, out, total):
-    """Kill the command at moments of all kinds until it has come to its end; return how often."""
+    """Kill the command at random moments until it ends by itself; return how often it was killed."""
     for kills, wait in enumerate(np.random.RandomState(0).uniform(0.2, 1.5, 60)):
         rows = count(out)
         with start(*options, "--out", out, "--resume") as process:
@@ -92,7 +179,7 @@ def kill_again_and_again(options, out, total):
         if process.returncode == 0:
             return kills
         assert process.returncode == -signal.SIGKILL, error
-    raise AssertionError("it did not come to its end")
+    raise AssertionError("it never ended by itself")
 
 
 def count(out):
@@ -100,7 +187,7 @@ def count(out):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on(images, tmp_path):
+def test_a_process_killed_at_any_moment_can_be_resumed(images, tmp_path):
     options = ["--data", images, "--model", MODEL, "--batch-size", 8, "--epochs", 12]
     with start(*options, "--out", tmp_path / "whole") as process:
         _, error = process.communicate(timeout=PATIENCE)
@@ -110,7 +197,7 @@ def test_killed_at_any_moment_it_goes_on(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_digits_go_on_too(tmp_path):
+def test_the_comparison_on_digits_can_be_resumed(tmp_path):
     options = ["--epochs", 6]
     with start(*options, "--out", tmp_path / "whole") as process:
         _, error = process.communicate(timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""What one worker of a ps-lite cluster does: ``worker.py CASE FOLDER``; its weights after every step go to FOLDER."""
+"""One worker of a ps-lite cluster: ``pslite_worker.py CASE FOLDER`` trains, and writes every step to FOLDER."""
 
 # isort: off
 import multitrainer
@@ -28,8 +28,8 @@ def main():
     kv = CASE["kvstore"]
     if CASE.get("ready"):
         kv = mx.kv.create(kv)
-        INDEX = kv.rank  # which need not be the order in which the workers were started
-        if kv.rank:  # every rank begins with weights of its own; those of rank 0 are to hold everywhere
+        INDEX = kv.rank  # not always the order in which the workers were started
+        if kv.rank:  # every rank begins with other weights; those of rank 0 must win
             for param in net.collect_params().values():
                 param.set_data(param.data(ctx[0]) + 1)
     trainer = make_trainer(net, kv)
@@ -52,7 +52,7 @@ def main():
     about = {"errors": errors, "update_on_kvstore": bool(trainer._update_on_kvstore), "frozen": frozen(net)}
     (FOLDER / f"rank{INDEX}.json").write_text(json.dumps(about))
     if trainer._kvstore is not None:
-        trainer._kvstore._barrier()  # nobody leaves while another still pushes
+        trainer._kvstore._barrier()  # no worker ends while another still pushes
 
 
 def make_trainer(net, kv):
@@ -76,12 +76,12 @@ def make_trainer(net, kv):
 
 
 def save(net, trainer, errors):
-    """Save on every rank, each under a name of its own; load; and save as users write it, if rank == 0."""
+    """Save on every rank under another name, and load; then save on rank 0 alone, as users do."""
     rank = INDEX if trainer._kvstore is None else trainer._kvstore.rank
     if rank == 0:
         net.save_parameters(str(FOLDER / "net"))
     name = FOLDER / ("states" if rank == 0 else f"states of rank {rank}")
-    calls = [("save", lambda: trainer.save_states(name)), ("load", lambda: load_when_there(trainer))]
+    calls = [("save", lambda: trainer.save_states(name)), ("load", lambda: load_after_save(trainer))]
     if rank == 0:
         calls.append(("save", lambda: trainer.save_states(FOLDER / "states of rank 0 alone")))
     for what, call in calls:
@@ -91,38 +91,38 @@ def save(net, trainer, errors):
             errors.append([what, type(error).__name__, str(error)])
 
 
-def load_when_there(trainer):
+def load_after_save(trainer):
     if trainer._kvstore is not None:
-        trainer._kvstore._barrier()  # rank 0 has written by now
+        trainer._kvstore._barrier()  # until rank 0 has written
     trainer.load_states(FOLDER / "states")
 
 
 def change(step, net, trainer, errors):
-    """Do what the case wants done before ``step``: a method or an attribute, of the trainer or of the Parameters."""
-    for at, door, path, value, *ranks in CASE.get("changes", []):
+    """Make the changes of the case that come before ``step``, by a method or an attribute of trainer or Parameters."""
+    for at, setter, path, value, *ranks in CASE.get("changes", []):
         if at != step or (ranks and INDEX not in ranks):
             continue
         try:
-            if door == "assign":
+            if setter == "assign":
                 net[path].collect_params().setattr("lr_mult", value)
-            elif door == "set_learning_rate":
+            elif setter == "set_learning_rate":
                 trainer.set_learning_rate(value)
-            elif door == "optimizer.lr":
+            elif setter == "optimizer.lr":
                 trainer.optimizer.lr = value
-            elif door.startswith("optimizer."):
+            elif setter.startswith("optimizer."):
                 setattr(trainer.optimizer, path, value)
-            elif door == "lr_scheduler":
+            elif setter == "lr_scheduler":
                 trainer.optimizer.lr_scheduler = mx.lr_scheduler.FactorScheduler(1, 0.5, base_lr=value)
-            elif door == "schedule":
+            elif setter == "schedule":
                 trainer.set_lr_mult({net[path]: lambda num_update, value=value: value})
             else:
-                getattr(trainer, door)({net[path]: value})
+                getattr(trainer, setter)({net[path]: value})
         except RuntimeError as error:
             errors.append([step, type(error).__name__, str(error)])
 
 
 def train(step, net, trainer, ctx):
-    """Make one step on this rank's share of a batch that is the same for every number of workers."""
+    """Make one step on this rank's share of a batch, which is the same for any number of workers."""
     rng = np.random.RandomState(step)
     x, y = rng.randn(8, 3).astype("float32"), rng.randn(8, 2).astype("float32")
     share = slice(8 // WORKERS * INDEX, 8 // WORKERS * (INDEX + 1))
@@ -131,12 +131,12 @@ def train(step, net, trainer, ctx):
         losses = [gluon.loss.L2Loss()(net(a), b) for a, b in parts]
     if [step, INDEX] not in CASE.get("without_backward", []):
         autograd.backward(losses)
-    for at, door, path, value in CASE.get("changes_after_backward", []):
+    for at, setter, path, value in CASE.get("changes_after_backward", []):
         if at == step:
-            getattr(trainer, door)({net[path]: value})
+            getattr(trainer, setter)({net[path]: value})
     if CASE.get("predicting") and step == 0:
         mx.nd.waitall()
-        net(mx.nd.ones((50_000, 3)))  # still under way when it returns
+        net(mx.nd.ones((50_000, 3)))  # still runs when the call returns
     trainer.step(CASE.get("batch_sizes", {}).get(str(step), 8), ignore_stale_grad="without_backward" in CASE)
 
 
@@ -150,4 +150,4 @@ if __name__ == "__main__":
     except BaseException:
         traceback.print_exc()
         sys.stdout.flush()
-        os._exit(1)  # MXNet's own end of a worker waits for its peers
+        os._exit(1)  # at a normal exit, an MXNet worker waits for the others

@@ -1,0 +1,155 @@
+"""Read the run that --resume continues, and refuse it if it is damaged or was asked for something else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePath
+from typing import Any, Callable, NamedTuple
+
+from ..errors import UserError
+from . import artifacts, run_folder
+
+
+class EarlierRun(NamedTuple):
+    """What an earlier process has done of this run: its rows of metrics, and the record of its images, if any."""
+
+    rows: list[dict[str, Any]]
+    images: dict[str, Any] | None
+
+
+def read_earlier_run(
+    out: Path, wanted: dict[str, Any], required_files: Callable[[list[dict[str, Any]]], list[str]]
+) -> EarlierRun:
+    """Read the run in a folder and check that it can be resumed. Nothing is changed.
+
+    Parameters
+    ----------
+    out : Path
+        The folder of the run. If no epoch of the run has ended, the result has neither rows nor images.
+    wanted : dict
+        The record of the run that the command line asks for.
+    required_files : callable
+        Takes the rows of metrics and returns the names of the files that `out` must hold by then.
+
+    Raises
+    ------
+    UserError
+        If the run is incomplete or damaged, or was asked for something else.
+    """
+    holds_run = run_folder.holds_run(out)
+    _check_complete(out, [f"{run_folder.CHECKPOINT}/{run_folder.RECORD}", *[run_folder.METRICS] * holds_run])
+    try:
+        record = _parse_record(out / run_folder.CHECKPOINT / run_folder.RECORD)
+        rows = _parse_metrics(out / run_folder.METRICS) if holds_run else []
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise resume_error(out, f"is damaged ({error})") from error
+    _check_same_data(out, record["images"] is not None, wanted["data"] is not None)
+    _check_same_options(out, record["options"], wanted["options"])
+    _check_same_weights(out, record["weights"], wanted["weights"])
+    if record["data"] != wanted["data"]:
+        print(f"the images of the run were in {record['data']}; they are now read from {wanted['data']}")
+    _check_metrics(out, len(rows))
+    while rows and rows[-1]["val_accuracy"] is None:  # of these no checkpoint is kept
+        rows.pop()
+    if not rows:
+        print(f"the run in {out} has no whole epoch yet; it begins from the start", flush=True)
+        return EarlierRun([], None)
+    kept = run_folder.checkpoint_files(out, len(rows))
+    names = [*(str(path.relative_to(out)) for path in kept), *required_files(rows)]
+    _check_complete(out, names)
+    _check_parameters(out, len(rows), [out / name for name in names if name.endswith(".params")])
+    return EarlierRun(rows, record["images"])
+
+
+def resume_error(out: Path, reason: str) -> UserError:
+    """Return the error that the run in `out` cannot be resumed."""
+    return UserError(
+        f"--resume: the run in {out} {reason}. Nothing was changed; put back what is missing or damaged, choose "
+        "another --out, or replace the run with --overwrite"
+    )
+
+
+def _parse_record(path: Path) -> dict[str, Any]:
+    """Read the record of a run, and raise an error if a field is missing or has another type."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    weights, images = record["weights"], record["images"]
+    return {
+        "options": dict(record["options"]),
+        "data": record["data"],
+        "weights": None if weights is None else {key: weights[key] for key in ("file", "crc32")},
+        "images": None if images is None else _parse_images(images),
+    }
+
+
+def _parse_images(images: dict[str, Any]) -> dict[str, Any]:
+    classes, train, val = (list(images[name]) for name in ("classes", "train", "val"))
+    for name in (*train, *val):
+        if PurePath(name).parent.name not in classes:
+            raise ValueError(f"the image {name!r} is in none of the classes")
+    contents = {name: [int(number) for number in images["contents"][name]] for name in (*train, *val)}
+    return {"classes": classes, "train": train, "val": val, "contents": contents}
+
+
+def _parse_metrics(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{**row, "val_accuracy": row["val_accuracy"]} for row in rows]  # raises if a row has none
+
+
+def _check_complete(out: Path, names: list[str]) -> None:
+    missing = [name for name in names if not (out / name).exists()]
+    if missing:
+        raise resume_error(out, f"is incomplete: there is no {', no '.join(missing)}")
+
+
+def _check_same_data(out: Path, had_images: bool, has_images: bool) -> None:
+    """Refuse to resume a run on images as one on digits, and the other way round."""
+    if has_images != had_images:
+        kind, cure = ("a folder of images", "add --data") if had_images else ("the digits", "leave --data out")
+        raise UserError(f"--resume: the run in {out} is of {kind}; {cure}, or choose another --out")
+
+
+def _check_same_options(out: Path, before: dict[str, str], now: dict[str, str]) -> None:
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        options = ", ".join(_as_given(name, before.get(name)) for name in changed)
+        raise UserError(f"--resume: the run in {out} had {options}; ask for the same, or choose another --out")
+
+
+def _as_given(name: str, value: str | None) -> str:
+    """Return an option as it was given on the command line, from the text that the record keeps of its value."""
+    option = f"--{name.replace('_', '-')}"
+    if value in (None, "None", "False"):
+        return f"no {option}"
+    return option if value == "True" else f"{option} {value}"
+
+
+def _check_same_weights(out: Path, before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
+    """Refuse other weights to start from. A file that is gone is not needed."""
+    if before == now or (before and now and now["crc32"] in (None, before["crc32"])):
+        return
+    had, given = (f"--params {weights['file']}" if weights else "no --params" for weights in (before, now))
+    differing = ", which holds other weights" if before and now else ""
+    raise UserError(
+        f"--resume: the run in {out} had {had}, and is given {given}{differing}; give the weights that it had, or "
+        "choose another --out"
+    )
+
+
+def _check_metrics(out: Path, rows: int) -> None:
+    """Refuse metrics that were emptied or cut: a checkpoint is at most one row ahead of them."""
+    numbers = [int(path.stem) for path in run_folder.files_of_run(out) if path.stem.isdecimal()]
+    if numbers and max(numbers) > rows + 1:
+        metrics = out / run_folder.METRICS
+        raise resume_error(out, f"is damaged (its checkpoint is of row {max(numbers)}, {metrics} has {rows})")
+
+
+def _check_parameters(out: Path, number: int, paths: list[Path]) -> None:
+    """Refuse weights that cannot be read, or that are not those which the checkpoint was written with."""
+    weights, _, checksum = run_folder.checkpoint_files(out, number)
+    try:
+        if artifacts.checksum(weights) != json.loads(checksum.read_text(encoding="utf-8"))["crc32"]:
+            raise ValueError(f"checksum mismatch for {weights.name}")
+        for path in paths:
+            artifacts.check_parameters(path)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise resume_error(out, f"is damaged ({error})") from error

@@ -1,0 +1,38 @@
+"""Runs of the command that many tests begin with."""
+
+from __future__ import annotations
+
+import collections
+import os
+import shutil
+import signal
+
+import pytest
+
+from cli_support import finetune, write_images
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory):
+    """Return a folder with 33 images in three classes (`colours`) and a run of two epochs on them (`out`)."""
+    pytest.importorskip("gluoncv")
+    folder = tmp_path_factory.mktemp("runs")
+    images = write_images(folder / "colours", 11)
+    assert finetune(images, "--out", folder / "out") == 0
+    return folder
+
+
+@pytest.fixture
+def copied(first_run, tmp_path):
+    """Return copies of the images and of the run, which a test may change."""
+    for name in ("colours", "out"):
+        shutil.copytree(str(first_run / name), str(tmp_path / name))
+    return collections.namedtuple("Copied", "images out")(tmp_path / "colours", tmp_path / "out")
+
+
+@pytest.fixture
+def ctrl_c():
+    """Return a function that acts as Ctrl-C in a terminal; a process started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

@@ -1,0 +1,212 @@
+"""Two processes never write to one folder, and a run is never replaced unless --overwrite asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from cli_support import FILES, MODEL, contents, finetune, rows_of, start
+from run_support import IMAGES, check_run, claim, required_files, train
+
+pytest.importorskip("gluoncv")
+pytest.importorskip("sklearn")
+
+from multitrainer.cli import main
+from multitrainer.cli.data import image_folder
+from multitrainer.cli.errors import UserError
+from multitrainer.cli.ranks.exchange import Ranks
+from multitrainer.cli.runs import run_folder
+from multitrainer.cli.runs.checkpoints import Checkpoints
+
+
+def test_runs_that_start_at_once_get_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with claim() as one, claim() as two:
+        assert [str(one), str(two)] == ["runs/finetune", "runs/finetune-2"]
+        with pytest.raises(UserError, match="another process is training there"), claim(one):
+            pass
+    assert os.listdir("runs") == []  # neither has written anything
+
+
+def test_the_last_default_run_is_the_one_with_the_highest_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("finetune-2", "finetune-10", "finetune-old", "finetune-011"):
+        Path("runs", name).mkdir(parents=True)
+        train(Path("runs", name), 1, 0)
+    Path("runs/finetune-12").mkdir()
+    with claim(resume=True) as out:
+        assert str(out) == "runs/finetune-10"
+    with claim() as out:
+        assert str(out) == "runs/finetune-11"
+    assert Path("runs/finetune-12").is_dir()  # it was there before
+
+
+def test_a_default_run_killed_in_its_first_epoch_is_the_one_to_resume(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(run_folder.DEFAULT, 1, 0)
+    with claim() as out:
+        begun = Checkpoints(out, {"value": "1"}, False, False, Ranks())
+        begun.find_earlier(Path("data"), required_files)
+        begun.write_record(IMAGES)
+    capsys.readouterr()
+    with claim(resume=True) as out:
+        assert str(out) == "runs/finetune-2"
+        train(out, 2, 1, resume=True)
+    assert capsys.readouterr().out == f"the run in {out} has no whole epoch yet; it begins from the start\n"
+    check_run(out, 2, 1)
+    check_run(run_folder.DEFAULT, 1, 0)
+
+
+class TestDefaultFolder:
+    """Without --out, a run goes to a folder that holds none."""
+
+    def test_a_second_run_takes_the_next_free_folder(self, first_run, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        images = first_run / "colours"
+        assert finetune(images, epochs=1) == 0
+        before = contents(tmp_path / "runs/finetune")
+        assert finetune(images, "--seed", 1, epochs=1) == 0
+        assert "runs/finetune is in use; this run goes to runs/finetune-2\n" in capsys.readouterr().out
+        assert finetune(images, "--seed", 1, "--resume") == 0  # the same command goes on with its own run
+        assert "going on after 1 epochs of the run in runs/finetune-2" in capsys.readouterr().out
+        assert contents(tmp_path / "runs/finetune") == before
+        assert sorted(os.listdir("runs")) == ["finetune", "finetune-2"]
+        assert [len(rows_of(tmp_path / "runs" / name)) for name in ("finetune", "finetune-2")] == [1, 2]
+
+    def test_a_run_writes_its_record_before_it_trains(self, first_run, tmp_path, monkeypatch, capsys):
+        class Killed(BaseException):
+            pass
+
+        def kill(*_):
+            raise Killed
+
+        monkeypatch.chdir(tmp_path)
+        images = first_run / "colours"
+        shutil.copytree(str(first_run / "out"), "runs/finetune")
+        before = contents(tmp_path / "runs/finetune")
+        with monkeypatch.context() as patch:
+            patch.setattr(image_folder.ImageFolder, "__getitem__", kill)
+            with pytest.raises(Killed):
+                finetune(images, epochs=1)
+        assert finetune(images, "--resume", epochs=1) == 0
+        assert "the run in runs/finetune-2 has no whole epoch yet" in capsys.readouterr().out
+        assert contents(tmp_path / "runs/finetune") == before
+        assert len(rows_of(tmp_path / "runs/finetune-2")) == 1
+
+    def test_overwrite_needs_a_named_folder(self, first_run, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert finetune(first_run / "colours", "--overwrite") == 2
+        assert "say which one with --out" in capsys.readouterr().err
+
+    def test_a_refused_run_leaves_no_folder(self, copied, monkeypatch, capsys):
+        monkeypatch.chdir(copied.images)
+        for images, error in ((".", "is inside --data"), ("nowhere", "--data nowhere: no such folder")):
+            assert finetune(images) == 2
+            assert error in capsys.readouterr().err
+            assert sorted(os.listdir()) == ["blue", "green", "red"]
+
+
+class TestNamedFolder:
+    """A folder that --out names is used only if it holds no run, or --resume or --overwrite says so."""
+
+    def test_a_folder_with_a_run_is_refused(self, copied, capsys):
+        before = contents(copied.out)
+        for command in (
+            lambda: finetune(copied.images, "--out", copied.out),
+            lambda: main(["finetune", "--out", str(copied.out)]),
+        ):
+            assert command() == 2
+            error = capsys.readouterr().err
+            assert f"--out {copied.out} holds a run already" in error
+            assert all(cure in error for cure in ("--resume", "--overwrite", "another --out"))
+            assert contents(copied.out) == before
+
+    @pytest.mark.parametrize("name", ["best.params", "classes.txt", "finetune.png"])
+    def test_a_file_of_the_user_is_not_replaced(self, first_run, tmp_path, capsys, name):
+        (tmp_path / name).write_text("mine")
+        assert finetune(first_run / "colours", "--out", tmp_path) == 2
+        assert "holds a run already" in capsys.readouterr().err
+        assert contents(tmp_path) == {tmp_path / name: b"mine"}
+
+    @pytest.mark.parametrize("where", ["", "red", "run", "deep/run"])
+    def test_a_folder_among_the_images_is_refused(self, first_run, capsys, where):
+        before = contents(first_run)
+        assert finetune(first_run / "colours", "--out", first_run / "colours" / where) == 2
+        assert "is inside --data" in capsys.readouterr().err
+        assert contents(first_run) == before
+        assert sorted(os.listdir(str(first_run / "colours"))) == ["blue", "green", "red"]
+
+    def test_a_folder_in_use_is_refused_until_its_process_ends(self, first_run, tmp_path, capsys):
+        options = [
+            "--data",
+            first_run / "colours",
+            "--model",
+            MODEL,
+            "--batch-size",
+            8,
+            "--lr",
+            0.02,
+            "--out",
+            tmp_path,
+        ]
+        with start(*options, "--epochs", 10000, "--workers", 2, start_new_session=True) as process:
+            try:
+                assert any("epoch 1/" in line for line in iter(process.stdout.readline, ""))
+                for how in ([], ["--resume"], ["--overwrite"]):
+                    assert finetune(first_run / "colours", "--out", tmp_path, *how) == 2
+                    assert "another process is training there" in capsys.readouterr().err
+                process.kill()  # the processes that load its images live on
+                process.wait()
+                done = len(rows_of(tmp_path))
+                assert finetune(first_run / "colours", "--out", tmp_path, "--resume", epochs=done + 1) == 0
+                assert len(rows_of(tmp_path)) == done + 1
+            finally:
+                with contextlib.suppress(ProcessLookupError):  # they, too, have ended
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+class TestOverwrite:
+    """--overwrite replaces a run as soon as an epoch of the new one has ended, and not before."""
+
+    def test_the_run_is_replaced_and_other_files_stay(self, copied):
+        (copied.out / "notes.txt").write_text("mine")
+        (copied.out / "checkpoint/notes.txt").write_text("mine")
+        assert finetune(copied.images, "--out", copied.out, "--overwrite", "--lr", 0.03, epochs=1) == 0
+        assert sorted(path.name for path in copied.out.iterdir()) == sorted([*FILES, "notes.txt"])
+        assert [row["learning_rates"] for row in rows_of(copied.out)] == [{"net": 0.03}]
+        kept = ["000001.json", "000001.npz", "000001.params", "notes.txt", "run.json"]
+        assert sorted(path.name for path in (copied.out / "checkpoint").iterdir()) == kept
+
+    @pytest.mark.parametrize(
+        ("options", "status"),
+        [(["--freeze", "nothing"], 2), (["--lr", 1e30], 2), (["--resume"], 2), (["--ctx", "tpu"], 2)],
+        ids=["a wrong path", "divergence", "--resume too", "a wrong device"],
+    )
+    def test_a_run_without_an_epoch_replaces_nothing(self, copied, options, status):
+        before = contents(copied.out)
+        assert finetune(copied.images, "--out", copied.out, "--overwrite", *options) == status
+        assert contents(copied.out) == before
+
+    def test_a_run_interrupted_in_its_first_epoch_replaces_nothing(self, copied, monkeypatch, capsys, ctrl_c):
+        def interrupt(image):
+            ctrl_c()
+            monkeypatch.undo()
+            return image_folder._centred(32)(image)
+
+        before = contents(copied.out)
+        monkeypatch.setattr(image_folder, "_augmented", lambda size: interrupt)
+        assert finetune(copied.images, "--out", copied.out, "--overwrite") == 130
+        assert f"the run in {copied.out} is as it was" in capsys.readouterr().err
+        assert contents(copied.out) == before
+
+    def test_weights_of_the_run_to_replace_are_refused(self, copied, capsys):
+        before = contents(copied.out)
+        options = ["--out", copied.out, "--overwrite", "--params", copied.out / "best.params"]
+        assert finetune(copied.images, *options) == 2
+        assert "is of the run that --overwrite would remove" in capsys.readouterr().err
+        assert contents(copied.out) == before
