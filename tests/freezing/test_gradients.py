@@ -1,4 +1,4 @@
-"""Frozen means frozen, and the gradient of everything else is what it would be if nothing were frozen."""
+"""Other gradients are the same as if nothing were frozen."""
 
 import mxnet as mx
 import numpy as np
@@ -33,7 +33,7 @@ class Unrolled(HybridBlock):
 
 
 class Tied(HybridBlock):
-    """An Embedding whose weight is that of the output layer, too."""
+    """An Embedding that shares its weight with the output layer."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -46,7 +46,7 @@ class Tied(HybridBlock):
 
 
 class Borrowed(HybridBlock):
-    """A layer of a user's that gives FullyConnected the weight of another layer and a bias of its own."""
+    """A user's layer that gives FullyConnected the weight of another layer and its own bias."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -61,7 +61,7 @@ class Borrowed(HybridBlock):
 
 
 class Transposed(HybridBlock):
-    """An autoencoder whose decoder is its encoder transposed, with a bias of its own."""
+    """An autoencoder whose decoder uses the transposed weight of its encoder."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -74,8 +74,8 @@ class Transposed(HybridBlock):
         return F.FullyConnected(self.encoder(x), F.transpose(weight), bias, num_hidden=4)
 
 
-class Pieces(HybridBlock):
-    """A bias that is put together from two Parameters, as attention without a bias for its keys has."""
+class BiasOfTwo(HybridBlock):
+    """A bias that consists of two Parameters, as in attention without a bias for its keys."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -105,7 +105,7 @@ def dense(prefix):
     return net
 
 
-# The network, and the Parameters of it to freeze.
+# A network, and which of its Parameters to freeze.
 NETWORKS = {
     "weight of a Dense": (dense, lambda net: [net[1].weight]),
     "bias of a Dense": (dense, lambda net: [net[1].bias]),
@@ -115,7 +115,7 @@ NETWORKS = {
     "GRUCell": (lambda prefix: Unrolled(rnn.GRUCell, prefix=prefix), lambda net: [net.cell.h2h_weight]),
     "tied": (lambda prefix: Tied(prefix=prefix), lambda net: net.embedding),
     "transposed": (lambda prefix: Transposed(prefix=prefix), lambda net: net.encoder),
-    "pieces": (lambda prefix: Pieces(prefix=prefix), lambda net: net.qkv),
+    "bias of two": (lambda prefix: BiasOfTwo(prefix=prefix), lambda net: net.qkv),
     "borrowed": (lambda prefix: Borrowed(prefix=prefix), lambda net: net.embedding),
     "SymbolBlock": (imported, lambda net: list(net.collect_params(".*two_weight").values())),
 }
@@ -146,27 +146,27 @@ def gradients(net):
     return {p.name: p.grad().asnumpy() for p in net.collect_params().values() if p.grad_req != "null"}
 
 
-SETTINGS = {"learning_rate": 0.1, "momentum": 0.9, "wd": 0.1}  # with which a multiplier of 0 alone lets weights move
+SETTINGS = {"learning_rate": 0.1, "momentum": 0.9, "wd": 0.1}  # weights move under these even if their multiplier is 0
 
 
 @pytest.mark.parametrize("mode", HYBRIDIZE)
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("door", ["constructor", "set_lr_mult", "lr_mult", "freeze"])
-def test_gradients_of_what_trains_are_those_without_freezing(name, mode, door):
+@pytest.mark.parametrize("way", ["constructor", "set_lr_mult", "lr_mult", "freeze"])
+def test_other_gradients_are_those_of_the_network_without_freezing(name, mode, way):
     make, choose = NETWORKS[name]
     net, twin = build(make, mode), build(make, mode)
     chosen = choose(net)
     frozen = list(chosen.collect_params().values()) if isinstance(chosen, gluon.Block) else chosen
-    if door == "constructor":
+    if way == "constructor":
         trainer = MultiLRTrainer([net, (chosen, 0)], "sgd", SETTINGS)
     else:
         trainer = MultiLRTrainer(net, "sgd", SETTINGS)
         backward(net)
         trainer.step(8)
         net.collect_params().load_dict({name: p.data().copy() for name, p in twin.collect_params().items()})
-        if door == "set_lr_mult":
+        if way == "set_lr_mult":
             trainer.set_lr_mult(dict.fromkeys(frozen, 0))
-        elif door == "lr_mult":
+        elif way == "lr_mult":
             for param in frozen:
                 param.lr_mult = 0
         else:
@@ -207,8 +207,8 @@ def test_a_parameter_whose_block_is_unknown_keeps_its_gradient():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("request_", ["write", "add"])
-def test_a_gradient_from_before_the_unfreezing_is_not_used(request_, optimizer):
-    """Whether it was switched off meanwhile or not."""
+def test_gradients_from_before_an_unfreezing_are_not_used(request_, optimizer):
+    """Both if the gradient was switched off meanwhile and if it was not."""
     results = []
     for named in (lambda net: net[0], lambda net: net[0].weight):
         net = build(dense, "imperative")
@@ -234,7 +234,7 @@ def test_a_gradient_from_before_the_unfreezing_is_not_used(request_, optimizer):
     assert not moved(*results)
 
 
-def test_what_was_added_up_while_frozen_is_dropped_at_the_unfreezing():
+def test_unfreezing_drops_what_was_accumulated_while_frozen():
     net, twin = build(dense, "imperative"), build(dense, "imperative")
     for each in (net, twin):
         each.collect_params().setattr("grad_req", "add")
@@ -249,14 +249,14 @@ def test_what_was_added_up_while_frozen_is_dropped_at_the_unfreezing():
     assert net[0].weight.grad().asnumpy().tobytes() == twin[0].weight.grad().asnumpy().tobytes()
 
 
-def test_a_request_that_was_changed_while_frozen_is_what_comes_back():
+def test_unfreezing_keeps_a_request_that_the_user_made_while_frozen():
     net = build(dense, "imperative")
     trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.1})
-    doors = [
+    ways = [
         (lambda: trainer.set_lr_mult({net[0]: 0}), lambda: trainer.set_lr_mult({net[0]: 1})),
         (lambda: freeze(net[0], within=net), lambda: unfreeze(net[0], within=net)),
     ]
-    for frozen, unfrozen in doors:
+    for frozen, unfrozen in ways:
         for stepped in (False, True):
             net[0].collect_params().setattr("grad_req", "write")
             frozen()
@@ -269,9 +269,9 @@ def test_a_request_that_was_changed_while_frozen_is_what_comes_back():
 
 
 @pytest.mark.parametrize("mode", HYBRIDIZE)
-@pytest.mark.parametrize("door", ["set_lr_mult", "lr_mult", "functions"])
-def test_repeated_unfreezing_gives_right_gradients(mode, door):
-    """Against the same network without any freezing; MXNet's own static_shape is wrong from the second time on."""
+@pytest.mark.parametrize("way", ["set_lr_mult", "lr_mult", "functions"])
+def test_gradients_after_freezing_and_unfreezing_many_times(mode, way):
+    """MXNet's own operators with static_shape compute wrong ones from the second time on."""
     net, twin = build(dense, mode), build(dense, "imperative")
     trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.1})
     rng = np.random.RandomState(3)
@@ -280,9 +280,9 @@ def test_repeated_unfreezing_gives_right_gradients(mode, door):
         layer = net[int(rng.randint(2))]
         turned_on = layer in frozen
         (frozen.discard if turned_on else frozen.add)(layer)
-        if door == "set_lr_mult":
+        if way == "set_lr_mult":
             trainer.set_lr_mult({layer: float(turned_on)})
-        elif door == "lr_mult":
+        elif way == "lr_mult":
             layer.collect_params().setattr("lr_mult", float(turned_on))
             backward(net)
             trainer.step(8)
@@ -302,8 +302,8 @@ def test_repeated_unfreezing_gives_right_gradients(mode, door):
         assert moved(before, snapshot(net)) == moving
 
 
-def test_what_is_unfrozen_by_a_function_has_the_right_gradient_at_once():
-    """Its layer is not frozen as a whole any more, so that the weight requests a gradient again."""
+def test_unfreezing_a_bias_requests_the_gradient_of_its_weight():
+    """Otherwise MXNet computes a wrong gradient of the bias."""
     net, twin = build(dense, "imperative"), build(dense, "imperative")
     MultiLRTrainer([net, (net[1], 0)], "sgd")
     unfreeze(net[1].bias)

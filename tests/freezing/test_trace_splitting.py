@@ -1,4 +1,4 @@
-"""A trace that is divided behind its frozen layers comes to the same bits as one that is not, and keeps less."""
+"""A trace that is divided after its frozen layers computes the same bits as one that is not."""
 
 import contextlib
 import copy
@@ -19,7 +19,7 @@ HYBRIDIZE = {"plain": {}, "static": {"static_alloc": True, "static_shape": True}
 
 
 class Layers(HybridBlock):
-    """Dropout before and after the cut, two arrays across it, and two outputs of which one comes before it."""
+    """Dropout before and after the cut, two arrays that cross it, and an output on each side."""
 
     def __init__(self):
         super().__init__(prefix="layers_")
@@ -55,7 +55,7 @@ def resnet():
     return model_zoo.get_model("cifar_resnet20_v1", classes=3, prefix="resnet_")
 
 
-# The network, and what is frozen of it, in turn.
+# A network, and the layers to freeze, in turn.
 NETWORKS = {
     "layers": (Layers, lambda net: [[net.first], [net.first, net.norm, net.second], [net.norm], [net.middle]]),
     "recurrent": (Recurrent, lambda net: [[net.lower], [net.lower, net.upper], [net.upper]]),
@@ -92,7 +92,7 @@ def step(net, trainer, x, y):
 
 @pytest.fixture
 def undivided(monkeypatch):
-    """Return a context in which nothing is divided."""
+    """Give a context in which no trace is divided."""
 
     @contextlib.contextmanager
     def nothing():
@@ -117,7 +117,7 @@ def is_divided(net):
 
 
 def trajectory(name, hybridize):
-    """Freeze one part after the other in mid-training; return Parameters and predictions after each step."""
+    """Freeze one part after the other during training; give Parameters and predictions after each step."""
     make, parts = NETWORKS[name]
     net = build(make, **hybridize)
     trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.01, "momentum": 0.9, "wd": 1e-3})
@@ -135,7 +135,7 @@ def trajectory(name, hybridize):
 
 @pytest.mark.parametrize("mode", HYBRIDIZE)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_same_bits(name, mode, undivided):
+def test_computes_the_bits_of_the_whole_trace(name, mode, undivided):
     def whole():
         with undivided():
             expected, divided = trajectory(name, HYBRIDIZE[mode])
@@ -150,7 +150,7 @@ def test_same_bits(name, mode, undivided):
 
 class TestGradients:
     def gradients(self, make, frozen, before=lambda net, x: x):
-        """Return the gradients of a network of which some layers are frozen, and of its input if it asks for one."""
+        """Compute the gradients of a network with frozen layers, and of its input if it has one attached."""
         net = build(make)
         freeze(frozen(net), within=net)
         x, _ = batch()
@@ -162,7 +162,7 @@ class TestGradients:
             found["x"] = x.grad.asnumpy()
         return found, is_divided(net)
 
-    def test_of_an_input_that_is_a_variable(self, undivided):
+    def test_of_an_input_with_a_gradient(self, undivided):
         def variable(net, x):
             x.attach_grad()
             return x
@@ -173,7 +173,7 @@ class TestGradients:
         assert not moved(found, expected)
         assert abs(found["x"]).max() > 0
 
-    def test_of_an_input_that_another_network_made(self):
+    def test_of_an_input_from_another_network(self):
         body, head = build(lambda: nn.Dense(6, in_units=3)), build(lambda: nn.HybridSequential())
         head.add(nn.Dense(5, in_units=6), nn.Dense(2, in_units=5))
         head.initialize()
@@ -186,8 +186,8 @@ class TestGradients:
         expected = mx.nd.dot(mx.nd.dot(expected, head[0].weight.data()), mx.nd.ones((1, 1)), transpose_a=True)
         assert body.weight.grad().asnumpy() == pytest.approx(4 * np.repeat(expected.asnumpy(), 3, axis=1), rel=1e-5)
 
-    def test_an_output_of_the_frozen_part_can_be_differentiated(self):
-        """By itself, as under stock: what trains has a gradient of 0."""
+    def test_of_an_output_of_the_frozen_part_alone(self):
+        """As under stock, trained layers then have a gradient of 0."""
         net = build(Layers)
         freeze([net.first, net.norm], within=net)
         x, _ = batch()
@@ -198,8 +198,8 @@ class TestGradients:
         assert is_divided(net)
         assert not net.output.weight.grad().asnumpy().any()
 
-    def test_added_up(self, undivided):
-        def added():
+    def test_accumulated(self, undivided):
+        def accumulated():
             net = build(Layers)
             net.collect_params("|".join(p.name for p in net.output.params.values())).setattr("grad_req", "add")
             freeze(net.first, within=net)
@@ -210,12 +210,12 @@ class TestGradients:
             return net.output.weight.grad().asnumpy()
 
         with undivided():
-            expected = added()
-        assert added().tobytes() == expected.tobytes()
+            expected = accumulated()
+        assert accumulated().tobytes() == expected.tobytes()
 
 
-class TestTheNetworkIsWhatItWas:
-    def test_unfreezing_is_seen_at_the_next_call(self):
+class TestNetworkStaysUsable:
+    def test_after_freezing_and_unfreezing(self):
         net = build(Layers)
         x, _ = batch()
         freeze(net.first, within=net)
@@ -231,7 +231,7 @@ class TestTheNetworkIsWhatItWas:
         value.backward()
         assert abs(net.first.weight.grad().asnumpy()).max() > 0
 
-    def test_hybridize_again_and_not_at_all(self):
+    def test_after_hybridizing_again_and_not_at_all(self):
         net = build(Layers)
         x, _ = batch()
         freeze(net.first, within=net)
@@ -259,7 +259,7 @@ class TestTheNetworkIsWhatItWas:
         imported = SymbolBlock.imports(f"{path}-symbol.json", ["data"], f"{path}-0000.params")
         assert imported(x).asnumpy().tobytes() == expected.tobytes()
 
-    def test_imported(self, tmp_path, undivided):
+    def test_after_import(self, tmp_path, undivided):
         path = str(tmp_path / "net")
         net = build(resnet)
         net(batch()[0])
@@ -281,7 +281,7 @@ class TestTheNetworkIsWhatItWas:
         assert not moved(found, expected)
 
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
-    def test_copies_before_it_was_traced(self, copied):
+    def test_copied_before_it_was_traced(self, copied):
         net = build(resnet)
         net.hybridize(active=False)
         net(batch()[0])
@@ -305,7 +305,7 @@ class TestTheNetworkIsWhatItWas:
         mx.nd.waitall()
         assert any("conv0" in name for name in map(str, seen))
 
-    def test_what_a_backend_made_of_it_is_left_alone(self):
+    def test_a_trace_that_a_backend_optimized_is_not_divided(self):
         net = build(resnet)
         x, _ = batch()
         freeze(net.features[:3], within=net)
@@ -318,7 +318,7 @@ class TestTheNetworkIsWhatItWas:
         assert is_divided(net)
 
     def test_layers_hybridized_one_by_one(self):
-        """What is frozen as a whole is a trace of its own, and is not recorded either."""
+        """A child that is frozen as a whole has its own trace, which is not recorded."""
         net = nn.Sequential()
         net.add(build(resnet).features, nn.Dense(3, in_units=64))
         net.initialize()
@@ -394,7 +394,7 @@ def operators(symbol):
 
 
 class Memory(HybridBlock):
-    """A value from before the cut that is used on both sides of it, as the memory of an encoder is."""
+    """A value from before the cut that both sides use, as the memory of an encoder."""
 
     def __init__(self):
         super().__init__(prefix="memory_")
@@ -409,8 +409,8 @@ class Memory(HybridBlock):
         return self.output(both) + hidden
 
 
-class Late(Memory):
-    """As `Memory`, with a cut that no order of heads can keep: what is drawn last in the first part is needed first."""
+class NeedsLastFirst(Memory):
+    """As `Memory`, but the value that the first part computes last is needed first, so no order of heads fits."""
 
     def hybrid_forward(self, F, x):  # noqa: N803
         one = self.drop(self.first(x))
@@ -418,9 +418,9 @@ class Late(Memory):
         return self.output(two) + one + self.drop(two) * one
 
 
-@pytest.mark.parametrize("make", [Memory, Late])
+@pytest.mark.parametrize("make", [Memory, NeedsLastFirst])
 @pytest.mark.parametrize("mode", HYBRIDIZE)
-def test_random_numbers_are_those_of_the_whole(make, mode):
+def test_draws_the_random_numbers_of_the_whole_trace(make, mode):
     def run(frozen):
         net = build(make, **HYBRIDIZE[mode])
         mx.random.seed(8)
@@ -437,8 +437,8 @@ def test_random_numbers_are_those_of_the_whole(make, mode):
 
 
 @pytest.mark.parametrize("mode", HYBRIDIZE)
-def test_a_gradient_attached_to_a_frozen_weight(mode):
-    """As an attack on a network, or the saliency of a weight, asks for."""
+def test_a_gradient_that_the_user_attached_to_a_frozen_weight(mode):
+    """As for the saliency of a weight."""
 
     def gradient(frozen):
         net = build(Memory, **HYBRIDIZE[mode])
@@ -461,7 +461,7 @@ def test_a_gradient_attached_to_a_frozen_weight(mode):
 
 
 class Sum(HybridBlock):
-    """An input that the backward pass reads for a frozen layer alone."""
+    """Only a frozen layer needs its input in the backward pass."""
 
     def __init__(self):
         super().__init__(prefix="sum_")
@@ -474,18 +474,18 @@ class Sum(HybridBlock):
         return self.output(x + weight) * self.first(x)
 
 
-class Twice(Memory):
-    """The cut runs through a sum: one of its terms is not read by the backward pass."""
+class SumAtTheCut(Memory):
+    """The cut runs through a sum, and the backward pass does not read one of its terms."""
 
     def hybrid_forward(self, F, x):  # noqa: N803
         hidden = super().hybrid_forward(F, x)
         return F.relu(self.output(hidden)) + self.drop(hidden)
 
 
-@pytest.mark.parametrize("make", [Sum, Memory, Twice])
+@pytest.mark.parametrize("make", [Sum, Memory, SumAtTheCut])
 @pytest.mark.parametrize("mode", [*HYBRIDIZE, "static_alloc"])
 def test_gradients_are_those_of_the_imperative_network(make, mode):
-    """MXNet's static_alloc computes wrong ones if the backward pass does not read an input that is no Parameter."""
+    """MXNet's static_alloc computes wrong ones if the backward pass does not read an input that is not a Parameter."""
 
     def gradients(hybridize, frozen):
         net = build(make, **({} if hybridize is None else hybridize))
@@ -523,8 +523,8 @@ def test_every_layer_learns_after_repeated_unfreezing():
         assert weights <= moved(before, snapshot(net))
 
 
-class Side(HybridBlock):
-    """Two frozen branches, of which one enters a sum with what trains, and nothing else reads it."""
+class TwoBranches(HybridBlock):
+    """Two frozen branches, of which one is only added to a trained one."""
 
     def __init__(self):
         super().__init__(prefix="side_")
@@ -536,9 +536,9 @@ class Side(HybridBlock):
 
 
 @pytest.mark.parametrize("mode", [*HYBRIDIZE, "static_alloc"])
-def test_a_frozen_branch_beside_a_trained_one(mode):
+def test_a_frozen_branch_that_is_added_to_a_trained_one(mode):
     def gradient(frozen):
-        net = build(Side, **HYBRIDIZE.get(mode, {"static_alloc": True}))
+        net = build(TwoBranches, **HYBRIDIZE.get(mode, {"static_alloc": True}))
         if frozen:
             freeze([net.one, net.two], within=net)
         with autograd.record():

@@ -1,0 +1,108 @@
+"""A trace that was made before a Block was frozen causes a warning."""
+
+import warnings
+
+import pytest
+from mxnet import autograd
+from mxnet.gluon import loss, nn
+
+from freezing_support import build_gluoncv, image_batch, statistics, train_step
+from multitrainer import MultiLRTrainer, freeze
+from multitrainer.freezing import stale_traces
+from support import moved, snapshot
+
+
+class TestOldTraces:
+    def part_of_a_traced_network(self):
+        net = build_gluoncv("mobilenetv2_0.25")
+        net.hybridize()
+        x, y = image_batch()
+        with autograd.record():
+            net(x)
+        return net, x, y
+
+    def test_warns_at_the_first_step_if_the_network_is_unknown(self):
+        net, x, y = self.part_of_a_traced_network()
+        trainer = MultiLRTrainer([(net.features, 0), net.output], "sgd", {"learning_rate": 0.1})
+        with pytest.warns(UserWarning, match=r"features'? was frozen.*net.hybridize\(\).*MultiLRTrainer\(\[net"):
+            train_step(net, trainer, x, y)
+        net.hybridize()
+        before = statistics(net)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train_step(net, trainer, x, y)
+        assert not moved(before, statistics(net))
+
+    @pytest.mark.parametrize("spec", ["whole network named", "hybridized again", "not hybridized yet"])
+    def test_does_not_warn_if_the_network_is_traced_again(self, spec):
+        net, x, y = self.part_of_a_traced_network()
+        if spec == "not hybridized yet":
+            net = build_gluoncv("mobilenetv2_0.25")
+            net(x)
+        entries = [(net.features, 0), net.output]
+        trainer = MultiLRTrainer([net, *entries] if spec == "whole network named" else entries, "sgd")
+        if spec != "whole network named":
+            net.hybridize()
+        before = statistics(net)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train_step(net, trainer, x, y)
+            train_step(net, trainer, x, y)
+        assert not moved(before, statistics(net))
+
+    @pytest.mark.parametrize("reduce_first", [False, True])
+    def test_does_not_warn_at_a_step_whose_forward_pass_was_earlier(self, reduce_first):
+        net, x, y = self.part_of_a_traced_network()
+        trainer = MultiLRTrainer(net, "sgd")
+        with autograd.record():
+            value = loss.SoftmaxCrossEntropyLoss()(net(x), y)
+        value.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trainer.set_lr_mult({net.features: 0})
+            before = snapshot(net.features)
+            if reduce_first:
+                trainer.allreduce_grads()
+                trainer.update(4)
+            else:
+                trainer.step(4)
+            train_step(net, trainer, x, y)
+        assert not moved(before, snapshot(net.features))
+
+    def test_warns_for_a_slice_of_a_network(self):
+        """Nobody hybridizes or calls the Block of a slice."""
+        net, x, y = self.part_of_a_traced_network()
+        trainer = MultiLRTrainer([(net.features[:5], 0), net.features[5:], net.output], "sgd")
+        with pytest.warns(UserWarning, match="traced before"):
+            train_step(net, trainer, x, y)
+
+    def test_does_not_warn_for_a_slice_of_a_known_network(self):
+        net, x, y = self.part_of_a_traced_network()
+        trainer = MultiLRTrainer([net, (net.features[:5], 0)], "sgd")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train_step(net, trainer, x, y)
+            train_step(net, trainer, x, y)
+        assert not any(
+            watch.block for watch in stale_traces._watches if watch.params <= set(net.collect_params().values())
+        )
+
+    def test_warns_if_the_network_is_part_of_another_that_was_traced(self):
+        net = build_gluoncv("mobilenetv2_0.25")
+        outer = nn.HybridSequential()
+        outer.add(net)
+        outer.hybridize()
+        x, y = image_batch()
+        with autograd.record():
+            outer(x)
+        trainer = MultiLRTrainer([net, (net.features, 0)], "sgd")
+        with pytest.warns(UserWarning, match="traced before"):
+            train_step(outer, trainer, x, y)
+
+    def test_a_trainer_notices_the_function_freeze(self):
+        net, x, y = self.part_of_a_traced_network()
+        trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.1})
+        train_step(net, trainer, x, y)
+        freeze(net.features)
+        with pytest.warns(UserWarning, match="traced before"):
+            train_step(net, trainer, x, y)

@@ -1,0 +1,99 @@
+"""``num_update`` counts updates, whichever Parameters take part in them."""
+
+import mxnet as mx
+import pytest
+
+from multiplier_support import ALL_WEIGHTS, FIRST_LAYER, build, changed_by
+from multitrainer import MultiLRTrainer, freeze, unfreeze
+from support import Overflow, batches, mlp, moved, snapshot, train
+
+
+def test_counts_while_everything_is_frozen():
+    net, trainer = build(lambda net: [(net, lambda t: 0 if t < 3 else 1)])
+    before = snapshot(net)
+    trainer.step(1)
+    trainer.step(1)
+    assert not moved(before, snapshot(net))
+    assert changed_by(net, trainer) == ALL_WEIGHTS
+
+
+def test_counts_when_the_parameter_with_the_most_updates_is_frozen():
+    """MXNet's num_update is the largest count of any one Parameter, so it would stand still for the others."""
+    net, trainer = build(
+        lambda net: [net, (net[0], lambda t: 1 if t < 3 else 0), (net[1:], lambda t: 0 if t < 3 else 1)],
+        lr_scheduler=mx.lr_scheduler.PolyScheduler(10, base_lr=1.0, pwr=1),
+    )
+    rates = []
+    for _ in range(5):
+        train(net, trainer, batches(1))
+        rates.append(trainer.learning_rate)
+    assert trainer.optimizer.num_update == 5
+    assert rates == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
+
+
+def test_does_not_count_updates_that_amp_skips():
+    """Neither the lr_scheduler nor the schedule of a multiplier advances."""
+    net, trainer = build(
+        lambda net: [net, (net[0], lambda t: 0 if t < 2 else 1)], lr_scheduler=mx.lr_scheduler.FactorScheduler(100)
+    )
+    trainer._amp_loss_scaler = Overflow([2, 4])
+    rounds = [(trainer.optimizer.num_update, changed_by(net, trainer)) for _ in range(5)]
+    assert rounds == [(0, ALL_WEIGHTS - FIRST_LAYER), (1, set()), (1, ALL_WEIGHTS), (2, set()), (2, ALL_WEIGHTS)]
+
+
+def test_a_parameter_unfrozen_late_gets_the_learning_rate_of_the_update():
+    """Stock uses that of the previous update if the Parameter comes first and has had fewer updates."""
+    rates = {}
+
+    class Spy(mx.optimizer.SGD):
+        def _get_lrs(self, indices):
+            lrs = super()._get_lrs(indices)
+            rates.setdefault(self.num_update, []).extend(lrs)
+            return lrs
+
+    scheduler = mx.lr_scheduler.PolyScheduler(10, base_lr=1.0, pwr=1)
+    net = mlp()
+    optimizer = Spy(lr_scheduler=scheduler)
+    optimizer.aggregate_num = 0
+    trainer = MultiLRTrainer([net, (net[1], lambda t: 0 if t < 3 else 1)], optimizer)
+    train(net, trainer, batches(4))
+    assert {t: set(lrs) for t, lrs in rates.items()} == {t: {scheduler(t)} for t in (1, 2, 3, 4)}
+
+
+def test_does_not_count_a_step_that_fails():
+    net, trainer = build(lambda net: [net, (net[0], 0)], lr_scheduler=mx.lr_scheduler.FactorScheduler(100))
+    train(net, trainer, batches(2))
+    trainer.set_lr_mult({net[0]: 1})
+    train(net, trainer, batches(1))
+    with pytest.raises(UserWarning, match="has not been updated by backward"):
+        trainer.step(4)
+    assert trainer.optimizer.num_update == 3
+
+
+def poly():
+    return mx.lr_scheduler.PolyScheduler(20, base_lr=1.0, pwr=1)
+
+
+@pytest.mark.parametrize("way", ["functions", "another trainer"])
+def test_counts_if_functions_or_another_trainer_freeze_the_layers_in_turn(way, tmp_path):
+    """MXNet's own count, that of the Parameter with the most updates, would lag."""
+    net, trainer = build(lambda net: [net, (net[1], 1)], lr_scheduler=poly())
+    other = MultiLRTrainer(net, "sgd")
+    turn = {
+        "functions": (lambda layer: freeze(layer, within=net), lambda layer: unfreeze(layer, within=net)),
+        "another trainer": (lambda layer: other.set_lr_mult({layer: 0}), lambda layer: other.set_lr_mult({layer: 1})),
+    }
+    frozen, unfrozen = turn[way]
+    rates = []
+    for layer in (net[0], net[1:], None, net[0], None):
+        if layer is not None:
+            frozen(layer)
+        train(net, trainer, batches(2))
+        if layer is not None:
+            unfrozen(layer)
+        rates.append(trainer.learning_rate)
+    assert trainer.optimizer.num_update == 10
+    assert rates == pytest.approx([poly()(t) for t in (2, 4, 6, 8, 10)])
+    trainer.save_states(tmp_path / "states")
+    trainer.load_states(tmp_path / "states")
+    assert trainer.optimizer.num_update == 10
