@@ -1,11 +1,58 @@
 """``num_update`` counts updates, whichever Parameters take part in them."""
 
+import contextlib
+
 import mxnet as mx
 import pytest
 
 from multiplier_support import ALL_WEIGHTS, FIRST_LAYER, build, changed_by
 from multitrainer import MultiLRTrainer, freeze, unfreeze
+from multitrainer.multipliers.clock import UpdateClock
 from support import Overflow, batches, mlp, moved, snapshot, train
+
+
+class TestUpdateClock:
+    def build(self, counts_updates):
+        optimizer = mx.optimizer.SGD()
+        clock = UpdateClock(optimizer)
+        clock.counts_updates = counts_updates
+        return optimizer, clock
+
+    def test_next_update_follows_the_optimizer(self):
+        optimizer, clock = self.build(False)
+        assert clock.next_update == 1
+        optimizer.num_update = 6
+        assert clock.next_update == 7
+
+    def test_leaves_the_count_to_mxnet_until_something_is_frozen(self):
+        optimizer, clock = self.build(False)
+        assert UpdateClock(optimizer).counts_updates is False
+        with clock.update(True):
+            assert optimizer.num_update == 0
+        assert optimizer.num_update == 0
+
+    def test_counts_an_update_before_it_is_made(self):
+        optimizer, clock = self.build(True)
+        optimizer.num_update = 6
+        with clock.update(True):
+            assert optimizer.num_update == 7
+            optimizer._update_count(3)  # the first update of this Parameter
+        assert optimizer.num_update == 7
+
+    def test_counts_an_update_in_which_nothing_trains(self):
+        optimizer, clock = self.build(True)
+        with clock.update(False):
+            pass
+        assert optimizer.num_update == 1
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_does_not_count_an_update_that_was_not_made(self, fails):
+        optimizer, clock = self.build(True)
+        optimizer.num_update = 6
+        with pytest.raises(KeyError) if fails else contextlib.nullcontext(), clock.update(True):
+            if fails:
+                raise KeyError
+        assert optimizer.num_update == 6
 
 
 def test_counts_while_everything_is_frozen():
