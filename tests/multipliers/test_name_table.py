@@ -2,11 +2,14 @@
 
 import pickle
 
+import mxnet as mx
 import numpy as np
 import pytest
+from mxnet.gluon import Trainer
 
 from multiplier_support import ALL_WEIGHTS, build, changed_by
 from multitrainer import MultiLRTrainer
+from multitrainer.multipliers.name_table import NameTable, explicit_multipliers, parse_multipliers
 from support import backward, batches, mlp, train
 
 
@@ -111,3 +114,84 @@ class TestTable:
         net = mlp()
         trainer = MultiLRTrainer([net, (net[0], np.float32(0.5))], "sgd")
         assert {type(value) for value in trainer.optimizer.lr_mult.values()} == {float}
+
+
+class TestRead:
+    def build(self, optimizer="sgd"):
+        net = mlp(batchnorm=False)
+        trainer = Trainer(net.collect_params(), optimizer)
+        return net, trainer.optimizer, NameTable(trainer._params, trainer.optimizer)
+
+    def test_gives_nothing_if_nothing_was_written(self):
+        net, _, table = self.build()
+        net[0].weight.lr_mult = 0.5  # on the Parameter, not in the table
+        assert table.read() == {}
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+    def test_entries_by_name_and_by_index(self, optimizer):
+        net, trained, table = self.build(optimizer)
+        trained.lr_mult.update({0: 0.5, "net_dense1_weight": 2})  # the first by name is net_dense0_bias
+        assert table.read() == {"lr_mult": {net[0].bias: 0.5, net[1].weight: 2}}
+        trained.wd_mult[3] = 4
+        assert table.read()["wd_mult"] == {net[1].weight: 4}
+
+    def test_every_entry_of_a_table_that_set_lr_mult_replaced(self):
+        net, optimizer, table = self.build()
+        optimizer.set_lr_mult({"net_dense0_weight": 1})  # the number that it has
+        assert table.read() == {"lr_mult": {net[0].weight: 1}}
+        table.fill()
+        assert table.read() == {}
+
+    def test_only_the_changed_entries_of_a_table_that_was_updated(self):
+        net, optimizer, table = self.build()
+        optimizer.lr_mult.update({"net_dense0_weight": 1, "net_dense1_weight": 2})
+        assert table.read() == {"lr_mult": {net[1].weight: 2}}
+
+    def test_set_wd_mult_is_refused_if_it_changes_parameters_it_does_not_name(self):
+        _, optimizer, table = self.build()
+        optimizer.set_wd_mult({"net_dense0_weight": 0})
+        with pytest.raises(ValueError, match="take the weight decay of 'net_dense0_bias' too"):
+            table.read()
+        assert table.read() == {}
+        optimizer.wd_mult["net_dense0_weight"] = 0
+        optimizer.wd_mult["net_dense0_bias"] = 2
+        assert set(table.read()["wd_mult"].values()) == {0, 2}
+
+    def test_an_optimizer_of_another_trainer_is_refused(self):
+        _, optimizer, table = self.build()
+        Trainer(mlp(batchnorm=False).collect_params(), optimizer)
+        with pytest.raises(RuntimeError, match="given to another Trainer"):
+            table.read()
+
+
+class TestParse:
+    def test_an_index_must_be_that_of_a_parameter(self):
+        params = list(mlp(batchnorm=False).collect_params().values())
+        assert parse_multipliers({0: 2, 3: 0.5}, params, "x") == {params[0]: 2, params[3]: 0.5}
+        for index in (-1, 4):
+            with pytest.raises(ValueError, match=f"x: this trainer has no parameter {index}"):
+                parse_multipliers({index: 1}, params, "x")
+
+
+class TestExplicit:
+    """What the user set on a ready-made optimizer, without what MXNet or a trainer added."""
+
+    def test_is_empty_without_an_optimizer_object(self):
+        assert explicit_multipliers("sgd", "lr_mult") == {}
+
+    def test_leaves_out_the_zeros_of_mxnet(self):
+        names = dict(enumerate(["fc_weight", "fc_bias", "bn_gamma", "bn_beta"]))
+        optimizer = mx.optimizer.SGD(param_idx2name=names)
+        assert explicit_multipliers(optimizer, "wd_mult") == {}
+        optimizer.set_wd_mult({"fc_weight": 0, "bn_gamma": 0, "bn_beta": 0.5, "other_bias": 0})
+        assert optimizer.wd_mult["fc_bias"] == 0
+        expected = {"fc_weight": 0, "bn_gamma": 0, "bn_beta": 0.5, "other_bias": 0}
+        assert explicit_multipliers(optimizer, "wd_mult") == expected
+        optimizer.set_lr_mult({"fc_bias": 0})
+        assert explicit_multipliers(optimizer, "lr_mult") == {"fc_bias": 0}
+
+    def test_leaves_out_what_a_trainer_wrote(self):
+        _, trainer = build(lambda net: [net, (net[0], 0.5)])
+        assert explicit_multipliers(trainer.optimizer, "lr_mult") == {}
+        trainer.optimizer.lr_mult["net_dense1_bias"] = 3
+        assert explicit_multipliers(trainer.optimizer, "lr_mult") == {"net_dense1_bias": 3}

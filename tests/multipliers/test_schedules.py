@@ -1,12 +1,15 @@
 """A schedule gives the multiplier of the update that comes, until another multiplier ends it."""
 
+import gc
+
 import mxnet as mx
 import pytest
 from mxnet.gluon import Trainer
 
 from multiplier_support import ALL_WEIGHTS, STORES, WAYS_TO_SET, build, changed_by
 from multitrainer import MultiLRTrainer, ParamGroup
-from support import CONTEXTS, backward, batches, moved, same, snapshot, train, weights
+from multitrainer.multipliers.schedules import Schedules, evaluate
+from support import CONTEXTS, backward, batches, mlp, moved, same, snapshot, train, weights
 
 
 class TestSchedules:
@@ -154,3 +157,90 @@ class TestTwoTrainers:
         net, _, second = self.build()
         train(net, second, batches(3))
         assert net[0].weight.lr_mult == 2 / 4
+
+    def test_the_first_can_still_set_the_others(self):
+        """The check leaves out only what the call itself replaces."""
+        net, first, _ = self.build()
+        with pytest.raises(RuntimeError, match="has a schedule in this trainer"):
+            first.set_lr_mult({net[0].weight: 0.5})
+        first.set_lr_mult({net[0]: 0.5})
+        net, first, _ = self.build()
+        with pytest.raises(RuntimeError, match="has a schedule in this trainer"):
+            first.set_wd_mult({net[0]: 0.5})
+
+    def test_the_first_may_be_given_its_schedule_again(self):
+        net, first, second = self.build()
+        first.set_lr_mult({net[0]: lambda t: 3 / t})
+        train(net, first, batches(1))
+        assert net[0].weight.lr_mult == 3 / 2
+        with pytest.raises(RuntimeError, match="has a schedule in this trainer"):
+            second.step(1)
+
+    def test_a_deleted_second_trainer_does_not_matter(self):
+        """Its last number counts as an assignment, which ends the schedule of the first."""
+        net, first, second = self.build()
+        for param in net.collect_params().values():
+            param._trainer = first
+        del second
+        gc.collect()
+        train(net, first, batches(1))
+        assert net[0].weight.lr_mult == 2
+
+    def test_schedules_of_different_fields_or_layers_do_not_conflict(self):
+        net, first = build(lambda net: [net, (net[0], lambda t: 1 / t)])
+        second = MultiLRTrainer(
+            [net, ParamGroup(net[0], wd_mult=lambda t: 2 / t), (net[2], lambda t: 3 / t)], "sgd", {"learning_rate": 0.1}
+        )
+        train(net, first, batches(1))
+        train(net, second, batches(1))
+        assert (net[0].weight.lr_mult, net[0].weight.wd_mult, net[2].weight.lr_mult) == (1 / 2, 2 / 2, 3 / 2)
+
+
+class TestEvaluate:
+    def test_numbers_stay(self):
+        one, two = mlp(batchnorm=False)
+        numbers = {one.weight: 0.5, two.weight: 0}
+        assert evaluate(numbers, "lr_mult", 3) == numbers
+        mixed = {**numbers, one.bias: lambda num_update: 1 / num_update}
+        assert evaluate(mixed, "lr_mult", 4) == {**numbers, one.bias: 1 / 4}
+
+    def test_a_shared_schedule_is_evaluated_once(self):
+        asked = []
+
+        def schedule(num_update):
+            asked.append(num_update)
+            return 0.5
+
+        layer = mlp()[0]
+        found = evaluate({layer.weight: schedule, layer.bias: schedule}, "lr_mult", 3)
+        assert found == {layer.weight: 0.5, layer.bias: 0.5}
+        assert asked == [3]
+
+    @pytest.mark.parametrize(
+        ("schedule", "error", "message"),
+        [
+            (lambda num_update: {}[num_update], RuntimeError, r"update 3, cannot be evaluated: KeyError\(3\)"),
+            (lambda num_update: -1, ValueError, "update 3, must be a finite number >= 0, got -1"),
+            (lambda num_update: "x", TypeError, "update 3, must be a number >= 0"),
+            (lambda num_update: lambda _: 1, TypeError, "update 3, must be a number, got another schedule"),
+        ],
+    )
+    def test_errors_name_the_parameter(self, schedule, error, message):
+        weight = mlp()[0].weight
+        with pytest.raises(error, match="^wd_mult of Parameter 'net_dense0_weight', from its schedule at " + message):
+            evaluate({weight: schedule}, "wd_mult", 3)
+
+
+def test_schedules_act_until_they_are_ended():
+    schedules, (one, two) = Schedules(), mlp(batchnorm=False)
+    assert not schedules
+    assert schedules.evaluated_for is None
+    schedules.assign("lr_mult", {one.weight: max, two.weight: 0.5})
+    assert schedules
+    assert schedules.acting == {"lr_mult": {one.weight: max}, "wd_mult": {}}
+    schedules.assign("wd_mult", {two.weight: max})
+    schedules.end("lr_mult", [one.weight, two.weight])
+    assert schedules.acting == {"lr_mult": {}, "wd_mult": {two.weight: max}}
+    assert schedules.ended == {"lr_mult": {one.weight}, "wd_mult": set()}
+    schedules.assign("lr_mult", {one.weight: max})
+    assert schedules.ended == {"lr_mult": set(), "wd_mult": set()}
