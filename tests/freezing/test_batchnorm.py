@@ -10,6 +10,7 @@ from mxnet.gluon import SymbolBlock, contrib, loss, nn
 from freezing_support import build_gluoncv, image_batch, outputs_in_both_modes, statistics, train_step
 from multitrainer import MultiLRTrainer, freeze, unfreeze
 from multitrainer.freezing import batchnorm
+from multitrainer.freezing.freezer import freeze_parameter
 from support import close, mlp, moved, snapshot, weights
 
 
@@ -107,11 +108,113 @@ class TestBatchNorm:
         assert net[1].running_mean.data().asnumpy().max() == 0
 
 
+class TestHoldStatistics:
+    def frozen_layers(self, net):
+        return [layer._kwargs["use_global_stats"] for layer in batchnorms(net)]
+
+    def test_of_the_innermost_block_whose_parameters_are_all_frozen(self):
+        net = nn.HybridSequential()
+        for _ in range(2):
+            body = nn.HybridSequential()
+            body.add(nn.Dense(3, in_units=3), nn.BatchNorm(center=False, scale=False, in_channels=3))
+            net.add(body)
+        net.initialize()
+        trainer = MultiLRTrainer([net, (net[0], 0)], "sgd")
+        assert self.frozen_layers(net) == [True, False]
+        trainer.set_lr_mult({net[1][0].weight: 0})
+        assert self.frozen_layers(net) == [True, False]
+        trainer.set_lr_mult({net[1][0].bias: 0})
+        assert self.frozen_layers(net) == [True, True]
+
+    def test_not_of_a_layer_around_which_nothing_trains(self):
+        layer = nn.BatchNorm(center=False, scale=False, in_channels=3)
+        assert batchnorm.hold_statistics([layer], bool) == set(layer.collect_params().values())
+        assert not layer._kwargs["use_global_stats"]
+
+    def test_not_of_a_layer_with_a_multiplier_of_0_that_nobody_froze(self):
+        """Under a stock Trainer a multiplier of 0 alone does not freeze."""
+        layer = nn.BatchNorm(in_channels=3)
+        layer.collect_params().setattr("lr_mult", 0)
+        batchnorm.hold_statistics([layer], bool)
+        assert not layer._kwargs["use_global_stats"]
+
+    def test_once_for_a_layer_that_two_blocks_hold(self):
+        layer = nn.BatchNorm(in_channels=3)
+        net = nn.HybridSequential()
+        net.add(layer)
+        other = nn.HybridSequential()
+        other.add(nn.Dense(3, in_units=3), layer)
+        for block in (net, other):
+            block.initialize()
+            block.hybridize()
+            block(mx.nd.ones((2, 3)))
+        freeze(layer)
+        batchnorm.hold_statistics([net, other], bool)
+        assert layer._kwargs["use_global_stats"]
+        unfreeze(layer)
+        assert not layer._kwargs["use_global_stats"]
+
+    def test_drops_the_traces_around_the_layers_that_it_switches(self):
+        net = nn.HybridSequential()
+        for _ in range(2):
+            body = nn.HybridSequential()
+            body.add(nn.Dense(3, in_units=3), nn.BatchNorm(in_channels=3))
+            net.add(body)
+        net.initialize()
+        net.hybridize()
+        x = mx.nd.ones((2, 3))
+        for block in (net, net[0], net[1]):
+            block(x)
+        freeze(net[0], within=net)
+        assert [block._cached_op is None for block in (net, net[0], net[1])] == [True, True, False]
+
+    @pytest.mark.parametrize("given", [False, True])
+    def test_keeps_the_traces_of_a_layer_that_used_running_statistics_before(self, given):
+        net = nn.HybridSequential()
+        net.add(nn.Dense(3, in_units=3), nn.BatchNorm(in_channels=3, use_global_stats=given))
+        net.initialize()
+        net.hybridize()
+        net(mx.nd.ones((2, 3)))
+        for turn in (freeze, unfreeze):
+            turn(net)
+            assert (net._cached_op is not None) is given
+            net(mx.nd.ones((2, 3)))
+
+    def test_asks_whether_an_update_is_pending_only_if_a_layer_is_switched(self):
+        asked = []
+        layer = nn.BatchNorm(in_channels=3)
+        layer.hybridize()
+        batchnorm.hold_statistics([layer], lambda: asked.append(1))
+        assert asked == []
+        for param in (layer.gamma, layer.beta):
+            freeze_parameter(param)
+        for _ in range(2):
+            batchnorm.hold_statistics([layer], lambda: asked.append(1))
+        assert asked == [1]
+
+
 class TestWarning:
     def test_freezing_parameters_without_their_block_warns(self):
         net = mlp()
         with pytest.warns(UserWarning, match="net_batchnorm0_running_mean.*Name the Block that holds"):
             MultiLRTrainer([(net.collect_params(), 0)], "sgd")
+
+    def test_names_three_at_most(self):
+        net = nn.HybridSequential(prefix="net_")
+        with net.name_scope():
+            net.add(*(nn.BatchNorm(in_channels=3) for _ in range(2)))
+        names = [f"net_batchnorm{i}_running_{name}" for i in range(2) for name in ("mean", "var")]
+        with pytest.warns(UserWarning, match=f"still move: {', '.join(names[:3])}, \\.\\.\\."):
+            freeze(net.collect_params())
+        with pytest.warns(UserWarning, match=f"still move: {', '.join(names[:2])}\\. Name"):
+            freeze(net[0].collect_params())
+
+    def test_is_about_the_layers_that_are_frozen_only(self):
+        net = mlp()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            MultiLRTrainer([net.collect_params(), (net[0].collect_params(), 0)], "sgd")
+            freeze(net[0].collect_params())
 
     def test_freezing_parameters_of_a_known_block_does_not_warn(self):
         net = mlp()

@@ -1,13 +1,17 @@
 """A multiplier of 0 freezes and one above 0 unfreezes: what stays, what moves, and when."""
 
+import warnings
+
 import mxnet as mx
 import pytest
 from mxnet import autograd
-from mxnet.gluon import loss
+from mxnet.gluon import loss, nn
 
 from freezing_support import HYBRIDIZE, build_gluoncv, image_batch, outputs_in_both_modes, train_step
-from multiplier_support import ALL_WEIGHTS, FIRST_LAYER, build, changed_by
-from multitrainer import MultiLRTrainer
+from multiplier_support import ALL_WEIGHTS, FIRST_LAYER, WAYS_TO_SET, build, changed_by
+from multitrainer import MultiLRTrainer, freeze, unfreeze
+from multitrainer.freezing.freezer import freeze_parameter, gradient_pending, unfreeze_parameters
+from multitrainer.freezing.state import before_freezing
 from support import CONTEXTS, backward, batches, close, mlp, moved, snapshot, train, weights
 
 
@@ -99,6 +103,143 @@ class TestFreezingAndUnfreezing:
         net[0].weight.grad_req = "write"
         assert changed_by(net, trainer) == ALL_WEIGHTS - FIRST_LAYER
         assert net[0].weight.grad_req == "null"
+
+
+class TestMultiplierFromBefore:
+    """`unfreeze` gives back the multiplier that a Parameter had when it was frozen."""
+
+    @pytest.mark.parametrize("way", WAYS_TO_SET)
+    def test_of_a_layer_frozen_in_any_way(self, way):
+        net, trainer = build(lambda net: [net, (net[0], 0.5)])
+        WAYS_TO_SET[way](net, trainer, 0)
+        trainer.set_wd_mult({net[2]: 1})  # acts on the assignments as a step does
+        unfreeze(net[0], within=net)
+        assert (net[0].weight.lr_mult, net[0].bias.lr_mult) == (0.5, 0.5)
+
+    def test_of_a_layer_frozen_by_a_schedule(self):
+        net, trainer = build(lambda net: [net, (net[0], lambda num_update: 0.5 if num_update < 2 else 0)])
+        train(net, trainer, batches(1))
+        assert net[0].weight.lr_mult == 0
+        unfreeze(net[0], within=net)
+        assert net[0].weight.lr_mult == 0.5
+
+    def test_of_a_layer_frozen_twice(self):
+        net, trainer = build(lambda net: [net, (net[0], 0.5)])
+        net[0].collect_params().setattr("lr_mult", 0)
+        trainer.set_lr_mult({net[0]: 0})
+        freeze(net[0], within=net)
+        unfreeze(net[0], within=net)
+        assert net[0].weight.lr_mult == 0.5
+
+    def test_of_a_parameter_with_an_invalid_multiplier(self):
+        net, trainer = build(lambda net: [net, (net[0], 0.5)])
+        net[0].weight.lr_mult = "x"
+        trainer.set_lr_mult({net[0]: 0})
+        unfreeze(net[0], within=net)
+        assert net[0].weight.lr_mult == 0.5
+
+
+class TestFreezer:
+    def test_is_up_to_date_until_somebody_else_freezes_or_requests_a_gradient(self):
+        net, trainer = build(lambda net: [net, (net[0].weight, 0), (net[2], 0)])
+        freezer = trainer._multipliers._freezer
+        assert (net[0].weight.grad_req, net[2].weight.grad_req) == ("write", "null")
+        assert freezer.is_up_to_date
+        freeze(net[0].bias, within=net)
+        assert not freezer.is_up_to_date
+        trainer.step(1, ignore_stale_grad=True)
+        assert freezer.is_up_to_date
+        net[2].weight.grad_req = "write"
+        assert not freezer.is_up_to_date
+        trainer.step(1, ignore_stale_grad=True)
+        assert net[2].weight.grad_req == "null"
+        assert freezer.is_up_to_date
+
+    def test_freezes(self):
+        net, trainer = build()
+        freezer = trainer._multipliers._freezer
+        assert not freezer.freezes
+        trainer.set_lr_mult({net[0].weight: 0})
+        assert freezer.freezes
+        trainer.set_lr_mult({net[0].weight: 1})
+        assert not freezer.freezes
+
+    def test_leaves_out_frozen_and_waiting_parameters(self):
+        net, trainer = build(lambda net: [net, (net[0], 0)])
+        freezer = trainer._multipliers._freezer
+        assert freezer.left_out() == {net[0].weight, net[0].bias}
+        backward(net, *batches(1)[0])
+        trainer.set_lr_mult({net[0].weight: 1})
+        assert freezer.left_out() == {net[0].weight, net[0].bias}
+        trainer.step(4)
+        assert freezer.left_out() == {net[0].bias}
+
+    def test_does_not_wait_if_nothing_was_pending(self):
+        net, trainer = build(lambda net: [net, (net[0], 0)])
+        train(net, trainer, batches(1))
+        trainer.set_lr_mult({net[0]: 1})
+        assert trainer._multipliers._freezer.left_out() == set()
+
+    def test_changes_no_trace_unless_something_is_frozen_or_unfrozen(self):
+        net, trainer = build(lambda net: [net, (net[:2], 0)])
+        net.hybridize()
+        train(net, trainer, batches(1))
+        trace = net._cached_op
+        trainer.set_lr_mult({net[:2]: 0, net[2]: 0.5})
+        trainer.set_wd_mult({net[:2]: 2})
+        train(net, trainer, batches(1))
+        assert net._cached_op is trace
+        trainer.set_lr_mult({net[:2]: 1})
+        assert net._cached_op is None
+
+    def test_names_new_layers_that_would_never_be_trained(self):
+        net, trainer = build()
+        net.add(*(nn.Dense(2, in_units=2, prefix=f"new{i}_") for i in range(2)))
+        net.initialize()
+        backward(net, *batches(1)[0])
+        message = "^new0_weight, new0_bias, new1_weight, ... received a gradient and belongs to no trainer"
+        with pytest.raises(ValueError, match=message):
+            trainer.step(4)
+        net[-1].collect_params().setattr("grad_req", "null")
+        with pytest.raises(ValueError, match=r"^new0_weight, new0_bias received a gradient"):
+            trainer.step(4)
+
+    def test_a_step_warns_of_moving_statistics_only_when_something_is_frozen(self):
+        net = mlp()
+        trainer = MultiLRTrainer(net.collect_params(), "sgd")
+        for param in (net[1].gamma, net[1].beta):
+            param.lr_mult = 0
+            with pytest.warns(UserWarning, match="statistics still move"):
+                trainer.step(1, ignore_stale_grad=True)
+            net[2].weight.lr_mult = param.lr_mult + 0.5
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                trainer.step(1, ignore_stale_grad=True)
+                net[1].gamma.lr_mult = 1
+                trainer.step(1, ignore_stale_grad=True)
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_gradient_pending(self, frozen):
+        net = mlp()
+        params = list(net.collect_params().values())
+        assert not gradient_pending(params)
+        backward(net, *batches(1)[0])
+        assert gradient_pending(params)
+        if frozen:
+            for param in params:
+                freeze_parameter(param)
+            assert not gradient_pending(params)
+
+    def test_freeze_parameter_keeps_the_first_multiplier(self):
+        param = mlp()[0].weight
+        param.lr_mult = 0.5
+        freeze_parameter(param)
+        freeze_parameter(param, 3)
+        assert param.lr_mult == 0
+        assert before_freezing(param) == ("write", 0.5)
+        unfreeze_parameters([param])
+        freeze_parameter(param, 3)
+        assert before_freezing(param) == ("write", 3)
 
 
 # The network, the layers to freeze, a trained layer below them.

@@ -7,6 +7,14 @@ from mxnet import autograd, gluon
 from mxnet.gluon import HybridBlock, SymbolBlock, nn, rnn
 
 from multitrainer import MultiLRTrainer, freeze, unfreeze
+from multitrainer.freezing.freezer import gradient_pending
+from multitrainer.freezing.gradients import (
+    request_gradients,
+    restore_gradients,
+    switch_off_gradients,
+    switch_on_dependencies,
+)
+from multitrainer.freezing.state import before_freezing, mark_frozen, mark_unfrozen
 from support import moved, snapshot
 
 HYBRIDIZE = {
@@ -311,3 +319,95 @@ def test_unfreezing_a_bias_requests_the_gradient_of_its_weight():
     backward(twin)
     expected = gradients(twin)["net_dense1_bias"]
     assert gradients(net)["net_dense1_bias"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+class TestRequestGradients:
+    def test_keeps_what_a_frozen_parameter_gets_back(self):
+        net = build(dense, "imperative")
+        weight = net[0].weight
+        weight.grad_req = "add"
+        mark_frozen(weight, "add", 0.5)
+        request_gradients({weight: "null", net[1].weight: "write"})
+        assert weight.grad_req == "null"
+        assert before_freezing(weight) == ("add", 0.5)
+        weight.grad_req = "write"  # by the user
+        request_gradients({weight: "null"})
+        assert before_freezing(weight) == ("write", 0.5)
+
+    def test_drops_static_operators_that_take_the_parameters(self):
+        net = build(dense, "static_shape")
+        backward(net)
+        request_gradients({net[0].weight: "write"})  # as it is
+        assert net._cached_op is not None
+        request_gradients({net[0].weight: "null"})
+        assert net._cached_op is None
+
+    def test_drops_static_operators_if_it_fails(self):
+        net = build(dense, "static_shape")
+        backward(net)
+        with pytest.raises(AssertionError):
+            request_gradients({net[0].weight: "null", net[1].weight: "invalid"})
+        assert net._cached_op is None
+
+
+class TestSwitchOffGradients:
+    def test_changes_nothing_if_nothing_is_frozen(self):
+        net = build(dense, "imperative")
+        net[0].weight.grad_req = "null"
+        switch_off_gradients([net], list(net.collect_params().values()))
+        assert [param.grad_req for param in net.collect_params().values()] == ["null"] + ["write"] * 5
+
+    def test_of_the_parameters_given_only(self):
+        net = build(dense, "imperative")
+        for param in (*net[0].collect_params().values(), *net[1].collect_params().values()):
+            mark_frozen(param, "write", 1)
+        switch_off_gradients([net], list(net[0].collect_params().values()))
+        assert (net[0].weight.grad_req, net[1].weight.grad_req) == ("null", "write")
+
+    def test_not_of_a_parameter_outside_of_the_blocks(self):
+        """It may be the weight of a bias outside of them, and such a bias may need a weight inside."""
+        net, other = build(dense, "imperative"), nn.Dense(16, in_units=16, prefix="other_")
+        for param in (*net[1].collect_params().values(), other.weight):
+            mark_frozen(param, "write", 1)
+        params = [*net.collect_params().values(), *other.collect_params().values()]
+        switch_off_gradients([net], params)
+        assert (net[1].weight.grad_req, net[1].bias.grad_req, other.weight.grad_req) == ("write", "null", "write")
+        mark_frozen(other.bias, "write", 1)
+        switch_off_gradients([net], params)
+        assert (net[1].weight.grad_req, other.weight.grad_req) == ("null", "write")
+
+    def test_requests_them_again_once_another_gradient_depends_on_them(self):
+        net = build(dense, "imperative")
+        for param in net[0].collect_params().values():
+            param.grad_req = "add"
+            mark_frozen(param, "add", 1)
+        params = list(net.collect_params().values())
+        switch_off_gradients([net], params)
+        assert (net[0].weight.grad_req, net[0].bias.grad_req) == ("null", "null")
+        restore_gradients([net[0].bias])
+        mark_unfrozen(net[0].bias)
+        switch_off_gradients([net], params)
+        assert (net[0].weight.grad_req, net[0].bias.grad_req) == ("add", "add")
+
+
+def test_restore_gradients_discards_what_they_hold():
+    net = build(dense, "imperative")
+    net[0].weight.grad_req = "add"
+    backward(net)
+    for param in (net[0].weight, net[1].weight):
+        mark_frozen(param, param.grad_req, 1)
+    restore_gradients(param for param in (net[0].weight, net[1].weight))
+    assert not net[0].weight.grad().asnumpy().any()
+    assert not gradient_pending([net[0].weight, net[1].weight])
+    assert gradient_pending([net[0].bias])
+
+
+def test_switch_on_dependencies_of_the_parameters_given_only():
+    net = build(dense, "imperative")
+    for layer in (net[0], net[1]):
+        freeze(layer, within=net)
+    request_gradients({net[0].bias: "write"})
+    mark_unfrozen(net[0].bias)
+    switch_on_dependencies([net[0].bias])
+    requests = [(layer.weight.grad_req, layer.bias.grad_req) for layer in (net[0], net[1])]
+    assert requests == [("write", "write"), ("null", "null")]

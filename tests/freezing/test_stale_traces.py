@@ -1,7 +1,10 @@
 """A trace that was made before a Block was frozen causes a warning."""
 
+import gc
 import warnings
+import weakref
 
+import mxnet as mx
 import pytest
 from mxnet import autograd
 from mxnet.gluon import loss, nn
@@ -9,7 +12,8 @@ from mxnet.gluon import loss, nn
 from freezing_support import build_gluoncv, image_batch, statistics, train_step
 from multitrainer import MultiLRTrainer, freeze
 from multitrainer.freezing import stale_traces
-from support import moved, snapshot
+from multitrainer.freezing.stale_traces import CallWatch, warn_of_old_traces
+from support import mlp, moved, snapshot
 
 
 class TestOldTraces:
@@ -106,3 +110,61 @@ class TestOldTraces:
         freeze(net.features)
         with pytest.warns(UserWarning, match="traced before"):
             train_step(net, trainer, x, y)
+
+
+class TestCallWatch:
+    def build(self, pending=False):
+        block = nn.Dense(1, in_units=1, prefix="layer_")
+        block.initialize()
+        return block, list(block.collect_params().values()), CallWatch(block, pending)
+
+    def warns(self, params):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_of_old_traces(params)
+        return len(caught)
+
+    def test_warns_once_if_the_block_was_not_called(self):
+        _, params, _watch = self.build()
+        assert [self.warns(params) for _ in range(3)] == [1, 0, 0]
+
+    def test_does_not_warn_if_the_block_was_called(self):
+        block, params, watch = self.build()
+        block(mx.nd.ones((1, 1)))
+        assert self.warns(params) == 0
+        assert watch.stop_if_called()
+        assert not block._forward_pre_hooks
+
+    def test_stops_with_the_warning(self):
+        block, params, watch = self.build()
+        assert not watch.stop_if_called()
+        assert block._forward_pre_hooks
+        self.warns(params)
+        assert not block._forward_pre_hooks
+
+    def test_passes_over_one_update_if_a_forward_pass_was_pending(self):
+        _, params, _watch = self.build(pending=True)
+        assert [self.warns(params) for _ in range(3)] == [0, 1, 0]
+
+    def test_does_not_warn_a_trainer_of_other_parameters(self):
+        _, params, _watch = self.build(pending=True)
+        assert self.warns([mlp()[0].weight]) == 0
+        assert [self.warns(params[:1]) for _ in range(2)] == [0, 1]
+
+    def test_another_watch_of_the_block_replaces_it(self):
+        block, params, first = self.build()
+        second = CallWatch(block, True)
+        assert len(block._forward_pre_hooks) == 1
+        assert [self.warns(params) for _ in range(3)] == [0, 1, 0]
+        assert first not in stale_traces._watches
+        assert second not in stale_traces._watches
+
+    def test_lives_as_long_as_its_block(self):
+        block, _, watch = self.build()
+        gone = weakref.ref(watch)
+        del watch
+        gc.collect()
+        assert gone() is not None
+        del block
+        gc.collect()
+        assert gone() is None

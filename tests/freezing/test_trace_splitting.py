@@ -12,7 +12,7 @@ from mxnet import autograd
 from mxnet.gluon import HybridBlock, SymbolBlock, loss, nn, rnn
 
 from multitrainer import MultiLRTrainer, freeze, unfreeze
-from multitrainer.freezing import graph_splitting, trace_splitting
+from multitrainer.freezing import trace_splitting
 from support import CONTEXTS, close, moved, same_as_stock, snapshot
 
 HYBRIDIZE = {"plain": {}, "static": {"static_alloc": True, "static_shape": True}}
@@ -369,28 +369,6 @@ class TestNetworkStaysUsable:
             assert is_divided(net)
             assert type(value) is type(x)
             assert abs(net[1].weight.grad().asnumpy()).max() > 0
-
-
-class TestDivide:
-    def test_nothing_before(self):
-        symbol = mx.sym.FullyConnected(mx.sym.var("data"), name="fc", num_hidden=1)
-        assert graph_splitting.divide(symbol, {"fc_weight"}) is None
-        assert graph_splitting.divide(mx.sym.relu(symbol), {"another"}) is None
-
-    def test_operators_keep_their_order(self):
-        net = build(Layers)
-        net(batch()[0])
-        symbol = net._cached_graph[1]
-        first, _, rest = graph_splitting.divide(symbol, {net.middle.weight.name})
-        names = [operators(part) for part in (symbol, first, rest)]
-        assert [name for name in names[1] + names[2] if "frozen" not in name] == names[0]
-        assert names[1]
-        assert not any("frozen" in name for name in names[1])
-
-
-def operators(symbol):
-    inputs = set(symbol.list_inputs())
-    return [node.name for node in symbol.get_internals() if node.name not in inputs]
 
 
 class Memory(HybridBlock):

@@ -104,3 +104,110 @@ class TestWaysToSetMultipliers:
         net[0].weight.lr_mult = 0.25
         train(net, MultiLRTrainer(net, optimizer), batches(1))
         assert net[0].weight.lr_mult == 0.25
+
+
+class TestAssign:
+    """`Multipliers.assign` checks everything before it changes anything."""
+
+    def test_an_error_in_one_field_leaves_the_other_as_it_was(self):
+        net, trainer = build()
+        with pytest.raises(ValueError, match="got -1"):
+            trainer._multipliers.assign({"lr_mult": {net[0].weight: 0.5}, "wd_mult": {net[0].weight: lambda t: -1}})
+        assert (net[0].weight.lr_mult, net[0].weight.wd_mult) == (1, 1)
+        trainer._multipliers.assign({"lr_mult": {net[0].weight: 0.5}, "wd_mult": {net[0].weight: 2.0}})
+        assert (net[0].weight.lr_mult, net[0].weight.wd_mult) == (0.5, 2)
+
+    def test_an_unsupported_multiplier_of_another_layer_raises_too(self):
+        net, trainer = build(optimizer="adadelta")
+        net[0].weight.lr_mult = 0.5
+        with pytest.raises(ValueError, match="of Parameter 'net_dense0_weight' would have no effect"):
+            trainer.set_lr_mult({net[2]: 0})
+        assert net[2].weight.lr_mult == 1
+
+    def test_follows_the_schedules_for_the_update_that_comes(self):
+        net, trainer = build(lambda net: [net, (net[0], lambda t: 1 / t)])
+        trainer.optimizer.num_update = 3
+        trainer.set_lr_mult({net[2]: 2})
+        assert (net[0].weight.lr_mult, net[2].weight.lr_mult) == (1 / 4, 2)
+        trainer.optimizer.num_update = 4
+        trainer.set_lr_mult({net[2]: lambda t: 2 / t})
+        assert (net[0].weight.lr_mult, net[2].weight.lr_mult) == (1 / 5, 2 / 5)
+
+    def test_a_schedule_for_weight_decay_alone_requests_no_gradient(self):
+        net, trainer = build(wd=0.1)
+        net[0].weight.grad_req = "null"
+        trainer.set_wd_mult({net[0]: lambda t: 1 / t})
+        assert net[0].weight.grad_req == "null"
+        trainer.set_lr_mult({net[0]: lambda t: 1 / t})
+        assert net[0].weight.grad_req == "write"
+
+    def test_a_schedule_above_0_requests_the_gradient_that_it_needs(self):
+        net, trainer = build(lambda net: [net, (net[0], lambda t: 1)])
+        net[0].collect_params().setattr("grad_req", "null")
+        train(net, trainer, batches(1))
+        assert net[0].weight.grad_req == "write"
+
+    def test_symbols_hold_the_multipliers_that_are_set(self):
+        net, trainer = build()
+        net.hybridize()
+        train(net, trainer, batches(1))
+        trainer.set_lr_mult({net[0]: 0.5})
+        assert net._cached_graph[1].attr_dict()["net_dense0_weight"]["__lr_mult__"] == "0.5"
+        net[0].weight.lr_mult = 0.25
+        trainer.step(1, ignore_stale_grad=True)
+        assert net._cached_graph[1].attr_dict()["net_dense0_weight"]["__lr_mult__"] == "0.25"
+
+
+class TestExchange:
+    def test_acts_on_assignments_and_leaves_out_frozen_parameters(self):
+        net, trainer = build(store={"update_on_kvstore": False})
+        backward(net, *batches(1)[0], CONTEXTS)
+        net[0].weight.lr_mult = 0
+        before = [array.asnumpy() for array in net[0].weight.list_grad()]
+        trainer.allreduce_grads()
+        assert all((array.asnumpy() == was).all() for array, was in zip(net[0].weight.list_grad(), before))
+        one, two = (array.asnumpy() for array in net[2].weight.list_grad())
+        assert (one == two).all()
+        assert trainer.optimizer.num_update == 0
+        trainer.update(4)
+        assert trainer.optimizer.num_update == 1
+
+
+class TestUseOptimizer:
+    def test_multipliers_and_count_go_over_to_it(self):
+        net, trainer = build(lambda net: [net, (net[0], 0.5)])
+        other = mx.optimizer.SGD(param_dict=dict(enumerate(trainer._params)))
+        other.num_update = 6
+        trainer._multipliers.use_optimizer(other)
+        assert other.lr_mult["net_dense0_weight"] == 0.5
+        trainer.set_lr_mult({net[0]: lambda t: 1 / t})
+        assert net[0].weight.lr_mult == 1 / 7
+        assert other.lr_mult["net_dense0_weight"] == 1 / 7
+
+
+def test_was_frozen_from_the_first_freezing_on():
+    net, trainer = build()
+    assert not trainer._multipliers.was_frozen
+    trainer.set_lr_mult({net[0]: 0})
+    trainer.set_lr_mult({net[0]: 1})
+    assert trainer._multipliers.was_frozen
+    assert build(lambda net: [net, (net[0], 0)])[1]._multipliers.was_frozen
+
+
+def test_a_schedule_that_failed_is_evaluated_again_at_the_next_step():
+    failing = [True]
+
+    def schedule(num_update):
+        if num_update > 1 and failing:
+            raise KeyError(num_update)
+        return 1 / num_update
+
+    net, trainer = build(lambda net: [net, (net[0], schedule)])
+    train(net, trainer, batches(1))
+    assert net[0].weight.lr_mult == 1
+    with pytest.raises(RuntimeError, match=r"KeyError\(2\)"):
+        train(net, trainer, batches(1))
+    failing.clear()
+    train(net, trainer, batches(1))
+    assert net[0].weight.lr_mult == 1 / 3
+    assert trainer.optimizer.num_update == 2
