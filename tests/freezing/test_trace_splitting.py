@@ -13,6 +13,7 @@ from mxnet.gluon import HybridBlock, SymbolBlock, loss, nn, rnn
 
 from multitrainer import MultiLRTrainer, freeze, unfreeze
 from multitrainer.freezing import trace_splitting
+from multitrainer.freezing.trace_splitting import Trace
 from support import CONTEXTS, close, moved, same_as_stock, snapshot
 
 HYBRIDIZE = {"plain": {}, "static": {"static_alloc": True, "static_shape": True}}
@@ -214,6 +215,87 @@ class TestGradients:
         assert accumulated().tobytes() == expected.tobytes()
 
 
+class TestDivisions:
+    def frozen(self):
+        net = build(Layers)
+        freeze([net.first, net.norm], within=net)
+        return net, batch()[0]
+
+    def test_predictions_are_not_divided(self):
+        net, x = self.frozen()
+        expected = outputs(build(Layers), x)[0].asnumpy()
+        assert outputs(net, x)[0].asnumpy().tobytes() == expected.tobytes()
+        assert isinstance(net._cached_op, Trace)
+        assert not net._cached_op._divisions
+
+    def test_each_is_made_once(self):
+        net, x = self.frozen()
+        recorded(net, x)
+        (first,) = net._cached_op._divisions.values()
+        recorded(net, x)
+        (second,) = net._cached_op._divisions.values()
+        assert first is second
+        net.first.weight.grad_req = "write"  # by hand
+        recorded(net, x)
+        assert len(net._cached_op._divisions) == 2
+
+    @pytest.mark.parametrize("train_mode", [False, True])
+    def test_both_parts_run_in_the_mode_of_the_call(self, train_mode, undivided):
+        def run():
+            net, x = self.frozen()
+            mx.random.seed(9)
+            with autograd.record(train_mode=train_mode):
+                found = outputs(net, x)
+            return [array.asnumpy().tobytes() for array in found], is_divided(net)
+
+        with undivided():
+            expected, divided = run()
+        assert not divided
+        assert run() == (expected, True)
+
+    def test_a_part_keeps_the_options_of_the_network(self, monkeypatch):
+        made = []
+        original = trace_splitting._mxnet.cached_op
+
+        def noting(symbol, is_parameter, flags):
+            made.append((dict(zip(symbol.list_inputs(), is_parameter)), flags))
+            return original(symbol, is_parameter, flags)
+
+        monkeypatch.setattr(trace_splitting._mxnet, "cached_op", noting)
+        net = build(Layers, static_alloc=True)
+        freeze(net.first, within=net)
+        recorded(net, batch()[0])
+        assert len(made) == 2
+        for is_parameter, flags in made:
+            assert dict(flags)["static_alloc"] is True
+            names = set(net.collect_params().keys())
+            assert is_parameter == {name: name in names for name in is_parameter}
+
+    def test_a_graph_with_two_inputs_of_one_name_is_not_divided(self):
+        """Its values could not be told by their names."""
+        symbol = mx.sym.relu(mx.sym.FullyConnected(mx.sym.var("x"), num_hidden=2, name="one"))
+        symbol = mx.sym.FullyConnected(symbol, mx.sym.var("two_weight"), no_bias=True, num_hidden=2) * mx.sym.var("x")
+        whole = mx.nd.CachedOp(symbol)
+        weights = [nn.Dense(2, in_units=2).weight for _ in range(3)]
+        trace = Trace(whole, symbol, [None, *weights, None], [])
+        arrays = [mx.nd.ones(shape) for shape in ((2, 2), (2, 2), (2,), (2, 2), (2, 2))]
+        for weight in weights[:2]:
+            weight.grad_req = "null"
+        with autograd.record():
+            assert trace(*arrays).asnumpy().tobytes() == whole(*arrays).asnumpy().tobytes()
+        assert not trace._divisions
+
+    def test_a_frozen_part_without_parameters_is_not_run_separately(self):
+        net = nn.HybridSequential()
+        net.add(nn.Flatten(), nn.Dense(2, in_units=4), nn.Dense(2, in_units=2))
+        net.initialize()
+        net.hybridize()
+        freeze(net[2], within=net)
+        recorded(net, mx.nd.ones((2, 2, 2)))
+        (division,) = net._cached_op._divisions.values()
+        assert division.first is None
+
+
 class TestNetworkStaysUsable:
     def test_after_freezing_and_unfreezing(self):
         net = build(Layers)
@@ -304,6 +386,10 @@ class TestNetworkStaysUsable:
         recorded(net, x)
         mx.nd.waitall()
         assert any("conv0" in name for name in map(str, seen))
+        count = len(seen)
+        recorded(net, x)
+        mx.nd.waitall()
+        assert len(seen) == 2 * count
 
     def test_a_trace_that_a_backend_optimized_is_not_divided(self):
         net = build(resnet)
