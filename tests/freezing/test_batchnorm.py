@@ -138,6 +138,13 @@ class TestHoldStatistics:
         batchnorm.hold_statistics([layer], bool)
         assert not layer._kwargs["use_global_stats"]
 
+    @pytest.mark.parametrize("before", [False, True])
+    def test_of_a_layer_that_an_earlier_version_pickled(self, before):
+        layer = nn.BatchNorm(in_channels=3, use_global_stats=True)
+        layer._multitrainer_before = before
+        unfreeze(layer)
+        assert layer._kwargs["use_global_stats"] is before
+
     def test_once_for_a_layer_that_two_blocks_hold(self):
         layer = nn.BatchNorm(in_channels=3)
         net = nn.HybridSequential()

@@ -96,6 +96,14 @@ class TestWithoutDependents:
         mark_frozen(norm.beta, "write", 1)
         assert self.find(norm) == {norm.gamma, norm.beta}
 
+    def test_statistics_do_not_count_as_trained_even_if_they_request_a_gradient(self):
+        """As those of an imported network do at first."""
+        weight, statistic = Parameter("weight", shape=(2, 2)), Parameter("moving_var", shape=(2,))
+        statistic._differentiable = False
+        assert statistic.grad_req == "write"
+        mark_frozen(weight, "write", 1)
+        assert without_dependents([Layer((weight, statistic), True)], ()) == {weight}
+
     def test_not_a_parameter_that_is_shared_with_a_trained_layer(self):
         one = dense()
         two = dense(params=one.params)

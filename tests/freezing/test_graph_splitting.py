@@ -135,6 +135,25 @@ class TestReadBackward:
         assert read_backward(fully_connected(hidden, "two"), {"one_weight"}) == {"x"}
         assert read_backward(fully_connected(hidden, "two"), {"two_weight"}) == set()
 
+    @pytest.mark.parametrize(
+        ("operator", "options"),
+        [
+            (mx.sym.BatchNorm, {}),
+            (mx.sym.Convolution, {"num_filter": 2, "kernel": (1,)}),
+            (mx.sym.Deconvolution, {"num_filter": 2, "kernel": (1,)}),
+            (mx.sym.Embedding, {"input_dim": 2, "output_dim": 2}),
+            (mx.sym.FullyConnected, {"num_hidden": 2}),
+            (mx.sym.GroupNorm, {"num_groups": 2}),
+            (mx.sym.InstanceNorm, {}),
+            (mx.sym.LayerNorm, {}),
+            (mx.sym.RNN, {"state_size": 2, "num_layers": 1, "mode": "gru"}),
+        ],
+    )
+    def test_first_input_of_each_kind_of_layer(self, operator, options):
+        symbol = operator(mx.sym.var("x"), name="layer", **options)
+        for name in symbol.list_arguments()[1:]:
+            assert read_backward(symbol, {name}) == {"x"}
+
     def test_not_the_second_input_nor_operators(self):
         x, w = mx.sym.var("x"), mx.sym.var("w")
         assert read_backward(mx.sym.FullyConnected(w, x, no_bias=True, num_hidden=4), {"w"}) == {"w"}

@@ -112,6 +112,30 @@ class TestOldTraces:
             train_step(net, trainer, x, y)
 
 
+def test_does_not_warn_for_a_layer_that_the_network_does_not_use():
+    class Net(nn.HybridBlock):
+        def __init__(self):
+            super().__init__()
+            self.output, self.unused = nn.Dense(3, in_units=3), nn.HybridSequential()
+            self.unused.add(nn.BatchNorm(in_channels=3))
+
+        def hybrid_forward(self, F, x):  # noqa: N803
+            return self.output(x)
+
+    net = Net()
+    net.initialize()
+    net.hybridize()
+    trainer = MultiLRTrainer(net, "sgd")
+    freeze(net.unused, within=net)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*was frozen or unfrozen")
+        for _ in range(2):
+            with autograd.record():
+                value = net(mx.nd.ones((2, 3))).sum()
+            value.backward()
+            trainer.step(2)
+
+
 class TestCallWatch:
     def build(self, pending=False):
         block = nn.Dense(1, in_units=1, prefix="layer_")

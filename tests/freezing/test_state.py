@@ -48,6 +48,12 @@ class TestBeforeFreezing:
         mark_frozen(param, "add", 0.5)
         assert before_freezing(param) == ("write", 0.5)
 
+    def test_of_a_parameter_that_an_earlier_version_pickled(self):
+        param = parameter()
+        param.grad_req, param._multitrainer_before = "null", ("add", 0.5)
+        assert is_frozen(param)
+        assert before_freezing(param) == ("add", 0.5)
+
     @pytest.mark.parametrize("way", [copy.deepcopy, lambda param: pickle.loads(pickle.dumps(param))])
     def test_is_copied_with_the_parameter(self, way):
         param = parameter()

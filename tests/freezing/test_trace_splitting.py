@@ -215,6 +215,20 @@ class TestGradients:
         assert accumulated().tobytes() == expected.tobytes()
 
 
+class Sum(HybridBlock):
+    """Only a frozen layer needs its input in the backward pass."""
+
+    def __init__(self):
+        super().__init__(prefix="sum_")
+        with self.name_scope():
+            self.first = nn.Dense(16, in_units=16)
+            self.output = nn.Dense(16, in_units=16)
+            self.weight = self.params.get("weight", shape=(8, 16))
+
+    def hybrid_forward(self, F, x, weight):  # noqa: N803
+        return self.output(x + weight) * self.first(x)
+
+
 class TestDivisions:
     def frozen(self):
         net = build(Layers)
@@ -270,6 +284,23 @@ class TestDivisions:
             assert dict(flags)["static_alloc"] is True
             names = set(net.collect_params().keys())
             assert is_parameter == {name: name in names for name in is_parameter}
+
+    @pytest.mark.parametrize("make", [Sum, Layers])
+    def test_a_network_that_trains_as_a_whole_runs_as_mxnet_traced_it(self, make):
+        net = build(make)
+        freeze(net.first, within=net)
+        unfreeze(net.first, within=net)
+        recorded(net, mx.nd.ones((8, 16)) if make is Sum else batch()[0])
+        (division,) = net._cached_op._divisions.values()
+        assert division.rest._operator is net._cached_op._whole
+
+    def test_so_does_a_network_whose_backward_pass_reads_its_inputs(self):
+        net = build(Layers)
+        freeze(net.output, within=net)
+        recorded(net, batch()[0])
+        (division,) = net._cached_op._divisions.values()
+        assert division.first is None
+        assert division.rest._operator is net._cached_op._whole
 
     def test_a_graph_with_two_inputs_of_one_name_is_not_divided(self):
         """Its values could not be told by their names."""
@@ -522,20 +553,6 @@ def test_a_gradient_that_the_user_attached_to_a_frozen_weight(mode):
     expected = gradient(False)
     assert abs(expected).max() > 0
     assert gradient(True) == pytest.approx(expected, rel=1e-4, abs=1e-5)
-
-
-class Sum(HybridBlock):
-    """Only a frozen layer needs its input in the backward pass."""
-
-    def __init__(self):
-        super().__init__(prefix="sum_")
-        with self.name_scope():
-            self.first = nn.Dense(16, in_units=16)
-            self.output = nn.Dense(16, in_units=16)
-            self.weight = self.params.get("weight", shape=(8, 16))
-
-    def hybrid_forward(self, F, x, weight):  # noqa: N803
-        return self.output(x + weight) * self.first(x)
 
 
 class SumAtTheCut(Memory):

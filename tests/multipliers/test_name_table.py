@@ -190,6 +190,13 @@ class TestExplicit:
         optimizer.set_lr_mult({"fc_bias": 0})
         assert explicit_multipliers(optimizer, "lr_mult") == {"fc_bias": 0}
 
+    def test_leaves_out_what_a_trainer_of_an_earlier_version_wrote(self):
+        """Pickled optimizers hold it under this name."""
+        optimizer = mx.optimizer.SGD()
+        optimizer.lr_mult = {"fc_weight": 0.5, "fc_bias": 2}
+        optimizer._multitrainer_filled = {"lr_mult": {"fc_weight": 0.5, "fc_bias": 0.5}}
+        assert explicit_multipliers(optimizer, "lr_mult") == {"fc_bias": 2}
+
     def test_leaves_out_what_a_trainer_wrote(self):
         _, trainer = build(lambda net: [net, (net[0], 0.5)])
         assert explicit_multipliers(trainer.optimizer, "lr_mult") == {}
