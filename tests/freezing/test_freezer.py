@@ -89,6 +89,22 @@ class TestFreezingAndUnfreezing:
         net[0].collect_params().setattr("lr_mult", 1)
         assert changed_by(net, trainer, count=3) == ALL_WEIGHTS - FIRST_LAYER
 
+    def test_restores_a_request_that_the_user_had_switched_off_before_set_lr_mult(self):
+        net, trainer = build()
+        net[0].collect_params().setattr("grad_req", "null")
+        trainer.set_lr_mult({net[0]: 0})
+        trainer.set_lr_mult({net[0]: 0})
+        net[0].collect_params().setattr("lr_mult", 1)
+        assert changed_by(net, trainer, count=3) == ALL_WEIGHTS - FIRST_LAYER
+
+    def test_a_multiplier_set_between_backward_and_step_acts_at_that_step(self):
+        net, trainer = build()
+        backward(net, *batches(1)[0])
+        trainer.set_lr_mult({net[0]: 0.5})
+        before = snapshot(net)
+        trainer.step(4)
+        assert weights(moved(before, snapshot(net))) == ALL_WEIGHTS
+
     def test_freezing_between_backward_and_step_takes_effect_at_that_step(self):
         net, trainer = build(momentum=0.9)
         train(net, trainer, batches(2))
@@ -209,13 +225,14 @@ class TestFreezer:
         trainer = MultiLRTrainer(net.collect_params(), "sgd")
         for param in (net[1].gamma, net[1].beta):
             param.lr_mult = 0
+            net[1].gamma.lr_mult = 1 if param is net[1].beta else 0  # frozen, and another one unfrozen
             with pytest.warns(UserWarning, match="statistics still move"):
                 trainer.step(1, ignore_stale_grad=True)
             net[2].weight.lr_mult = param.lr_mult + 0.5
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 trainer.step(1, ignore_stale_grad=True)
-                net[1].gamma.lr_mult = 1
+                freeze(nn.Dense(1, in_units=1))
                 trainer.step(1, ignore_stale_grad=True)
 
     @pytest.mark.parametrize("frozen", [False, True])

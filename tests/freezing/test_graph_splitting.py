@@ -169,6 +169,10 @@ class TestShield:
         assert [name for name in operators(shielded) if name not in operators(symbol)] == ["shield of x"]
         assert set(shielded.list_inputs()) == set(symbol.list_inputs())
 
+    def test_shields_no_operator(self):
+        symbol = mx.sym.relu(fully_connected(mx.sym.var("x"), "fc"))
+        assert operators(shield(symbol, {"fc"})) == operators(symbol)
+
     def test_computes_the_same_without_a_gradient_of_those_inputs(self):
         x = mx.sym.var("x")
         symbol = fully_connected(x, "fc") * x + mx.sym.var("y")

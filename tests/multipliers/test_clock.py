@@ -8,7 +8,7 @@ import pytest
 from multiplier_support import ALL_WEIGHTS, FIRST_LAYER, build, changed_by
 from multitrainer import MultiLRTrainer, freeze, unfreeze
 from multitrainer.multipliers.clock import UpdateClock
-from support import Overflow, batches, mlp, moved, snapshot, train
+from support import Overflow, backward, batches, mlp, moved, snapshot, train
 
 
 class TestUpdateClock:
@@ -115,6 +115,16 @@ def test_does_not_count_a_step_that_fails():
     with pytest.raises(UserWarning, match="has not been updated by backward"):
         trainer.step(4)
     assert trainer.optimizer.num_update == 3
+
+
+def test_counts_if_layers_that_wait_for_a_backward_pass_are_left_out_in_turn():
+    net, trainer = build()
+    for layer in (net[0], net[1:]):
+        backward(net, *batches(1)[0])
+        freeze(layer, within=net)
+        unfreeze(layer, within=net)
+        trainer.step(4)
+    assert trainer.optimizer.num_update == 2
 
 
 def poly():

@@ -194,6 +194,14 @@ def test_was_frozen_from_the_first_freezing_on():
     assert build(lambda net: [net, (net[0], 0)])[1]._multipliers.was_frozen
 
 
+def test_a_step_without_schedules_or_assignments_writes_nothing():
+    net, trainer = build(lambda net: [net, (net[0], 0)])
+    tables = trainer.optimizer.lr_mult, trainer.optimizer.wd_mult
+    train(net, trainer, batches(2))
+    assert trainer.optimizer.lr_mult is tables[0]
+    assert trainer.optimizer.wd_mult is tables[1]
+
+
 def test_a_schedule_that_failed_is_evaluated_again_at_the_next_step():
     failing = [True]
 

@@ -157,6 +157,14 @@ class TestRead:
         optimizer.wd_mult["net_dense0_bias"] = 2
         assert set(table.read()["wd_mult"].values()) == {0, 2}
 
+    def test_set_wd_mult_is_read_if_what_it_does_not_name_has_no_weight_decay_already(self):
+        net, optimizer, table = self.build()
+        for layer in net:
+            layer.bias.wd_mult = 0
+        table.fill()
+        optimizer.set_wd_mult({"net_dense0_weight": 0.5, "net_dense1_weight": 1})
+        assert table.read() == {"wd_mult": {net[0].weight: 0.5}}
+
     def test_an_optimizer_of_another_trainer_is_refused(self):
         _, optimizer, table = self.build()
         Trainer(mlp(batchnorm=False).collect_params(), optimizer)

@@ -3,8 +3,9 @@
 import pytest
 
 from multiplier_support import build
+from multitrainer import MultiLRTrainer
 from multitrainer.multipliers.saved import ACTS, ENDED, SavedMultipliers
-from support import backward, batches, train
+from support import backward, batches, mlp, train
 
 FIELDS = ("lr_mult", "wd_mult")
 
@@ -90,6 +91,15 @@ class TestRestore:
         trainer.set_lr_mult({net[0]: 0})
         restore(trainer, values)
         assert trainer._multipliers.saved(net[0].weight) == values[net[0].weight]
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_keeps_the_gradient_request_of_the_network(self, frozen):
+        net = mlp()
+        trainer = MultiLRTrainer(net.collect_params(), "sgd")  # without Blocks, so it switches off no gradient
+        net[0].weight.grad_req = "null" if frozen else "write"
+        values = {**saved(trainer), net[0].weight: SavedMultipliers(float(not frozen), 1.0, "add", 1.0, {})}
+        restore(trainer, values)
+        assert net[0].weight.grad_req == ("null" if frozen else "write")
 
     def test_keeps_frozen_layers_if_lr_mult_is_not_restored(self):
         net, trainer = build()
