@@ -223,6 +223,18 @@ class TestWarning:
             MultiLRTrainer([net.collect_params(), (net[0].collect_params(), 0)], "sgd")
             freeze(net[0].collect_params())
 
+    def test_an_imported_layer_that_uses_running_statistics_does_not_warn(self):
+        x, names = mx.sym.var("data"), [f"bn_{name}" for name in ("gamma", "beta", "moving_mean", "moving_var")]
+        for use_global_stats in (False, True):
+            symbol = mx.sym.BatchNorm(x, *map(mx.sym.var, names), use_global_stats=use_global_stats)
+            block = SymbolBlock(symbol, x)
+            block.initialize()
+            for freezes in (freeze, lambda block: MultiLRTrainer([(block, 0)], "sgd")):
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    freezes(block)
+                assert [str(warning.message)[:6] for warning in caught] == ["frozen"] * (not use_global_stats)
+
     def test_freezing_parameters_of_a_known_block_does_not_warn(self):
         net = mlp()
         with warnings.catch_warnings():

@@ -101,6 +101,14 @@ class TestRestore:
         restore(trainer, values)
         assert net[0].weight.grad_req == ("null" if frozen else "write")
 
+    def test_a_frozen_weight_that_keeps_its_gradient_requests_it_as_saved(self):
+        net, trainer = build(lambda net: [net, (net[0].weight, 0)])
+        assert net[0].weight.grad_req == "write"
+        values = {**saved(trainer), net[0].weight: SavedMultipliers(0.0, 1.0, "add", 0.5, {})}
+        restore(trainer, values)
+        assert net[0].weight.grad_req == "add"
+        assert saved(trainer) == values
+
     def test_keeps_frozen_layers_if_lr_mult_is_not_restored(self):
         net, trainer = build()
         values = saved(trainer)
