@@ -64,6 +64,21 @@ def test_counts_while_everything_is_frozen():
     assert changed_by(net, trainer) == ALL_WEIGHTS
 
 
+@pytest.mark.parametrize("case", ["gradients switched off by the user", "gradients that frozen parameters keep"])
+def test_counts_updates_in_which_nothing_trains(case):
+    net = mlp(batchnorm=False)
+    params = net.collect_params()
+    if case == "gradients switched off by the user":
+        trainer = MultiLRTrainer([net, (net[0], 0)], "sgd")
+        params.setattr("grad_req", "null")
+    else:
+        trainer = MultiLRTrainer([(params, 0)], "sgd")  # without Blocks, so it switches off no gradient
+        assert net[0].weight.grad_req == "write"
+    trainer.step(1)
+    trainer.step(1)
+    assert trainer.optimizer.num_update == 2
+
+
 def test_counts_when_the_parameter_with_the_most_updates_is_frozen():
     """MXNet's num_update is the largest count of any one Parameter, so it would stand still for the others."""
     net, trainer = build(
