@@ -300,6 +300,7 @@ class TestReport:
         trainer = MultiLRTrainer([net, (net[0], 0.1)], "sgd", {"lr_scheduler": scheduler})
         train(net, trainer, batches(2))
         assert trainer.learning_rates == pytest.approx({"net": 0.2, "0": 0.02})  # of the third update
+        assert "learning rate 0.2 = 0.2 * lr_mult 1" in trainer.explain("net_dense1_weight")
         assert trainer.learning_rate == pytest.approx(0.4)  # of the second, as under stock
 
 
