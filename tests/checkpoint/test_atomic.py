@@ -144,3 +144,13 @@ def test_a_folder_is_not_replaced(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match=r"not a regular file.*folder"), atomic.replacing(tmp_path / "folder"):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_replaced_file_keeps_its_owner(tmp_path):
+    path = tmp_path / "states"
+    path.write_bytes(b"old")
+    os.chown(str(path), 1234, 2345)
+    with atomic.replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345)

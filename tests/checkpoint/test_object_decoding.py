@@ -206,6 +206,11 @@ class TestObjectDecoder:
         decoder.updates[0].apply()
         assert vars(target) == {"factor": 3.0}
 
+    def test_a_partial_of_an_early_version_stays_as_it_is(self, decoder):
+        target = functools.partial(Lazy())
+        assert decoder.values.decode({"object": ["partial", {}]}, "x", target) is target
+        assert not decoder.updates
+
     def test_the_trial_call_is_for_the_update_that_follows(self, decoder):
         calls = []
 

@@ -619,6 +619,14 @@ class TestChecks:
         finally:
             sys.setrecursionlimit(limit)
 
+    @pytest.mark.parametrize(
+        ("name", "value"), [("grad_req", "no"), ("schedules", {"lr_mult": "?"}), ("schedules", {"lr": "acts"})]
+    )
+    def test_a_record_of_unknown_words(self, name, value, saved):
+        run, path, changed = saved
+        replace_entry(path, changed, ["parameters", "net_dense1_weight", name], value)
+        self.refused(run, changed, f"is damaged.*the {name} of 'net_dense1_weight'")
+
     def test_a_record_that_says_frozen_and_a_multiplier_above_0(self, saved):
         run, path, changed = saved
         for frozen, lr_mult in ((True, 0.5), (False, 0)):

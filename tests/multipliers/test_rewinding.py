@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from multitrainer import MultiLRTrainer, ParamGroup
+from multitrainer.multipliers.object_state import REWIND_RECORD
 from multitrainer.multipliers.rewinding import call_at
 from support import batches, fingerprint, mlp, same, train
 
@@ -251,3 +252,42 @@ def test_attributes_that_calls_added_are_removed():
     assert [call_at(schedule, update) for update in (5, 7, 3)] == [5, 5, 5]  # not rewound: calls alone give first=7
     schedule = First()
     assert [call_at(schedule, update) for update in (5, 3, 4)] == [5, 3, 3]
+
+
+def test_an_object_that_occurs_twice_is_saved_once():
+    factor = scheduler("factor")
+    schedule = Chain(factor, np.ones(20))
+    schedule.also = [factor]
+    assert [call_at(schedule, update) for update in (9, 1)] == [0.0625, 1]
+    assert len(vars(schedule)[REWIND_RECORD]["given"]) == 2
+
+
+class Strict:
+    """A schedule that can only be called for one update after the other."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, num_update):
+        if num_update != self.count + 1:
+            raise ValueError("out of order")
+        self.count = num_update
+        return 1
+
+
+def test_a_schedule_that_fails_when_it_is_rewound_stays_as_it_is():
+    schedule = Strict()
+    assert [call_at(schedule, update) for update in (1, 2)] == [1, 1]
+    with pytest.raises(ValueError, match="out of order"):
+        call_at(schedule, 1)
+    assert schedule.count == 2
+    assert call_at(schedule, 3) == 1
+
+
+def test_a_schedule_that_would_take_too_long_to_rewind_is_refused():
+    schedule = mx.lr_scheduler.FactorScheduler(1, 0.5, base_lr=1)
+    assert call_at(schedule, 1) == 1
+    schedule.count = 10**15 - 1
+    call_at(schedule, 10**15)
+    with pytest.raises(ValueError, match=r"needs more than 4,000,000 iterations from update 0 to update 10{15}"):
+        call_at(schedule, 10**15 - 1)
