@@ -45,7 +45,8 @@ from multitrainer.cli.ranks.ranks import Ranks
 from multitrainer.cli.runs import figures
 from multitrainer.cli.runs.artifacts import save_figure, save_parameters
 from multitrainer.cli.training import network
-from multitrainer.cli.training.loop import Interrupts, fit, seed_everything
+from multitrainer.cli.training.interrupts import Interrupts
+from multitrainer.cli.training.loop import fit, seed_everything
 
 sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
 import gluoncv  # noqa: E402, F401

@@ -17,7 +17,7 @@ from support import PATIENCE
 pytest.importorskip("gluoncv")
 
 from multitrainer.cli import main
-from multitrainer.cli.data import image_folder
+from multitrainer.cli.data import batches
 from multitrainer.cli.training import network
 
 FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
@@ -213,8 +213,8 @@ def test_params_of_another_network(images, weights, tmp_path, capsys):
 
 
 def test_workers_that_do_not_answer(images, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(image_folder, "TIMEOUT", 1)
-    monkeypatch.setattr(image_folder, "_augmented", lambda size: lambda image: time.sleep(30))
+    monkeypatch.setattr(batches, "TIMEOUT", 1)
+    monkeypatch.setattr(batches, "_augmentation", lambda size: lambda image: time.sleep(30))
     assert _run("--data", images, "--model", MODEL, "--workers", 1, "--out", tmp_path) == 2
     assert "use fewer --workers" in _one_line(capsys)
 

@@ -17,7 +17,9 @@ pytest.importorskip("sklearn")
 
 from multitrainer import MultiLRTrainer
 from multitrainer.cli import main
-from multitrainer.cli.training.loop import Interrupts, Loader, fit
+from multitrainer.cli.data.loader import Loader
+from multitrainer.cli.training.interrupts import Interrupts
+from multitrainer.cli.training.loop import fit
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(images, tmp_path, capsys, opti
 def test_what_layers_draw_does_not_depend_on_the_epochs_before():
     def train(upto, done=0):
         with Interrupts() as interrupts:
-            rows = list(fit(net, trainer, batches, batches, [mx.cpu()], upto, interrupts, seed=3, done=done))
+            rows = list(fit(net, trainer, batches, batches, [mx.cpu()], upto, interrupts, seed=3, epochs_done=done))
         return [row["train_loss"] for row in rows]
 
     def begin():

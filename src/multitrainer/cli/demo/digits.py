@@ -18,12 +18,14 @@ import numpy as np
 from mxnet import gluon
 
 from ... import MultiLRTrainer, ParamGroup
+from ..data.loader import Loader, RankSampler, batch_size_of_rank
 from ..errors import INTERRUPTED, UserError, require
 from ..ranks.ranks import Ranks
 from ..runs import artifacts, figures, run_folder
 from ..runs.resume import Checkpoints
 from ..training import features, network
-from ..training.loop import Interrupts, Loader, fit, seed_everything
+from ..training.interrupts import Interrupts
+from ..training.loop import fit, seed_everything
 
 MODEL = "cifar_resnet20_v1"
 SIZE = 32
@@ -73,27 +75,9 @@ class Digits(NamedTuple):
 
     def loader(self, batch_size: int, ranks: Ranks, shuffle: bool = False) -> Loader:
         """Return batches of this rank's share; when shuffled, all of one size."""
-        order = _Share(len(self.labels), ranks, shuffle)
+        order = RankSampler(len(self.labels), ranks, np.random.shuffle if shuffle else None)
         batches = gluon.data.BatchSampler(order, batch_size, "rollover" if shuffle else "keep")
         return Loader(gluon.data.ArrayDataset(self.images, self.labels), batches)
-
-
-class _Share(gluon.data.Sampler):
-    """One rank's part of an order that NumPy's generator, seeded alike everywhere, gives to all ranks."""
-
-    def __init__(self, length: int, ranks: Ranks, shuffle: bool) -> None:
-        self._length = length
-        self._ranks = ranks
-        self._shuffle = shuffle
-
-    def __iter__(self) -> Iterator[int]:
-        order = list(range(self._length))
-        if self._shuffle:
-            np.random.shuffle(order)
-        return iter(self._ranks.share(order, even=self._shuffle))
-
-    def __len__(self) -> int:
-        return len(self._ranks.share(range(self._length), even=self._shuffle))
 
 
 class Job(NamedTuple):
@@ -106,14 +90,6 @@ class Job(NamedTuple):
     ranks: Ranks
     checkpoints: Checkpoints
     interrupts: Interrupts
-
-    def batch_size(self, wanted: int) -> int:
-        """Return this rank's part of a batch."""
-        if wanted % self.ranks.size:
-            raise UserError(
-                f"batches of {wanted} cannot be divided among {self.ranks.size} ranks; choose another --batch-size"
-            )
-        return wanted // self.ranks.size
 
 
 def load(first: int) -> Digits:
@@ -175,7 +151,7 @@ def _compare(
     """Train under every regime, draw after draw; give the metrics epoch by epoch, with what they are of."""
     args = job.args
     digits = load(CLASSES)
-    epochs, batch_size = args.epochs or EPOCHS, job.batch_size(args.batch_size or BATCH_SIZE)
+    epochs, batch_size = args.epochs or EPOCHS, batch_size_of_rank(args.batch_size or BATCH_SIZE, job.ranks)
     best = max((row["val_accuracy"] for row in before if row["epoch"] == epochs), default=-1.0)
     print(f"5 to 9: {SHOTS} images of each to train on, {UNSEEN} to measure on, {SEEDS} draws")
     for number, regime in itertools.product(range(SEEDS), REGIMES):
@@ -190,14 +166,15 @@ def _compare(
         if done:
             job.checkpoints.restore(net, trainer, job.contexts, len(before))
             batches[0].skip(done)
-        trained = features.Trained(net, *batches)
-        if features.is_frozen(net, head, trainer):
+        trained = features.TrainingTask(net, *batches)
+        if features.trains_head_only(net, head, trainer):
             every = train.loader(batch_size, Ranks())
-            trained = features.keep(net, head, features.Job(every, *batches, job.contexts, job.interrupts))
+            cache = features.FeatureCache(job.contexts, job.interrupts)
+            trained = features.cache_features(net, head, every, *batches, cache)
         if number == 0:
             print(f"\n{regime.name}\n{trainer.summary()}", flush=True)
         title = f"{regime.name}, draw {number + 1}/{SEEDS}: "
-        options = {"measure_every": MEASURE_EVERY, "ranks": job.ranks, "seed": seed, "done": done}
+        options = {"measure_every": MEASURE_EVERY, "ranks": job.ranks, "seed": seed, "epochs_done": done}
         on = (trained.train, trained.val, job.contexts, epochs, job.interrupts)
         for row in fit(trained.block, trainer, *on, title, **options):
             job.checkpoints.begin()
@@ -223,7 +200,7 @@ def _source(job: Job) -> Path:
     ranks.broadcast(net.collect_params().values())
     trainer = ranks.trainer([ParamGroup(net)], "sgd", {"learning_rate": LEARNING_RATE, "momentum": 0.9, "wd": 1e-4})
     net.hybridize(static_alloc=True, static_shape=True)
-    batches = train.loader(job.batch_size(SOURCE_BATCH_SIZE), ranks, shuffle=True), unseen.loader(100, ranks)
+    batches = train.loader(batch_size_of_rank(SOURCE_BATCH_SIZE, ranks), ranks, shuffle=True), unseen.loader(100, ranks)
     fitted = fit(net, trainer, *batches, job.contexts, SOURCE_EPOCHS, job.interrupts, "0 to 4, ", SOURCE_EPOCHS, ranks)
     *_, row = fitted
     if ranks.first:

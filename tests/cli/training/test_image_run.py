@@ -19,7 +19,7 @@ pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
 from multitrainer.cli import main
-from multitrainer.cli.data import image_folder
+from multitrainer.cli.data import batches, image_folder
 
 FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
 
@@ -194,10 +194,10 @@ class TestAnotherRun:
         def interrupt(image):
             ctrl_c()
             monkeypatch.undo()
-            return image_folder._centred(32)(image)
+            return batches._centre_crop(32)(image)
 
         before = contents(copied.out)
-        monkeypatch.setattr(image_folder, "_augmented", lambda size: interrupt)
+        monkeypatch.setattr(batches, "_augmentation", lambda size: interrupt)
         assert finetune(copied.images, "--out", copied.out, "--overwrite") == 130
         assert f"the run in {copied.out} is as it was" in capsys.readouterr().err
         assert contents(copied.out) == before
@@ -206,7 +206,7 @@ class TestAnotherRun:
         before = contents(copied.out)
         options = ["--out", copied.out, "--overwrite", "--params", copied.out / "best.params"]
         assert finetune(copied.images, *options) == 2
-        assert "is of the run that --overwrite would remove" in capsys.readouterr().err
+        assert "belongs to the run that --overwrite would remove" in capsys.readouterr().err
         assert contents(copied.out) == before
 
     def test_overwrites_nothing_that_was_not_named(self, first_run, tmp_path, monkeypatch, capsys):
