@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +60,13 @@ def rows_of(out: Path) -> list:
 
 def without_times(rows: list) -> list:
     return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in rows]
+
+
+@contextlib.contextmanager
+def default_sigint():
+    """Let SIGINT do what it does in a terminal; a process that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
