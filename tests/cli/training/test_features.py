@@ -6,7 +6,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_support import MODEL, rows_of, write_images
+from cli_support import MODEL, default_sigint, rows_of, write_images
 
 pytest.importorskip("gluoncv")
 
@@ -192,16 +192,14 @@ def test_features_are_found_by_position_with_or_without_a_seed():
 
 
 def test_ctrl_c_stops_the_computation():
-    class Pressed:
-        def check(self):
-            raise KeyboardInterrupt
-
     net = Tail()
     net.initialize()
     data = mx.gluon.data.ArrayDataset(mx.nd.ones((8, 4)), mx.nd.arange(8))
     loader = Loader(data, mx.gluon.data.BatchSampler(mx.gluon.data.SequentialSampler(8), 4, "keep"))
-    with pytest.raises(KeyboardInterrupt):
-        features.FeatureCache([mx.cpu()], Pressed()).compute(features.Backbone(net, "output"), loader)
+    with default_sigint() as press, Interrupts() as interrupts:
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            features.FeatureCache([mx.cpu()], interrupts).compute(features.Backbone(net, "output"), loader)
 
 
 def test_only_the_head_is_trained_now_and_later():
