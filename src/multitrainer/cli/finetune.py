@@ -15,10 +15,19 @@ from .runs import run_folder
 from .runs.resume import Checkpoints
 from .training import features, image_run, network, param_groups, schedule
 
-NEEDS_DATA = ("model", "pretrained", "params", *param_groups.OPTIONS, "lr_schedule", "warmup", "no_augment", "workers")
-# What may differ between the ranks of a run, and between a run and its resumption.
-OF_EACH_RANK = ("data", "params", "out", "ctx", "workers", "feature_memory", "run")
-OF_EACH_START = (*OF_EACH_RANK, "kvstore", "resume", "overwrite")
+ONLY_WITH_DATA = (
+    "model",
+    "pretrained",
+    "params",
+    *param_groups.OPTIONS,
+    "lr_schedule",
+    "warmup",
+    "no_augment",
+    "workers",
+)
+# Options that may differ between the ranks of a run, or between a run and its resumption.
+MAY_DIFFER_BY_RANK = ("data", "params", "out", "ctx", "workers", "feature_memory", "run")
+MAY_DIFFER_ON_RESUME = (*MAY_DIFFER_BY_RANK, "kvstore", "resume", "overwrite")
 
 DESCRIPTION = """\
 Fine-tune an image classifier of GluonCV on your images, with a learning rate for each part of it.
@@ -32,9 +41,10 @@ to 9 in four ways, and compares them. That takes about two minutes on two cores.
 EPILOG = f"""\
 PATH is an attribute path, as in Python: features, features.0, layer1, output, fc.weight. If nothing is at a PATH, the
 error lists the names that exist there. With --pretrained or --params, and neither --lr-mult nor --freeze, the new last
-layer trains at --lr and everything else at {param_groups.BACKBONE_MULT} times --lr; from scratch, everything
-trains at --lr. --layer-decay and --discriminative do not apply to what --lr-mult and --freeze name. `multitrainer
-groups` shows the groups that these options make, without training.
+layer trains at --lr and everything else at {param_groups.BACKBONE_MULT} times --lr; from scratch, \
+everything trains at --lr. --layer-decay
+and --discriminative do not apply to what --lr-mult and --freeze name. `multitrainer groups` shows the groups that these
+options make, without training.
 
 The run writes to --out: best.params and last.params, classes.txt (one a line, in the order of the outputs),
 metrics.jsonl (one line an epoch), finetune.png and a checkpoint. Ctrl-C stops the run and keeps its files. After that,
@@ -42,9 +52,10 @@ or after a crash, the same command with --resume continues after the last whole 
 had never stopped.
 
 A run is never replaced unless you ask for it. Without --out, a second run goes to {run_folder.DEFAULT}-2, a third to
-{run_folder.DEFAULT}-3, and --resume takes the last one. If --out names a folder that holds a run, the command
-refuses it: add --resume, or --overwrite, which removes the old run when the new one has ended an epoch. --resume
-refuses other options, other --params, other class folders, renumbered images, and a run with a missing or damaged file.
+{run_folder.DEFAULT}-3, and --resume takes the last one. If --out names a folder that holds a run, \
+the command refuses it: add
+--resume, or --overwrite, which removes the old run when the first epoch of the new one has ended. --resume refuses
+other options, other --params, other class folders, renumbered images, and a run with a missing or damaged file.
 Images that were added since the run began are left out, so that it does not train on images that it measures on; for an
 image that was removed, it trains on another one of the same class.
 
@@ -141,8 +152,8 @@ def _run_on_rank(args: argparse.Namespace, ranks: Ranks) -> int:
     contexts = parse_contexts(args.ctx, ranks.local_rank)
     optimizer = parse_optimizer(args.optimizer, args.lr, args.wd)
     options = {name: recorded_text(name, value) for name, value in sorted(vars(args).items())}
-    ranks.agree("options", [item for item in options.items() if item[0] not in OF_EACH_RANK])
-    options = {name: value for name, value in options.items() if name not in OF_EACH_START}
+    ranks.agree("options", [item for item in options.items() if item[0] not in MAY_DIFFER_BY_RANK])
+    options = {name: value for name, value in options.items() if name not in MAY_DIFFER_ON_RESUME}
     if args.data is None:
         _refuse_options_of_images(args)
     else:
@@ -159,7 +170,7 @@ def _run_on_rank(args: argparse.Namespace, ranks: Ranks) -> int:
 
 
 def _refuse_options_of_images(args: argparse.Namespace) -> None:
-    given = [f"--{name.replace('_', '-')}" for name in NEEDS_DATA if getattr(args, name) is not None]
+    given = [f"--{name.replace('_', '-')}" for name in ONLY_WITH_DATA if getattr(args, name) is not None]
     if given:
         raise UserError(
             f"{', '.join(given)} can only be used with --data DIR; without it, the command trains on digits"

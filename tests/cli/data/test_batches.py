@@ -23,7 +23,7 @@ def arrays(loader):
 
 
 def two_epochs(root, size, workers, seed=3, augment=True):
-    train, val = batches.loaders(open_folder(root, 0), size, 4, workers, seed, augment=augment)
+    train, val = batches.make_loaders(open_folder(root, 0), size, 4, workers, seed, augment=augment)
     return [arrays(train) for _ in range(2)], arrays(val)
 
 
@@ -73,7 +73,7 @@ def test_validation_is_neither_shuffled_nor_augmented(tmp_path):
 def test_images_are_normalized_as_gluoncv_does(tmp_path):
     root = write_images(tmp_path / "d", 2, size=(32, 32))
     split = open_folder(root, 0)
-    batches.loaders(split, 32, 1, 0, 0)
+    batches.make_loaders(split, 32, 1, 0, 0)
     image, _ = split.val[0, 0]
     pixels = mx.image.imread(split.val.items[0][0]).asnumpy().transpose(2, 0, 1) / 255
     mean, std = np.reshape(batches.MEAN, (3, 1, 1)), np.reshape(batches.STD, (3, 1, 1))
@@ -83,7 +83,7 @@ def test_images_are_normalized_as_gluoncv_does(tmp_path):
 def test_a_larger_image_is_cut_to_its_centre(tmp_path):
     root = write_images(tmp_path / "d", 2, size=(128, 64))
     split = open_folder(root, 0)
-    batches.loaders(split, 56, 1, 0, 0)
+    batches.make_loaders(split, 56, 1, 0, 0)
     whole = split.val[0, 0][0].asnumpy()
     # 64 is 56 / 0.875: the shorter side stays as it is, and 56 pixels of the centre are left.
     centre = mx.image.imread(split.val.items[0][0])[4:60, 36:92].asnumpy().transpose(2, 0, 1) / 255
@@ -96,7 +96,7 @@ def test_an_image_that_breaks_later_is_named_too(tmp_path, workers):
     root = write_images(tmp_path / "d", 4)
     split = open_folder(root, 0)
     (root / "red" / "001.png").write_bytes(b"gone")
-    train, val = batches.loaders(split, 32, 2, workers, 0)
+    train, val = batches.make_loaders(split, 32, 2, workers, 0)
     # 9 images to train on by two: one is left over for the second epoch.
     with pytest.raises(UserError, match=r"001\.png"):
         list(itertools.chain(train, train, val))
@@ -104,12 +104,12 @@ def test_an_image_that_breaks_later_is_named_too(tmp_path, workers):
 
 def test_the_ranks_together_see_what_one_would(tmp_path):
     split = open_folder(write_images(tmp_path / "d", 5), 0)
-    whole = arrays(batches.loaders(split, 32, 4, 0, seed=3)[0])
+    whole = arrays(batches.make_loaders(split, 32, 4, 0, seed=3)[0])
     parts = []
     for rank in range(2):
         ranks = Ranks()
         ranks.rank, ranks.size = rank, 2
-        parts.append(arrays(batches.loaders(split, 32, 2, 0, seed=3, ranks=ranks)[0]))
+        parts.append(arrays(batches.make_loaders(split, 32, 2, 0, seed=3, ranks=ranks)[0]))
     assert len(whole) == len(parts[0]) == len(parts[1]) == 3
     for (x, y), (even, even_y), (odd, odd_y) in zip(whole, *parts):
         np.testing.assert_array_equal(x[::2], even)
@@ -119,8 +119,8 @@ def test_the_ranks_together_see_what_one_would(tmp_path):
 
 def test_in_order_every_image_comes_once_as_its_loader_preprocesses_it(tmp_path):
     split = open_folder(write_images(tmp_path / "d", 5), 0)
-    train, _ = batches.loaders(split, 32, 4, 0, seed=3, augment=False)
-    in_order = arrays(batches.load_in_order(split.train, 5, 0))
+    train, _ = batches.make_loaders(split, 32, 4, 0, seed=3, augment=False)
+    in_order = arrays(batches.make_loader_in_order(split.train, 5, 0))
     assert [len(y) for _, y in in_order] == [5, 5, 2]
     assert np.concatenate([y for _, y in in_order]).tolist() == [label for _, label in split.train.items]
     loaded, found = ([x.tobytes() for batch, _ in part for x in batch] for part in (arrays(train), in_order))

@@ -42,7 +42,7 @@ class SeededSampler(RankSampler):
         return [(position, self._generator.getrandbits(31)) for position in super()._draw_order()]
 
 
-def loaders(
+def make_loaders(
     split: Split,
     size: int,
     batch_size: int,
@@ -80,8 +80,8 @@ def loaders(
     return Loader(split.train, train, **options), Loader(split.val, val, **options)
 
 
-def load_in_order(images: ImageFolder, batch_size: int, workers: int) -> Loader:
-    """Return a loader of all images, in order; each is preprocessed as in the loader that `loaders` made of them."""
+def make_loader_in_order(images: ImageFolder, batch_size: int, workers: int) -> Loader:
+    """Return a loader of all images, in order; each is preprocessed as in the loader that `make_loaders` returned."""
     batches = gluon.data.BatchSampler(SeededSampler(len(images), Ranks(), 0, False), batch_size, "keep")
     return Loader(images, batches, num_workers=workers, timeout=TIMEOUT)
 

@@ -12,7 +12,7 @@ from .image_folder import ImageFolder
 
 
 def make_record(root: Path, classes: list[str], train: ImageFolder, val: ImageFolder) -> dict[str, Any]:
-    """Return what `divide` needs to divide the folder in the same way later, when images came or went.
+    """Return the record with which `divide` divides the folder in the same way later, when images came or went.
 
     It reads every image: a file that holds another image later must not be taken for the recorded one.
     """

@@ -178,7 +178,7 @@ def cache_features(
     train, val : Loader
         The batches of the run: their order is kept.
     cache : FeatureCache
-        Where the features are kept.
+        Computes and keeps the features.
     """
     backbone = Backbone(net, head)
     first = next(iter(val))[0]

@@ -54,7 +54,7 @@ def run(
     for note in split.notes:
         print(note)
     model = _build_model(args, split, contexts, optimizer, ranks, earlier)
-    loaders = batches.loaders(
+    loaders = batches.make_loaders(
         split,
         network.input_size(args.model or network.MODEL),
         model.length.batch_size,
@@ -172,7 +172,7 @@ def _make_task(
 ) -> features.TrainingTask:
     """Return the task to train the network, or its head on cached features if nothing else is trained."""
     if args.no_augment and features.trains_head_only(model.net, model.head, model.trainer):
-        in_order = batches.load_in_order(split.train, model.length.batch_size, args.workers or 0)
+        in_order = batches.make_loader_in_order(split.train, model.length.batch_size, args.workers or 0)
         cache = features.FeatureCache(model.contexts, interrupts, args.feature_memory, folder)
         return features.cache_features(model.net, model.head, in_order, *loaders, cache)
     model.net.hybridize(static_alloc=True)
