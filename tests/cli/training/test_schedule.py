@@ -60,7 +60,8 @@ class TestSchedules:
         np.testing.assert_allclose(rates("--lr-schedule", "step"), expected, rtol=1e-12)
 
     def test_step_works_for_a_run_of_one_update(self):
-        assert scheduler_of("--lr-schedule", "step", lr=1, length=schedule.TrainingLength(8, 8, 1))(1) == 1
+        scheduler = scheduler_of("--lr-schedule", "step", lr=1, length=schedule.TrainingLength(8, 8, 1))
+        assert [scheduler(update) for update in (1, 2)] == [1, 0.1]
 
     def test_warmup_rises_from_0_to_the_rate(self):
         count = LENGTH.updates_in(2)
