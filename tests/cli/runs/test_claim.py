@@ -62,6 +62,13 @@ def test_a_default_run_killed_in_its_first_epoch_is_the_one_to_resume(tmp_path, 
     check_run(run_folder.DEFAULT, 1, 0)
 
 
+def test_a_checkpoint_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "checkpoint").write_text("a file")
+    error = r"--out .*checkpoint: .*; choose a folder that can be written to"
+    with pytest.raises(UserError, match=error), claim(tmp_path):
+        pass
+
+
 class TestDefaultFolder:
     """Without --out, a run goes to a folder that holds none."""
 
