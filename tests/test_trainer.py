@@ -1,4 +1,4 @@
-"""MultiLRTrainer among MXNet's idioms: Estimator, AMP, clipping, accumulation, ready optimizers, subclasses."""
+"""MultiLRTrainer with MXNet's other tools: Estimator, AMP, clipping, accumulation, kvstores, subclasses, copies."""
 
 import copy
 import pickle
@@ -16,9 +16,9 @@ from multitrainer import MultiLRTrainer
 from support import CONTEXTS, PATIENCE, backward, batches, mlp, moved, same, snapshot, train, weights
 
 
-def both(go):
-    """Run ``go`` with stock Trainer and with ours."""
-    return go(Trainer), go(MultiLRTrainer)
+def both(run):
+    """Call ``run`` with stock Trainer and with ours."""
+    return run(Trainer), run(MultiLRTrainer)
 
 
 def test_is_a_trainer():
@@ -38,7 +38,7 @@ def test_built_before_deferred_initialization(optimizer, hybridize, ctx):
     if ctx and hybridize and "static_shape" in hybridize:
         hybridize = {"static_alloc": True}  # MXNet races: with both, two runs of stock Trainer differ now and then
 
-    def go(trainer_class):
+    def run(trainer_class):
         mx.random.seed(3)
         net = nn.HybridSequential(prefix="late_")
         with net.name_scope():
@@ -54,7 +54,7 @@ def test_built_before_deferred_initialization(optimizer, hybridize, ctx):
             net[2].collect_params().setattr("lr_mult", 0.5)
         return train(net, trainer_class(spec, optimizer, {"learning_rate": 0.1}), batches(), ctx)
 
-    stock, ours = both(go)
+    stock, ours = both(run)
     assert same(stock, ours)
     assert weights(moved(ours[0], ours[-1])).isdisjoint({"late_dense0_weight", "late_dense0_bias"})
 
@@ -78,7 +78,7 @@ def test_estimator(frozen):
     assert "net_dense1_weight" in changed
 
 
-# amp.init patches the operators of the whole process, so it gets one of its own. No operator is cast, for fp16 layers
+# amp.init patches the operators of the whole process, so this runs in its own. No operator is cast, because fp16 layers
 # do not run on CPU; loss scaling, overflow checks and unscaling are the real ones.
 AMP = """
 import sys
@@ -91,7 +91,7 @@ from support import batches, mlp, moved, same, snapshot, weights
 
 amp.init(target_precision_ops=[])
 
-def go(trainer_class, spec=lambda net: net.collect_params(), poison=None):
+def run(trainer_class, spec=lambda net: net.collect_params(), poison=None):
     net = mlp()
     trainer = trainer_class(spec(net), 'sgd', {{'learning_rate': 0.1, 'momentum': 0.9}}, update_on_kvstore=False)
     amp.init_trainer(trainer)
@@ -107,12 +107,12 @@ def go(trainer_class, spec=lambda net: net.collect_params(), poison=None):
         history.append(snapshot(net))
     return history, trainer, net
 
-stock, ours = go(gluon.Trainer)[0], go(multitrainer.MultiLRTrainer)[0]
+stock, ours = run(gluon.Trainer)[0], run(multitrainer.MultiLRTrainer)[0]
 assert same(stock, ours)
-stock, ours = (go(kind, poison=2)[0] for kind in (gluon.Trainer, multitrainer.MultiLRTrainer))
+stock, ours = (run(kind, poison=2)[0] for kind in (gluon.Trainer, multitrainer.MultiLRTrainer))
 assert same(stock, ours) and not weights(moved(ours[1], ours[2]))
 
-history, trainer, net = go(multitrainer.MultiLRTrainer, lambda net: [net, (net[0], 0)])
+history, trainer, net = run(multitrainer.MultiLRTrainer, lambda net: [net, (net[0], 0)])
 assert 'net_dense0_weight' not in moved(history[0], history[-1])
 
 trainer.set_lr_mult({{net: 0}})
@@ -122,19 +122,19 @@ trainer.step(4)
 trainer.allreduce_grads()
 trainer.update(4)
 assert not moved(before, snapshot(net))
-print('amp holds')
+print('amp works')
 """
 
 
-def test_amp_with_all_layers_frozen_too(request):
+def test_amp_with_no_some_and_all_layers_frozen(request):
     code = textwrap.dedent(AMP.format(tests=str(request.path.parent)))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.stdout.endswith("amp holds\n"), done.stdout + done.stderr
+    assert done.stdout.endswith("amp works\n"), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_allreduce_clip_update(frozen):
-    def go(trainer_class):
+    def run(trainer_class):
         net = mlp(CONTEXTS)
         if frozen and trainer_class is Trainer:
             net[2].collect_params().setattr("grad_req", "null")
@@ -152,11 +152,11 @@ def test_allreduce_clip_update(frozen):
 
         return train(net, trainer, batches(), CONTEXTS, step)
 
-    assert same(*both(go))
+    assert same(*both(run))
 
 
 def test_ignore_stale_grad():
-    def go(trainer_class):
+    def run(trainer_class):
         net = mlp()
         trainer = trainer_class(net.collect_params(), "sgd", {"learning_rate": 0.1, "momentum": 0.9})
         train(net, trainer, batches(1))
@@ -170,11 +170,11 @@ def test_ignore_stale_grad():
         assert moved(before, snapshot(net)) == {"net_dense1_weight", "net_dense1_bias"}
         return [snapshot(net)]
 
-    assert same(*both(go))
+    assert same(*both(run))
 
 
 def test_gradient_accumulation():
-    def go(trainer_class):
+    def run(trainer_class):
         net = mlp()
         net.collect_params(".*(weight|bias|gamma|beta)").setattr("grad_req", "add")
         trainer = trainer_class(net.collect_params(), "adam")
@@ -187,10 +187,10 @@ def test_gradient_accumulation():
             history.append(snapshot(net))
         return history
 
-    assert same(*both(go))
+    assert same(*both(run))
 
 
-def test_ready_optimizer_object():
+def test_ready_made_optimizer():
     assert same(
         *both(
             lambda kind: train(
@@ -200,39 +200,39 @@ def test_ready_optimizer_object():
     )
 
 
-def test_optimizer_params_beside_a_ready_optimizer_are_refused_as_by_stock():
+def test_optimizer_params_with_a_ready_made_optimizer_are_refused_as_by_stock():
     net = mlp()
     with pytest.raises(AssertionError, match="optimizer_params must be None"):
         MultiLRTrainer(net, mx.optimizer.SGD(), {"learning_rate": 0.1})
 
 
-def test_states_are_saved_and_loaded_as_by_stock(tmp_path):
-    def go(trainer_class):
+def test_saving_and_loading_states_during_training_as_under_stock(tmp_path):
+    def run(trainer_class):
         net = mlp()
         trainer = trainer_class(net.collect_params(), "sgd", {"learning_rate": 0.1, "momentum": 0.9})
         history = train(net, trainer, batches(2))
         trainer.save_states(str(tmp_path / "states"))
         history += train(net, trainer, batches(1))
         trainer.load_states(str(tmp_path / "states"))
-        net[0].weight.lr_mult = 0.5  # still found after the optimizer object was replaced
+        net[0].weight.lr_mult = 0.5  # takes effect although loading replaced the optimizer
         return history + train(net, trainer, batches(2))
 
-    assert same(*both(go))
+    assert same(*both(run))
 
 
 def test_set_data_resets_the_kvstore_as_under_stock():
-    def go(trainer_class):
+    def run(trainer_class):
         net = mlp(CONTEXTS)
         trainer = trainer_class(net.collect_params(), "sgd", {"learning_rate": 0.1}, update_on_kvstore=True)
         history = train(net, trainer, batches(2), CONTEXTS)
         net[0].weight.set_data(mx.nd.ones((4, 3)))
         return history + train(net, trainer, batches(2), CONTEXTS)
 
-    assert same(*both(go))
+    assert same(*both(run))
 
 
-class Noting(Trainer):
-    """Stands for a Trainer of another package, with an argument of its own and gradients reduced its own way."""
+class OtherTrainer(Trainer):
+    """A Trainer as another package may have it, with an argument and a reduction of gradients of its own."""
 
     def __init__(self, params, optimizer, optimizer_params=None, note=None, **kwargs):
         super().__init__(params, optimizer, optimizer_params, kvstore=None, **kwargs)
@@ -243,8 +243,8 @@ class Noting(Trainer):
         super()._allreduce_grads()
 
 
-def test_cooperates_with_another_trainer():
-    class Cooperative(MultiLRTrainer, Noting):
+def test_a_class_that_inherits_from_another_trainer_too():
+    class Cooperative(MultiLRTrainer, OtherTrainer):
         pass
 
     net = mlp()
@@ -270,7 +270,7 @@ class TestReport:
         ]
         assert trainer.learning_rates == {"net": 0.1, "0": 0.0, "2": 1.0}
 
-    def test_parameters_that_no_group_sets_are_a_row_of_their_own(self):
+    def test_parameters_outside_of_groups_have_rows_of_their_own(self):
         net = mlp()
         trainer = MultiLRTrainer(
             [*net[0].collect_params().values(), (net[2], 2), *net[1].collect_params().values()], "sgd"
@@ -281,7 +281,7 @@ class TestReport:
             "parameters#2",
         ]
 
-    def test_shapes_that_are_not_known_yet(self):
+    def test_shapes_that_are_unknown_at_first(self):
         net = nn.Dense(3, prefix="late_")
         net.initialize()
         trainer = MultiLRTrainer(net, "sgd")
@@ -300,6 +300,7 @@ class TestReport:
         trainer = MultiLRTrainer([net, (net[0], 0.1)], "sgd", {"lr_scheduler": scheduler})
         train(net, trainer, batches(2))
         assert trainer.learning_rates == pytest.approx({"net": 0.2, "0": 0.02})  # of the third update
+        assert "learning rate 0.2 = 0.2 * lr_mult 1" in trainer.explain("net_dense1_weight")
         assert trainer.learning_rate == pytest.approx(0.4)  # of the second, as under stock
 
 
@@ -307,7 +308,7 @@ WAYS = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda value: pi
 
 
 def with_gradients(net):
-    """Request the gradients of a copied network again: a copied array has none, under stock too."""
+    """Request the gradients of a copied network again: MXNet does not copy them."""
     for param in net.collect_params().values():
         grad_req, param.grad_req = param.grad_req, "null"
         param.grad_req = grad_req
@@ -315,7 +316,7 @@ def with_gradients(net):
 
 
 class TestCopies:
-    """What can be copied and pickled under stock can be here, whatever was trained and frozen before."""
+    """What can be copied and pickled under stock can be copied here, whether layers are frozen or not."""
 
     def trained(self, hybridize, spec=lambda net: net, trainer_class=MultiLRTrainer):
         net = mlp()
@@ -343,7 +344,7 @@ class TestCopies:
         assert ours == attempt(Trainer, lambda net: net.collect_params())
 
     @pytest.mark.parametrize("hybridize", [None, {}], ids=str)
-    def test_a_shallow_copy_of_a_network_with_frozen_layers_can_be_called(self, hybridize):
+    def test_a_shallow_copy_of_a_network_with_frozen_layers_runs(self, hybridize):
         net, _ = self.trained(hybridize, lambda net: [net, (net[0], 0)])
         twin = copy.copy(net)
         twin.hybridize()
@@ -370,7 +371,7 @@ class TestCopies:
         assert moved(before, snapshot(twin)) == {"net_dense1_weight", "net_dense1_bias"}
         assert net[0].weight.lr_mult == 1
 
-    def test_a_pickled_network_needs_no_multitrainer(self, tmp_path):
+    def test_a_pickled_network_loads_without_multitrainer(self, tmp_path):
         net, _ = self.trained(None, lambda net: [net, (net[0], 0)])
         for param in net.collect_params().values():
             param._trainer = None  # stock pickles the trainer along
@@ -392,7 +393,7 @@ def test_repr_of_a_trainer_whose_construction_failed():
 
 
 class TestNewLayers:
-    """A layer that is assigned after the trainer was built is in no trainer: an error says so."""
+    """A layer that was assigned to the network later belongs to no trainer, which is an error."""
 
     def build(self, spec=lambda net: net):
         class Net(nn.HybridBlock):
@@ -416,7 +417,7 @@ class TestNewLayers:
 
     @pytest.mark.parametrize("ignore_stale_grad", [False, True])
     @pytest.mark.parametrize("hybridize", [False, True])
-    def test_is_refused_before_anything_changes(self, hybridize, ignore_stale_grad):
+    def test_is_an_error_before_anything_changes(self, hybridize, ignore_stale_grad):
         net, trainer = self.build()
         if hybridize:
             net.hybridize()
@@ -429,7 +430,7 @@ class TestNewLayers:
         assert not moved(before, snapshot(net))
 
     @pytest.mark.parametrize("case", ["not used", "frozen by hand", "in another trainer"])
-    def test_is_no_error_if_nothing_is_lost(self, case):
+    def test_is_not_an_error_if_no_gradient_is_lost(self, case):
         net, trainer = self.build(lambda net: [net.body, net])
         self.replace(net)
         if case == "frozen by hand":

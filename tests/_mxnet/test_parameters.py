@@ -41,14 +41,14 @@ def test_statistics_are_known_by_their_names(ending):
     "name", ["net_norm0_gamma", "net_norm0_running_mean", "net_norm0_moving_var", "net_norm0_beta"]
 )
 def test_parameters_of_a_layer_share_a_stem(name):
-    assert _mxnet.stem(make_param(name)) == "net_norm0_"
+    assert _mxnet.layer_prefix(make_param(name)) == "net_norm0_"
 
 
 def test_a_parameter_belongs_to_its_trainer():
     param = make_param()
-    assert _mxnet.owner(param) is None
+    assert _mxnet.trainer_of(param) is None
     trainer = gluon.Trainer([param], "sgd")
-    assert _mxnet.owner(param) is trainer
+    assert _mxnet.trainer_of(param) is trainer
 
 
 def test_parameters_get_their_trainers_back_only_after_an_error():
@@ -63,10 +63,10 @@ def test_parameters_get_their_trainers_back_only_after_an_error():
 
     with pytest.raises(KeyError):
         fail()
-    assert (_mxnet.owner(first), _mxnet.owner(second)) == (owner, None)
+    assert (_mxnet.trainer_of(first), _mxnet.trainer_of(second)) == (owner, None)
     with _mxnet.restoring_owners([second]):
         trainer = gluon.Trainer([second], "sgd")
-    assert _mxnet.owner(second) is trainer
+    assert _mxnet.trainer_of(second) is trainer
 
 
 class TestGradients:

@@ -95,9 +95,9 @@ class TestReplacedTraces:
             calls.append((symbol, sources, dict(flags)))
             return lambda *inputs: 2 * operator(*inputs)
 
-        _mxnet.replace_operators(make_operator)
+        _mxnet.set_operator_factory(make_operator)
         yield calls
-        _mxnet.replace_operators(stock)
+        _mxnet.set_operator_factory(stock)
 
     @pytest.mark.parametrize("traced", [False, True])
     def test_a_marked_block_runs_what_is_made_of_its_operator(self, made, traced):
@@ -105,7 +105,7 @@ class TestReplacedTraces:
         expected = mlp(batchnorm=False)(x).asnumpy()
         if traced:
             net(x)
-        _mxnet.replace_traces(net)
+        _mxnet.mark_for_replacement(net)
         for _ in range(2):
             assert (net(x).asnumpy() == 2 * expected).all()
         ((symbol, sources, flags),) = made
@@ -116,7 +116,7 @@ class TestReplacedTraces:
 
     def test_a_new_trace_of_a_marked_block_is_replaced_and_others_are_not(self, made):
         net, other, x = hybrid(), hybrid(), mx.nd.ones((2, 3))
-        _mxnet.replace_traces(net)
+        _mxnet.mark_for_replacement(net)
         net(x)
         _mxnet.forget_trace(net)
         net(x)
@@ -127,7 +127,7 @@ class TestReplacedTraces:
 
     def test_copies_are_marked_too(self, made):
         net = mlp(batchnorm=False)
-        _mxnet.replace_traces(net)
+        _mxnet.mark_for_replacement(net)
         copied = copy.deepcopy(net)
         copied.hybridize()
         copied(mx.nd.ones((2, 3)))

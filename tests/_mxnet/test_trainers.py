@@ -15,7 +15,7 @@ def test_a_step_leaves_parameters_out(update_on_kvstore):
     backward(net, *batches(1)[0], CONTEXTS)
     before = snapshot(net)
     gradients = [gradient.asnumpy() for gradient in bias.list_grad()]
-    with _mxnet.leaving_out(trainer, {bias}):
+    with _mxnet.without_parameters(trainer, {bias}):
         trainer.step(4)
     assert moved(before, snapshot(net)) == set(before) - {bias.name}
     assert all((one == two.asnumpy()).all() for one, two in zip(gradients, bias.list_grad()))
@@ -30,12 +30,12 @@ def test_the_list_is_restored_after_an_error_and_kept_if_nothing_is_left_out():
     params = trainer._params
 
     def fail():
-        with _mxnet.leaving_out(trainer, {net[0].weight}):
+        with _mxnet.without_parameters(trainer, {net[0].weight}):
             assert [param.name for param in trainer._params] == [param.name for param in params]
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
     assert trainer._params is params
-    with _mxnet.leaving_out(trainer, set()):
+    with _mxnet.without_parameters(trainer, set()):
         assert trainer._params is params

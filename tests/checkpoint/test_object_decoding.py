@@ -206,6 +206,19 @@ class TestObjectDecoder:
         decoder.updates[0].apply()
         assert vars(target) == {"factor": 3.0}
 
+    def test_the_trial_call_is_for_the_update_that_follows(self, decoder):
+        calls = []
+
+        class Recording(Lazy):
+            def __call__(self, num_update):
+                calls.append(num_update)
+                return super().__call__(num_update)
+
+        target, saved = Recording(), Recording()
+        target.last = 1.0
+        decoder.values.decode(node_of(saved), "x", target)
+        assert calls == [6]
+
     def test_a_call_that_fails_sets_nothing(self, decoder):
         target = Lazy(2.0)
         target(4)

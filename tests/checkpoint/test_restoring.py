@@ -521,7 +521,7 @@ class TestStockFiles:
         with pytest.raises(ValueError, match=r"looks like a pickle, as gluon.Trainer writes it.*allow_pickle=True"):
             run.trainer.load_states(tmp_path / "states")
         assert fingerprint(run.trainer, run.net) == before
-        with pytest.raises(ValueError, match="knows no names"):
+        with pytest.raises(ValueError, match="has no names"):
             run.trainer.load_states(tmp_path / "states", allow_pickle=True, keep="learning_rate")
         run.trainer.load_states(tmp_path / "states", allow_pickle=True)
         assert (run.trainer.learning_rate, run.net[0].weight.lr_mult) == (0.3, 0.5)
@@ -658,3 +658,22 @@ def test_loading_before_the_first_step_leaves_no_counts(tmp_path):
     run.load(tmp_path)
     assert not fingerprint(run.trainer, run.net)["counts"]
     assert not run.trainer._updaters[0].states
+
+
+def test_a_parameter_of_another_shape_keeps_its_multipliers(tmp_path):
+    net, other = nn.Dense(3, in_units=2, prefix="fc_"), nn.Dense(3, in_units=4, prefix="fc_")
+    for each in (net, other):
+        each.initialize()
+    MultiLRTrainer([(net, 0.25)], "sgd").save_states(tmp_path / "states")
+    MultiLRTrainer([(other, 7)], "sgd").load_states(tmp_path / "states", partial=True)
+    assert (other.bias.lr_mult, other.weight.lr_mult) == (0.25, 7)
+
+
+def test_counts_of_indices_without_a_parameter_are_dropped(tmp_path):
+    run = Run("sgd", {}, spec=lambda net: net)
+    run.train(0, 1)
+    run.save(tmp_path)
+    expected = fingerprint(run.trainer, run.net)["counts"]
+    run.trainer.optimizer._index_update_count[len(run.trainer._params)] = 3
+    run.load(tmp_path)
+    assert fingerprint(run.trainer, run.net)["counts"] == expected

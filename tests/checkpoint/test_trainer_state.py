@@ -3,7 +3,7 @@
 import pytest
 
 from multitrainer import MultiLRTrainer
-from multitrainer.checkpoint.trainer_state import check_loss_scale, has_index_keys
+from multitrainer.checkpoint.trainer_state import NOT_SAVED, check_loss_scale, has_index_keys
 from support import batches, mlp, train
 
 
@@ -31,3 +31,9 @@ def test_loss_scales():
     for value in (-1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"_loss_scale of AMP's loss scaler is {value}"):
             check_loss_scale({"_loss_scale": value})
+
+
+def test_attributes_that_are_not_saved_with_the_others():
+    """Counts and the lr_scheduler are saved separately, and the trainer fills the table of multipliers itself."""
+    assert {"num_update", "lr_scheduler", "lr_mult", "_multitrainer_filled"} <= NOT_SAVED
+    assert not {"lr", "wd", "momentum"} & NOT_SAVED

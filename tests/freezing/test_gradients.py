@@ -1,4 +1,4 @@
-"""Frozen means frozen, and the gradient of everything else is what it would be if nothing were frozen."""
+"""Other gradients are the same as if nothing were frozen."""
 
 import mxnet as mx
 import numpy as np
@@ -7,6 +7,14 @@ from mxnet import autograd, gluon
 from mxnet.gluon import HybridBlock, SymbolBlock, nn, rnn
 
 from multitrainer import MultiLRTrainer, freeze, unfreeze
+from multitrainer.freezing.freezer import gradient_pending
+from multitrainer.freezing.gradients import (
+    request_gradients,
+    restore_gradients,
+    switch_off_gradients,
+    switch_on_dependencies,
+)
+from multitrainer.freezing.state import before_freezing, mark_frozen, mark_unfrozen
 from support import moved, snapshot
 
 HYBRIDIZE = {
@@ -33,7 +41,7 @@ class Unrolled(HybridBlock):
 
 
 class Tied(HybridBlock):
-    """An Embedding whose weight is that of the output layer, too."""
+    """An Embedding that shares its weight with the output layer."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -46,7 +54,7 @@ class Tied(HybridBlock):
 
 
 class Borrowed(HybridBlock):
-    """A layer of a user's that gives FullyConnected the weight of another layer and a bias of its own."""
+    """A user's layer that gives FullyConnected the weight of another layer and its own bias."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -61,7 +69,7 @@ class Borrowed(HybridBlock):
 
 
 class Transposed(HybridBlock):
-    """An autoencoder whose decoder is its encoder transposed, with a bias of its own."""
+    """An autoencoder whose decoder uses the transposed weight of its encoder."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -74,8 +82,8 @@ class Transposed(HybridBlock):
         return F.FullyConnected(self.encoder(x), F.transpose(weight), bias, num_hidden=4)
 
 
-class Pieces(HybridBlock):
-    """A bias that is put together from two Parameters, as attention without a bias for its keys has."""
+class BiasOfTwo(HybridBlock):
+    """A bias that consists of two Parameters, as in attention without a bias for its keys."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -105,7 +113,7 @@ def dense(prefix):
     return net
 
 
-# The network, and the Parameters of it to freeze.
+# A network, and which of its Parameters to freeze.
 NETWORKS = {
     "weight of a Dense": (dense, lambda net: [net[1].weight]),
     "bias of a Dense": (dense, lambda net: [net[1].bias]),
@@ -115,7 +123,7 @@ NETWORKS = {
     "GRUCell": (lambda prefix: Unrolled(rnn.GRUCell, prefix=prefix), lambda net: [net.cell.h2h_weight]),
     "tied": (lambda prefix: Tied(prefix=prefix), lambda net: net.embedding),
     "transposed": (lambda prefix: Transposed(prefix=prefix), lambda net: net.encoder),
-    "pieces": (lambda prefix: Pieces(prefix=prefix), lambda net: net.qkv),
+    "bias of two": (lambda prefix: BiasOfTwo(prefix=prefix), lambda net: net.qkv),
     "borrowed": (lambda prefix: Borrowed(prefix=prefix), lambda net: net.embedding),
     "SymbolBlock": (imported, lambda net: list(net.collect_params(".*two_weight").values())),
 }
@@ -146,27 +154,27 @@ def gradients(net):
     return {p.name: p.grad().asnumpy() for p in net.collect_params().values() if p.grad_req != "null"}
 
 
-SETTINGS = {"learning_rate": 0.1, "momentum": 0.9, "wd": 0.1}  # with which a multiplier of 0 alone lets weights move
+SETTINGS = {"learning_rate": 0.1, "momentum": 0.9, "wd": 0.1}  # weights move under these even if their multiplier is 0
 
 
 @pytest.mark.parametrize("mode", HYBRIDIZE)
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("door", ["constructor", "set_lr_mult", "lr_mult", "freeze"])
-def test_gradients_of_what_trains_are_those_without_freezing(name, mode, door):
+@pytest.mark.parametrize("way", ["constructor", "set_lr_mult", "lr_mult", "freeze"])
+def test_other_gradients_are_those_of_the_network_without_freezing(name, mode, way):
     make, choose = NETWORKS[name]
     net, twin = build(make, mode), build(make, mode)
     chosen = choose(net)
     frozen = list(chosen.collect_params().values()) if isinstance(chosen, gluon.Block) else chosen
-    if door == "constructor":
+    if way == "constructor":
         trainer = MultiLRTrainer([net, (chosen, 0)], "sgd", SETTINGS)
     else:
         trainer = MultiLRTrainer(net, "sgd", SETTINGS)
         backward(net)
         trainer.step(8)
         net.collect_params().load_dict({name: p.data().copy() for name, p in twin.collect_params().items()})
-        if door == "set_lr_mult":
+        if way == "set_lr_mult":
             trainer.set_lr_mult(dict.fromkeys(frozen, 0))
-        elif door == "lr_mult":
+        elif way == "lr_mult":
             for param in frozen:
                 param.lr_mult = 0
         else:
@@ -207,8 +215,8 @@ def test_a_parameter_whose_block_is_unknown_keeps_its_gradient():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("request_", ["write", "add"])
-def test_a_gradient_from_before_the_unfreezing_is_not_used(request_, optimizer):
-    """Whether it was switched off meanwhile or not."""
+def test_gradients_from_before_an_unfreezing_are_not_used(request_, optimizer):
+    """Both if the gradient was switched off meanwhile and if it was not."""
     results = []
     for named in (lambda net: net[0], lambda net: net[0].weight):
         net = build(dense, "imperative")
@@ -234,7 +242,7 @@ def test_a_gradient_from_before_the_unfreezing_is_not_used(request_, optimizer):
     assert not moved(*results)
 
 
-def test_what_was_added_up_while_frozen_is_dropped_at_the_unfreezing():
+def test_unfreezing_drops_what_was_accumulated_while_frozen():
     net, twin = build(dense, "imperative"), build(dense, "imperative")
     for each in (net, twin):
         each.collect_params().setattr("grad_req", "add")
@@ -249,14 +257,14 @@ def test_what_was_added_up_while_frozen_is_dropped_at_the_unfreezing():
     assert net[0].weight.grad().asnumpy().tobytes() == twin[0].weight.grad().asnumpy().tobytes()
 
 
-def test_a_request_that_was_changed_while_frozen_is_what_comes_back():
+def test_unfreezing_keeps_a_request_that_the_user_made_while_frozen():
     net = build(dense, "imperative")
     trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.1})
-    doors = [
+    ways = [
         (lambda: trainer.set_lr_mult({net[0]: 0}), lambda: trainer.set_lr_mult({net[0]: 1})),
         (lambda: freeze(net[0], within=net), lambda: unfreeze(net[0], within=net)),
     ]
-    for frozen, unfrozen in doors:
+    for frozen, unfrozen in ways:
         for stepped in (False, True):
             net[0].collect_params().setattr("grad_req", "write")
             frozen()
@@ -269,9 +277,9 @@ def test_a_request_that_was_changed_while_frozen_is_what_comes_back():
 
 
 @pytest.mark.parametrize("mode", HYBRIDIZE)
-@pytest.mark.parametrize("door", ["set_lr_mult", "lr_mult", "functions"])
-def test_repeated_unfreezing_gives_right_gradients(mode, door):
-    """Against the same network without any freezing; MXNet's own static_shape is wrong from the second time on."""
+@pytest.mark.parametrize("way", ["set_lr_mult", "lr_mult", "functions"])
+def test_gradients_after_freezing_and_unfreezing_many_times(mode, way):
+    """MXNet's own operators with static_shape compute wrong ones from the second time on."""
     net, twin = build(dense, mode), build(dense, "imperative")
     trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.1})
     rng = np.random.RandomState(3)
@@ -280,9 +288,9 @@ def test_repeated_unfreezing_gives_right_gradients(mode, door):
         layer = net[int(rng.randint(2))]
         turned_on = layer in frozen
         (frozen.discard if turned_on else frozen.add)(layer)
-        if door == "set_lr_mult":
+        if way == "set_lr_mult":
             trainer.set_lr_mult({layer: float(turned_on)})
-        elif door == "lr_mult":
+        elif way == "lr_mult":
             layer.collect_params().setattr("lr_mult", float(turned_on))
             backward(net)
             trainer.step(8)
@@ -302,8 +310,8 @@ def test_repeated_unfreezing_gives_right_gradients(mode, door):
         assert moved(before, snapshot(net)) == moving
 
 
-def test_what_is_unfrozen_by_a_function_has_the_right_gradient_at_once():
-    """Its layer is not frozen as a whole any more, so that the weight requests a gradient again."""
+def test_unfreezing_a_bias_requests_the_gradient_of_its_weight():
+    """Otherwise MXNet computes a wrong gradient of the bias."""
     net, twin = build(dense, "imperative"), build(dense, "imperative")
     MultiLRTrainer([net, (net[1], 0)], "sgd")
     unfreeze(net[1].bias)
@@ -311,3 +319,95 @@ def test_what_is_unfrozen_by_a_function_has_the_right_gradient_at_once():
     backward(twin)
     expected = gradients(twin)["net_dense1_bias"]
     assert gradients(net)["net_dense1_bias"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+class TestRequestGradients:
+    def test_keeps_what_a_frozen_parameter_gets_back(self):
+        net = build(dense, "imperative")
+        weight = net[0].weight
+        weight.grad_req = "add"
+        mark_frozen(weight, "add", 0.5)
+        request_gradients({weight: "null", net[1].weight: "write"})
+        assert weight.grad_req == "null"
+        assert before_freezing(weight) == ("add", 0.5)
+        weight.grad_req = "write"  # by the user
+        request_gradients({weight: "null"})
+        assert before_freezing(weight) == ("write", 0.5)
+
+    def test_drops_static_operators_that_take_the_parameters(self):
+        net = build(dense, "static_shape")
+        backward(net)
+        request_gradients({net[0].weight: "write"})  # as it is
+        assert net._cached_op is not None
+        request_gradients({net[0].weight: "null"})
+        assert net._cached_op is None
+
+    def test_drops_static_operators_if_it_fails(self):
+        net = build(dense, "static_shape")
+        backward(net)
+        with pytest.raises(AssertionError):
+            request_gradients({net[0].weight: "null", net[1].weight: "invalid"})
+        assert net._cached_op is None
+
+
+class TestSwitchOffGradients:
+    def test_changes_nothing_if_nothing_is_frozen(self):
+        net = build(dense, "imperative")
+        net[0].weight.grad_req = "null"
+        switch_off_gradients([net], list(net.collect_params().values()))
+        assert [param.grad_req for param in net.collect_params().values()] == ["null"] + ["write"] * 5
+
+    def test_of_the_parameters_given_only(self):
+        net = build(dense, "imperative")
+        for param in (*net[0].collect_params().values(), *net[1].collect_params().values()):
+            mark_frozen(param, "write", 1)
+        switch_off_gradients([net], list(net[0].collect_params().values()))
+        assert (net[0].weight.grad_req, net[1].weight.grad_req) == ("null", "write")
+
+    def test_not_of_a_parameter_outside_of_the_blocks(self):
+        """It may be the weight of a bias outside of them, and such a bias may need a weight inside."""
+        net, other = build(dense, "imperative"), nn.Dense(16, in_units=16, prefix="other_")
+        for param in (*net[1].collect_params().values(), other.weight):
+            mark_frozen(param, "write", 1)
+        params = [*net.collect_params().values(), *other.collect_params().values()]
+        switch_off_gradients([net], params)
+        assert (net[1].weight.grad_req, net[1].bias.grad_req, other.weight.grad_req) == ("write", "null", "write")
+        mark_frozen(other.bias, "write", 1)
+        switch_off_gradients([net], params)
+        assert (net[1].weight.grad_req, other.weight.grad_req) == ("null", "write")
+
+    def test_requests_them_again_once_another_gradient_depends_on_them(self):
+        net = build(dense, "imperative")
+        for param in net[0].collect_params().values():
+            param.grad_req = "add"
+            mark_frozen(param, "add", 1)
+        params = list(net.collect_params().values())
+        switch_off_gradients([net], params)
+        assert (net[0].weight.grad_req, net[0].bias.grad_req) == ("null", "null")
+        restore_gradients([net[0].bias])
+        mark_unfrozen(net[0].bias)
+        switch_off_gradients([net], params)
+        assert (net[0].weight.grad_req, net[0].bias.grad_req) == ("add", "add")
+
+
+def test_restore_gradients_discards_what_they_hold():
+    net = build(dense, "imperative")
+    net[0].weight.grad_req = "add"
+    backward(net)
+    for param in (net[0].weight, net[1].weight):
+        mark_frozen(param, param.grad_req, 1)
+    restore_gradients(param for param in (net[0].weight, net[1].weight))
+    assert not net[0].weight.grad().asnumpy().any()
+    assert not gradient_pending([net[0].weight, net[1].weight])
+    assert gradient_pending([net[0].bias])
+
+
+def test_switch_on_dependencies_of_the_parameters_given_only():
+    net = build(dense, "imperative")
+    for layer in (net[0], net[1]):
+        freeze(layer, within=net)
+    request_gradients({net[0].bias: "write"})
+    mark_unfrozen(net[0].bias)
+    switch_on_dependencies([net[0].bias])
+    requests = [(layer.weight.grad_req, layer.bias.grad_req) for layer in (net[0], net[1])]
+    assert requests == [("write", "write"), ("null", "null")]

@@ -1,4 +1,4 @@
-"""A trace that is divided behind its frozen layers comes to the same bits as one that is not, and keeps less."""
+"""A trace that is divided after its frozen layers computes the same bits as one that is not."""
 
 import contextlib
 import copy
@@ -12,14 +12,15 @@ from mxnet import autograd
 from mxnet.gluon import HybridBlock, SymbolBlock, loss, nn, rnn
 
 from multitrainer import MultiLRTrainer, freeze, unfreeze
-from multitrainer.freezing import graph_splitting, trace_splitting
+from multitrainer.freezing import trace_splitting
+from multitrainer.freezing.trace_splitting import Trace
 from support import CONTEXTS, close, moved, same_as_stock, snapshot
 
 HYBRIDIZE = {"plain": {}, "static": {"static_alloc": True, "static_shape": True}}
 
 
 class Layers(HybridBlock):
-    """Dropout before and after the cut, two arrays across it, and two outputs of which one comes before it."""
+    """Dropout before and after the cut, two arrays that cross it, and an output on each side."""
 
     def __init__(self):
         super().__init__(prefix="layers_")
@@ -55,7 +56,7 @@ def resnet():
     return model_zoo.get_model("cifar_resnet20_v1", classes=3, prefix="resnet_")
 
 
-# The network, and what is frozen of it, in turn.
+# A network, and the layers to freeze, in turn.
 NETWORKS = {
     "layers": (Layers, lambda net: [[net.first], [net.first, net.norm, net.second], [net.norm], [net.middle]]),
     "recurrent": (Recurrent, lambda net: [[net.lower], [net.lower, net.upper], [net.upper]]),
@@ -92,7 +93,7 @@ def step(net, trainer, x, y):
 
 @pytest.fixture
 def undivided(monkeypatch):
-    """Return a context in which nothing is divided."""
+    """Give a context in which no trace is divided."""
 
     @contextlib.contextmanager
     def nothing():
@@ -117,7 +118,7 @@ def is_divided(net):
 
 
 def trajectory(name, hybridize):
-    """Freeze one part after the other in mid-training; return Parameters and predictions after each step."""
+    """Freeze one part after the other during training; give Parameters and predictions after each step."""
     make, parts = NETWORKS[name]
     net = build(make, **hybridize)
     trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.01, "momentum": 0.9, "wd": 1e-3})
@@ -135,7 +136,7 @@ def trajectory(name, hybridize):
 
 @pytest.mark.parametrize("mode", HYBRIDIZE)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_same_bits(name, mode, undivided):
+def test_computes_the_bits_of_the_whole_trace(name, mode, undivided):
     def whole():
         with undivided():
             expected, divided = trajectory(name, HYBRIDIZE[mode])
@@ -150,7 +151,7 @@ def test_same_bits(name, mode, undivided):
 
 class TestGradients:
     def gradients(self, make, frozen, before=lambda net, x: x):
-        """Return the gradients of a network of which some layers are frozen, and of its input if it asks for one."""
+        """Compute the gradients of a network with frozen layers, and of its input if it has one attached."""
         net = build(make)
         freeze(frozen(net), within=net)
         x, _ = batch()
@@ -162,7 +163,7 @@ class TestGradients:
             found["x"] = x.grad.asnumpy()
         return found, is_divided(net)
 
-    def test_of_an_input_that_is_a_variable(self, undivided):
+    def test_of_an_input_with_a_gradient(self, undivided):
         def variable(net, x):
             x.attach_grad()
             return x
@@ -173,7 +174,7 @@ class TestGradients:
         assert not moved(found, expected)
         assert abs(found["x"]).max() > 0
 
-    def test_of_an_input_that_another_network_made(self):
+    def test_of_an_input_from_another_network(self):
         body, head = build(lambda: nn.Dense(6, in_units=3)), build(lambda: nn.HybridSequential())
         head.add(nn.Dense(5, in_units=6), nn.Dense(2, in_units=5))
         head.initialize()
@@ -186,8 +187,8 @@ class TestGradients:
         expected = mx.nd.dot(mx.nd.dot(expected, head[0].weight.data()), mx.nd.ones((1, 1)), transpose_a=True)
         assert body.weight.grad().asnumpy() == pytest.approx(4 * np.repeat(expected.asnumpy(), 3, axis=1), rel=1e-5)
 
-    def test_an_output_of_the_frozen_part_can_be_differentiated(self):
-        """By itself, as under stock: what trains has a gradient of 0."""
+    def test_of_an_output_of_the_frozen_part_alone(self):
+        """As under stock, trained layers then have a gradient of 0."""
         net = build(Layers)
         freeze([net.first, net.norm], within=net)
         x, _ = batch()
@@ -198,8 +199,8 @@ class TestGradients:
         assert is_divided(net)
         assert not net.output.weight.grad().asnumpy().any()
 
-    def test_added_up(self, undivided):
-        def added():
+    def test_accumulated(self, undivided):
+        def accumulated():
             net = build(Layers)
             net.collect_params("|".join(p.name for p in net.output.params.values())).setattr("grad_req", "add")
             freeze(net.first, within=net)
@@ -210,12 +211,125 @@ class TestGradients:
             return net.output.weight.grad().asnumpy()
 
         with undivided():
-            expected = added()
-        assert added().tobytes() == expected.tobytes()
+            expected = accumulated()
+        assert accumulated().tobytes() == expected.tobytes()
 
 
-class TestTheNetworkIsWhatItWas:
-    def test_unfreezing_is_seen_at_the_next_call(self):
+class Sum(HybridBlock):
+    """Only a frozen layer needs its input in the backward pass."""
+
+    def __init__(self):
+        super().__init__(prefix="sum_")
+        with self.name_scope():
+            self.first = nn.Dense(16, in_units=16)
+            self.output = nn.Dense(16, in_units=16)
+            self.norm = nn.BatchNorm(in_channels=16)
+            self.weight = self.params.get("weight", shape=(8, 16))
+
+    def hybrid_forward(self, F, x, weight):  # noqa: N803
+        return self.norm(self.output(x + weight)) * self.first(x)
+
+
+class TestDivisions:
+    def frozen(self):
+        net = build(Layers)
+        freeze([net.first, net.norm], within=net)
+        return net, batch()[0]
+
+    def test_predictions_are_not_divided(self):
+        net, x = self.frozen()
+        expected = outputs(build(Layers), x)[0].asnumpy()
+        assert outputs(net, x)[0].asnumpy().tobytes() == expected.tobytes()
+        assert isinstance(net._cached_op, Trace)
+        assert not net._cached_op._divisions
+
+    def test_each_is_made_once(self):
+        net, x = self.frozen()
+        recorded(net, x)
+        (first,) = net._cached_op._divisions.values()
+        recorded(net, x)
+        (second,) = net._cached_op._divisions.values()
+        assert first is second
+        net.first.weight.grad_req = "write"  # by hand
+        recorded(net, x)
+        assert len(net._cached_op._divisions) == 2
+
+    @pytest.mark.parametrize("train_mode", [False, True])
+    def test_both_parts_run_in_the_mode_of_the_call(self, train_mode, undivided):
+        def run():
+            net, x = self.frozen()
+            mx.random.seed(9)
+            with autograd.record(train_mode=train_mode):
+                found = outputs(net, x)
+            return [array.asnumpy().tobytes() for array in found], is_divided(net)
+
+        with undivided():
+            expected, divided = run()
+        assert not divided
+        assert run() == (expected, True)
+
+    def test_a_part_keeps_the_options_of_the_network(self, monkeypatch):
+        made = []
+        original = trace_splitting._mxnet.cached_op
+
+        def noting(symbol, is_parameter, flags):
+            made.append((dict(zip(symbol.list_inputs(), is_parameter)), flags))
+            return original(symbol, is_parameter, flags)
+
+        monkeypatch.setattr(trace_splitting._mxnet, "cached_op", noting)
+        net = build(Layers, static_alloc=True)
+        freeze(net.first, within=net)
+        recorded(net, batch()[0])
+        assert len(made) == 2
+        for is_parameter, flags in made:
+            assert dict(flags)["static_alloc"] is True
+            names = set(net.collect_params().keys())
+            assert is_parameter == {name: name in names for name in is_parameter}
+
+    @pytest.mark.parametrize("make", [Sum, Layers])
+    def test_a_network_that_trains_as_a_whole_runs_as_mxnet_traced_it(self, make):
+        net = build(make)
+        freeze(net.first, within=net)
+        unfreeze(net.first, within=net)
+        recorded(net, mx.nd.ones((8, 16)) if make is Sum else batch()[0])
+        (division,) = net._cached_op._divisions.values()
+        assert division.rest._operator is net._cached_op._whole
+
+    def test_so_does_a_network_whose_backward_pass_reads_its_inputs(self):
+        net = build(Layers)
+        freeze(net.output, within=net)
+        recorded(net, batch()[0])
+        (division,) = net._cached_op._divisions.values()
+        assert division.first is None
+        assert division.rest._operator is net._cached_op._whole
+
+    def test_a_graph_with_two_inputs_of_one_name_is_not_divided(self):
+        """Its values could not be told by their names."""
+        symbol = mx.sym.relu(mx.sym.FullyConnected(mx.sym.var("x"), num_hidden=2, name="one"))
+        symbol = mx.sym.FullyConnected(symbol, mx.sym.var("two_weight"), no_bias=True, num_hidden=2) * mx.sym.var("x")
+        whole = mx.nd.CachedOp(symbol)
+        weights = [nn.Dense(2, in_units=2).weight for _ in range(3)]
+        trace = Trace(whole, symbol, [None, *weights, None], [])
+        arrays = [mx.nd.ones(shape) for shape in ((2, 2), (2, 2), (2,), (2, 2), (2, 2))]
+        for weight in weights[:2]:
+            weight.grad_req = "null"
+        with autograd.record():
+            assert trace(*arrays).asnumpy().tobytes() == whole(*arrays).asnumpy().tobytes()
+        assert not trace._divisions
+
+    def test_a_frozen_part_without_parameters_is_not_run_separately(self):
+        net = nn.HybridSequential()
+        net.add(nn.Flatten(), nn.Dense(2, in_units=4), nn.Dense(2, in_units=2))
+        net.initialize()
+        net.hybridize()
+        freeze(net[2], within=net)
+        recorded(net, mx.nd.ones((2, 2, 2)))
+        (division,) = net._cached_op._divisions.values()
+        assert division.first is None
+
+
+class TestNetworkStaysUsable:
+    def test_after_freezing_and_unfreezing(self):
         net = build(Layers)
         x, _ = batch()
         freeze(net.first, within=net)
@@ -231,7 +345,7 @@ class TestTheNetworkIsWhatItWas:
         value.backward()
         assert abs(net.first.weight.grad().asnumpy()).max() > 0
 
-    def test_hybridize_again_and_not_at_all(self):
+    def test_after_hybridizing_again_and_not_at_all(self):
         net = build(Layers)
         x, _ = batch()
         freeze(net.first, within=net)
@@ -259,7 +373,7 @@ class TestTheNetworkIsWhatItWas:
         imported = SymbolBlock.imports(f"{path}-symbol.json", ["data"], f"{path}-0000.params")
         assert imported(x).asnumpy().tobytes() == expected.tobytes()
 
-    def test_imported(self, tmp_path, undivided):
+    def test_after_import(self, tmp_path, undivided):
         path = str(tmp_path / "net")
         net = build(resnet)
         net(batch()[0])
@@ -281,7 +395,7 @@ class TestTheNetworkIsWhatItWas:
         assert not moved(found, expected)
 
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
-    def test_copies_before_it_was_traced(self, copied):
+    def test_copied_before_it_was_traced(self, copied):
         net = build(resnet)
         net.hybridize(active=False)
         net(batch()[0])
@@ -304,8 +418,12 @@ class TestTheNetworkIsWhatItWas:
         recorded(net, x)
         mx.nd.waitall()
         assert any("conv0" in name for name in map(str, seen))
+        count = len(seen)
+        recorded(net, x)
+        mx.nd.waitall()
+        assert len(seen) == 2 * count
 
-    def test_what_a_backend_made_of_it_is_left_alone(self):
+    def test_a_trace_that_a_backend_optimized_is_not_divided(self):
         net = build(resnet)
         x, _ = batch()
         freeze(net.features[:3], within=net)
@@ -318,7 +436,7 @@ class TestTheNetworkIsWhatItWas:
         assert is_divided(net)
 
     def test_layers_hybridized_one_by_one(self):
-        """What is frozen as a whole is a trace of its own, and is not recorded either."""
+        """A child that is frozen as a whole has its own trace, which is not recorded."""
         net = nn.Sequential()
         net.add(build(resnet).features, nn.Dense(3, in_units=64))
         net.initialize()
@@ -371,30 +489,8 @@ class TestTheNetworkIsWhatItWas:
             assert abs(net[1].weight.grad().asnumpy()).max() > 0
 
 
-class TestDivide:
-    def test_nothing_before(self):
-        symbol = mx.sym.FullyConnected(mx.sym.var("data"), name="fc", num_hidden=1)
-        assert graph_splitting.divide(symbol, {"fc_weight"}) is None
-        assert graph_splitting.divide(mx.sym.relu(symbol), {"another"}) is None
-
-    def test_operators_keep_their_order(self):
-        net = build(Layers)
-        net(batch()[0])
-        symbol = net._cached_graph[1]
-        first, _, rest = graph_splitting.divide(symbol, {net.middle.weight.name})
-        names = [operators(part) for part in (symbol, first, rest)]
-        assert [name for name in names[1] + names[2] if "frozen" not in name] == names[0]
-        assert names[1]
-        assert not any("frozen" in name for name in names[1])
-
-
-def operators(symbol):
-    inputs = set(symbol.list_inputs())
-    return [node.name for node in symbol.get_internals() if node.name not in inputs]
-
-
 class Memory(HybridBlock):
-    """A value from before the cut that is used on both sides of it, as the memory of an encoder is."""
+    """A value from before the cut that both sides use, as the memory of an encoder."""
 
     def __init__(self):
         super().__init__(prefix="memory_")
@@ -409,8 +505,8 @@ class Memory(HybridBlock):
         return self.output(both) + hidden
 
 
-class Late(Memory):
-    """As `Memory`, with a cut that no order of heads can keep: what is drawn last in the first part is needed first."""
+class NeedsLastFirst(Memory):
+    """As `Memory`, but the value that the first part computes last is needed first, so no order of heads fits."""
 
     def hybrid_forward(self, F, x):  # noqa: N803
         one = self.drop(self.first(x))
@@ -418,9 +514,9 @@ class Late(Memory):
         return self.output(two) + one + self.drop(two) * one
 
 
-@pytest.mark.parametrize("make", [Memory, Late])
+@pytest.mark.parametrize("make", [Memory, NeedsLastFirst])
 @pytest.mark.parametrize("mode", HYBRIDIZE)
-def test_random_numbers_are_those_of_the_whole(make, mode):
+def test_draws_the_random_numbers_of_the_whole_trace(make, mode):
     def run(frozen):
         net = build(make, **HYBRIDIZE[mode])
         mx.random.seed(8)
@@ -437,8 +533,8 @@ def test_random_numbers_are_those_of_the_whole(make, mode):
 
 
 @pytest.mark.parametrize("mode", HYBRIDIZE)
-def test_a_gradient_attached_to_a_frozen_weight(mode):
-    """As an attack on a network, or the saliency of a weight, asks for."""
+def test_a_gradient_that_the_user_attached_to_a_frozen_weight(mode):
+    """As for the saliency of a weight."""
 
     def gradient(frozen):
         net = build(Memory, **HYBRIDIZE[mode])
@@ -460,32 +556,18 @@ def test_a_gradient_attached_to_a_frozen_weight(mode):
     assert gradient(True) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-class Sum(HybridBlock):
-    """An input that the backward pass reads for a frozen layer alone."""
-
-    def __init__(self):
-        super().__init__(prefix="sum_")
-        with self.name_scope():
-            self.first = nn.Dense(16, in_units=16)
-            self.output = nn.Dense(16, in_units=16)
-            self.weight = self.params.get("weight", shape=(8, 16))
-
-    def hybrid_forward(self, F, x, weight):  # noqa: N803
-        return self.output(x + weight) * self.first(x)
-
-
-class Twice(Memory):
-    """The cut runs through a sum: one of its terms is not read by the backward pass."""
+class SumAtTheCut(Memory):
+    """The cut runs through a sum, and the backward pass does not read one of its terms."""
 
     def hybrid_forward(self, F, x):  # noqa: N803
         hidden = super().hybrid_forward(F, x)
         return F.relu(self.output(hidden)) + self.drop(hidden)
 
 
-@pytest.mark.parametrize("make", [Sum, Memory, Twice])
+@pytest.mark.parametrize("make", [Sum, Memory, SumAtTheCut])
 @pytest.mark.parametrize("mode", [*HYBRIDIZE, "static_alloc"])
 def test_gradients_are_those_of_the_imperative_network(make, mode):
-    """MXNet's static_alloc computes wrong ones if the backward pass does not read an input that is no Parameter."""
+    """MXNet's static_alloc computes wrong ones if the backward pass does not read an input that is not a Parameter."""
 
     def gradients(hybridize, frozen):
         net = build(make, **({} if hybridize is None else hybridize))
@@ -497,7 +579,8 @@ def test_gradients_are_those_of_the_imperative_network(make, mode):
         with autograd.record():
             value = net(x).square().sum()
         value.backward()
-        return {p.name: p.grad().asnumpy() for p in net.collect_params().values() if "dense0" not in p.name}
+        trained = [p for p in net.collect_params().values() if p.grad_req != "null" and "dense0" not in p.name]
+        return {param.name: param.grad().asnumpy() for param in trained}
 
     # Dropout draws in the order of the graph, so Sum alone can be compared with the imperative network.
     expected = gradients(None if make is Sum else {}, False)
@@ -523,8 +606,8 @@ def test_every_layer_learns_after_repeated_unfreezing():
         assert weights <= moved(before, snapshot(net))
 
 
-class Side(HybridBlock):
-    """Two frozen branches, of which one enters a sum with what trains, and nothing else reads it."""
+class TwoBranches(HybridBlock):
+    """Two frozen branches, of which one is only added to a trained one."""
 
     def __init__(self):
         super().__init__(prefix="side_")
@@ -536,9 +619,9 @@ class Side(HybridBlock):
 
 
 @pytest.mark.parametrize("mode", [*HYBRIDIZE, "static_alloc"])
-def test_a_frozen_branch_beside_a_trained_one(mode):
+def test_a_frozen_branch_that_is_added_to_a_trained_one(mode):
     def gradient(frozen):
-        net = build(Side, **HYBRIDIZE.get(mode, {"static_alloc": True}))
+        net = build(TwoBranches, **HYBRIDIZE.get(mode, {"static_alloc": True}))
         if frozen:
             freeze([net.one, net.two], within=net)
         with autograd.record():

@@ -236,3 +236,18 @@ def test_a_schedule_that_would_take_too_long_is_refused(steps, tmp_path):
     assert call_at(schedule, 10**15) > 0
     far = mx.lr_scheduler.FactorScheduler(10**12, 0.5, base_lr=1)
     assert call_at(far, 10**15) > 0
+
+
+class First:
+    """A schedule that remembers the update of its first call."""
+
+    def __call__(self, num_update):
+        self.first = getattr(self, "first", num_update)
+        return self.first
+
+
+def test_attributes_that_calls_added_are_removed():
+    schedule = First()
+    assert [call_at(schedule, update) for update in (5, 7, 3)] == [5, 5, 5]  # not rewound: calls alone give first=7
+    schedule = First()
+    assert [call_at(schedule, update) for update in (5, 3, 4)] == [5, 3, 3]

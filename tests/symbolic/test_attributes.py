@@ -297,21 +297,21 @@ def batchnorm_block(**attributes):
 def test_batchnorms_that_always_use_their_running_statistics_are_found():
     outer = nn.HybridSequential()
     outer.add(batchnorm_block(use_global_stats=True))
-    assert {param.name for param in attributes.on_global_statistics([outer])} == {
+    assert {param.name for param in attributes.parameters_on_global_statistics([outer])} == {
         "norm_gamma",
         "norm_beta",
         "norm_moving_mean",
         "norm_moving_var",
     }
-    assert attributes.on_global_statistics([batchnorm_block(), nn.Dense(1)]) == set()
+    assert attributes.parameters_on_global_statistics([batchnorm_block(), nn.Dense(1)]) == set()
 
 
 def test_record_changes_the_attributes_of_the_given_parameters_only():
     net = hybrid(batchnorm=False)
     symbol = net(mx.sym.var("data"))
     net.collect_params().setattr("lr_mult", 0.5)
-    attributes.record([net[0].weight], [net])
+    attributes.write_to_symbols([net[0].weight], [net])
     recorded = {name: values["__lr_mult__"] for name, values in symbol.attr_dict().items() if "__lr_mult__" in values}
     assert {name for name, value in recorded.items() if value == "0.5"} == {"net_dense0_weight"}
-    attributes.record([])
+    attributes.write_to_symbols([])
     assert symbol.attr_dict()["net_dense0_bias"]["__lr_mult__"] == "1.0"

@@ -40,17 +40,24 @@ from .parameters import (
     is_auxiliary,
     is_initialized,
     is_statistic,
+    layer_prefix,
     mark_gradients_used,
-    owner,
     restoring_owners,
     shape,
     single_array_and_gradient,
-    stem,
+    trainer_of,
     weight_like,
 )
 from .symbols import input_count, own_symbol, set_variable, traced_symbol, variable, write_multipliers
-from .traces import cached_op, drop_static_operators, forget_trace, is_hybridized, replace_operators, replace_traces
-from .trainers import leaving_out
+from .traces import (
+    cached_op,
+    drop_static_operators,
+    forget_trace,
+    is_hybridized,
+    mark_for_replacement,
+    set_operator_factory,
+)
+from .trainers import without_parameters
 from .update_counts import (
     ReplayableCount,
     SchedulerError,

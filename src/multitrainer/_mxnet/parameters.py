@@ -21,7 +21,7 @@ def is_auxiliary(param: Parameter) -> bool:
     return param.grad_req == "null" and param.name.endswith(STATISTICS)
 
 
-def stem(param: Parameter) -> str:
+def layer_prefix(param: Parameter) -> str:
     """Return the part of the name of ``param`` that the other parameters of its layer share."""
     for ending in STATISTICS:
         if param.name.endswith(ending):
@@ -34,7 +34,7 @@ def is_statistic(param: Parameter) -> bool:
     return is_auxiliary(param) and not isinstance(param, Constant) and param.name.endswith(STATISTICS)
 
 
-def owner(param: Parameter) -> Any:
+def trainer_of(param: Parameter) -> Any:
     """Return the Trainer that ``param`` belongs to, or None."""
     return param._trainer
 

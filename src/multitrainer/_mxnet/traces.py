@@ -48,8 +48,8 @@ def drop_static_operators(params: Collection[Parameter]) -> None:
 _REPLACED = "_multitrainer_replaced"
 
 
-def replace_traces(block: Block) -> None:
-    """Replace the operator of each trace of a hybridized ``block``, with the function of `replace_operators`."""
+def mark_for_replacement(block: Block) -> None:
+    """Replace the operator of each trace of a hybridized ``block``, with the function of `set_operator_factory`."""
     if isinstance(block, HybridBlock):
         setattr(block, _REPLACED, True)
         if block._cached_op is not None:
@@ -80,8 +80,8 @@ _static_blocks.update(found for found in gc.get_objects() if issubclass(type(fou
 _make_operator: Callable[..., Any]
 
 
-def replace_operators(make_operator: Callable[..., Any]) -> None:
-    """Have ``make_operator`` make the operators of all Blocks that `replace_traces` marks.
+def set_operator_factory(make_operator: Callable[..., Any]) -> None:
+    """Have ``make_operator`` make the operators of all Blocks that `mark_for_replacement` marks.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ class _LeftOut:
 
 
 @contextlib.contextmanager
-def leaving_out(trainer: Trainer, params: Collection[Parameter]) -> Iterator[None]:
+def without_parameters(trainer: Trainer, params: Collection[Parameter]) -> Iterator[None]:
     """Leave ``params`` out of the exchange and the updates of ``trainer``, without changing the Parameters.
 
     The list of Parameters is replaced by one assignment, so an interrupt cannot leave a Parameter half changed.

@@ -63,8 +63,8 @@ def freeze(block: Any, within: Block | None = None) -> None:
     for param in params.values():
         freeze_parameter(param)
     _switch_off_gradients([param for param in params.values() if not _is_left_out(param)], roots)
-    attributes.record(params.values(), roots)
-    held = update_blocks(roots, params.values(), lambda: pending) | attributes.on_global_statistics(roots)
+    attributes.write_to_symbols(params.values(), roots)
+    held = update_blocks(roots, params.values(), lambda: pending) | attributes.parameters_on_global_statistics(roots)
     warn_of_statistics(params.values(), collect(block, "freeze").values(), held)
 
 
@@ -104,7 +104,7 @@ def unfreeze(block: Any, within: Block | None = None) -> None:
     wait_for_backward(frozen)
     request_gradients({p: "write" for p in params.values() if before[p] is None and p.grad_req == "null"})
     switch_on_dependencies(params.values())
-    attributes.record(params.values(), roots)
+    attributes.write_to_symbols(params.values(), roots)
     update_blocks(roots, params.values(), lambda: pending)
 
 
@@ -124,7 +124,7 @@ def _switch_off_gradients(params: Collection[Parameter], roots: Sequence[Block])
 
 def _is_left_out(param: Parameter) -> bool:
     """Whether the trainer that owns a frozen Parameter leaves it out of its updates by itself."""
-    return getattr(_mxnet.owner(param), "leaves_out_frozen", False)
+    return getattr(_mxnet.trainer_of(param), "leaves_out_frozen", False)
 
 
 def _targets(block: Any, within: Block | None, verb: str) -> tuple[dict[str, Parameter], list[Block]]:

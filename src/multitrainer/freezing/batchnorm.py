@@ -73,14 +73,14 @@ def warn_of_statistics(frozen: Iterable[Parameter], params: Iterable[Parameter],
     held : iterable of Parameter
         The parameters of layers whose statistics stay as they are.
     """
-    stems = {_mxnet.stem(param) for param in frozen}
-    if not stems:
+    prefixes = {_mxnet.layer_prefix(param) for param in frozen}
+    if not prefixes:
         return
     held = set(held)
     moving = [
         param.name
         for param in params
-        if _mxnet.stem(param) in stems and _mxnet.is_statistic(param) and param not in held
+        if _mxnet.layer_prefix(param) in prefixes and _mxnet.is_statistic(param) and param not in held
     ]
     if moving:
         warn(

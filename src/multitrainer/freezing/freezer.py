@@ -141,7 +141,7 @@ class Freezer:
         return update_blocks(roots, params, lambda: pending or gradient_pending(params))
 
     def _warn_of_statistics(self, held: set[Parameter]) -> None:
-        held = held | attributes.on_global_statistics(self.blocks.roots)
+        held = held | attributes.parameters_on_global_statistics(self.blocks.roots)
         warn_of_statistics([param for param in self._trainable if param.lr_mult == 0], self._params, held)
 
     def _record_state(self) -> None:

@@ -44,7 +44,9 @@ class KnownBlocks:
         if not self._structure.changed():
             return []
         structure = _mxnet.Structure(self.roots)
-        new = [param for param in structure.parameters() if param not in self._params and _mxnet.owner(param) is None]
+        new = [
+            param for param in structure.parameters() if param not in self._params and _mxnet.trainer_of(param) is None
+        ]
         trainable = [param for param in new if not (param.grad_req == "null" or _mxnet.is_auxiliary(param))]
         if not trainable:
             self._structure = structure

@@ -26,7 +26,7 @@ def divide_traces(blocks: Iterable[Block]) -> None:
     the whole trace, and so is every bit of the result. `export` saves the whole trace.
     """
     for block in blocks:
-        block.apply(_mxnet.replace_traces)
+        block.apply(_mxnet.mark_for_replacement)
 
 
 class Trace:
@@ -136,4 +136,4 @@ class _Division(NamedTuple):
     rest: _TracePart | None  # None if no input needs a gradient
 
 
-_mxnet.replace_operators(Trace)
+_mxnet.set_operator_factory(Trace)

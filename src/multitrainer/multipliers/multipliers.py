@@ -71,9 +71,9 @@ class Multipliers:
 
     def start(self, given: _Given, blocks: Iterable[Block]) -> None:
         """Set the multipliers of the groups, and write all multipliers to the symbols that stand for Parameters."""
-        attributes.join_symbols(blocks)
+        attributes.share_variables(blocks)
         self.assign(given, blocks)
-        attributes.record(self.trainable, blocks)
+        attributes.write_to_symbols(self.trainable, blocks)
 
     def assign(self, given: _Given, blocks: Iterable[Block] = ()) -> None:
         """Set multipliers, by field and Parameter, and freeze or unfreeze at once; `blocks` may hold the Parameters.
@@ -142,7 +142,7 @@ class Multipliers:
         """Bring everything in line with the multipliers of the Parameters; see `Freezer.apply`."""
         requested = {*requested, *self._schedules.acting["lr_mult"]}
         self._freezer.apply(self._tracker.previous("lr_mult"), requested, backward_done)
-        attributes.record(self._tracker.changed_parameters(), self._freezer.blocks.roots)
+        attributes.write_to_symbols(self._tracker.changed_parameters(), self._freezer.blocks.roots)
         self._tracker.remember()
         self._clock.counts_updates = self._clock.counts_updates or self._freezer.freezes
 
@@ -156,7 +156,7 @@ class Multipliers:
         self._clock.counts_updates = self._clock.counts_updates or bool(left_out)
         self._servers.count_update(self._trained(left_out))
         trains = any(True for _ in self._trained(left_out))
-        with self._clock.update(trains), _mxnet.leaving_out(trainer, left_out):
+        with self._clock.update(trains), _mxnet.without_parameters(trainer, left_out):
             yield
         self._freezer.end_update()
         self._advance_schedules()
@@ -164,7 +164,7 @@ class Multipliers:
     @contextlib.contextmanager
     def exchange(self, trainer: Trainer) -> Iterator[None]:
         """Surround an exchange of gradients by ``trainer`` that is made apart from the update."""
-        with _mxnet.leaving_out(trainer, self._begin_step()):
+        with _mxnet.without_parameters(trainer, self._begin_step()):
             yield
 
     def _begin_step(self) -> set[Parameter]:

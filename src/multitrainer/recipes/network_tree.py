@@ -106,7 +106,7 @@ def _node_by_names(block: SymbolBlock, params: Sequence[Parameter]) -> Node:
     names: dict[str, Any] = {}
     for param in params:
         inner = names
-        for word in _mxnet.stem(param).strip("_").split("_"):
+        for word in _mxnet.layer_prefix(param).strip("_").split("_"):
             inner = inner.setdefault(word, {})
         inner.setdefault("", []).append(param)
 

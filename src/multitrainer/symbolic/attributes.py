@@ -42,7 +42,7 @@ def restore_multipliers(block: Block) -> None:
     for field, multipliers in symbol_multipliers([block]).items():
         for param, number in multipliers.items():
             setattr(param, field, number)
-    join_symbols([block])
+    share_variables([block])
 
 
 def symbol_multipliers(blocks: Iterable[Block]) -> dict[str, dict[Parameter, float]]:
@@ -66,7 +66,7 @@ def symbol_multipliers(blocks: Iterable[Block]) -> dict[str, dict[Parameter, flo
     return found
 
 
-def join_symbols(blocks: Iterable[Block]) -> None:
+def share_variables(blocks: Iterable[Block]) -> None:
     """Make the Parameters of imported networks share the variables of their symbols.
 
     Their symbols are not read again, and `export` saves the multipliers that they get.
@@ -78,7 +78,7 @@ def join_symbols(blocks: Iterable[Block]) -> None:
                 _mxnet.set_variable(params[name], node)
 
 
-def record(params: Iterable[Parameter], blocks: Iterable[Block] = ()) -> None:
+def write_to_symbols(params: Iterable[Parameter], blocks: Iterable[Block] = ()) -> None:
     """Write the multipliers of ``params`` to their variables, so that `export` saves them.
 
     A trace shares the variables of its Parameters, but has copies of them if it contains a SymbolBlock. Such traces
@@ -98,7 +98,7 @@ def record(params: Iterable[Parameter], blocks: Iterable[Block] = ()) -> None:
                 _mxnet.write_multipliers(node, changed[name])
 
 
-def on_global_statistics(blocks: Iterable[Block]) -> set[Parameter]:
+def parameters_on_global_statistics(blocks: Iterable[Block]) -> set[Parameter]:
     """Return the Parameters of those BatchNorms of imported networks that always use their running statistics."""
     found: set[Parameter] = set()
     for block, symbol in _symbol_blocks(blocks):

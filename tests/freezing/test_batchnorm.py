@@ -1,0 +1,267 @@
+"""BatchNorm layers of frozen Blocks use their running statistics, and leave them as they are."""
+
+import warnings
+
+import mxnet as mx
+import pytest
+from mxnet import autograd
+from mxnet.gluon import SymbolBlock, contrib, loss, nn
+
+from freezing_support import build_gluoncv, image_batch, outputs_in_both_modes, statistics, train_step
+from multitrainer import MultiLRTrainer, freeze, unfreeze
+from multitrainer.freezing import batchnorm
+from multitrainer.freezing.freezer import freeze_parameter
+from support import close, mlp, moved, snapshot, weights
+
+
+def batchnorms(net):
+    found = []
+    net.apply(lambda block: found.append(block) if isinstance(block, nn.BatchNorm) else None)
+    return found
+
+
+class TestBatchNorm:
+    def test_a_layer_whose_gamma_trains_keeps_batch_statistics(self):
+        net = build_gluoncv("mobilenetv2_0.25")
+        gammas = net.features.collect_params(".*gamma")
+        trainer = MultiLRTrainer([net, (net.features, 0), (gammas, 1)], "sgd", {"learning_rate": 0.1})
+        x, y = image_batch()
+        net(x)
+        before = snapshot(net)
+        train_step(net, trainer, x, y)
+        changed = moved(before, snapshot(net))
+        assert set(gammas.keys()) <= changed
+        assert set(statistics(net)) <= changed
+        assert not any(layer._kwargs["use_global_stats"] for layer in batchnorms(net))
+
+    def test_a_layer_that_used_running_statistics_before_still_does_afterwards(self):
+        layer = nn.BatchNorm(in_channels=2, use_global_stats=True)
+        layer.initialize()
+        freeze(layer)
+        unfreeze(layer)
+        assert layer._kwargs["use_global_stats"]
+
+    def test_a_layer_without_parameters_follows_the_block_around_it(self):
+        net = nn.HybridSequential()
+        plain = nn.BatchNorm(center=False, scale=False, in_channels=3)
+        body = nn.HybridSequential()
+        body.add(nn.Dense(3, in_units=3), plain)
+        net.add(body, nn.Dense(3, in_units=3))
+        net.initialize()
+        trainer = MultiLRTrainer([net, (body, 0)], "sgd")
+        assert plain._kwargs["use_global_stats"]
+        trainer.set_lr_mult({body: 1})
+        assert not plain._kwargs["use_global_stats"]
+
+    @pytest.mark.parametrize(
+        "layer", [nn.BatchNorm, nn.BatchNormReLU, lambda **k: contrib.nn.SyncBatchNorm(num_devices=1, **k)]
+    )
+    def test_every_kind_of_layer(self, layer):
+        block = layer(in_channels=2)
+        block.initialize()
+        freeze(block)
+        assert block._kwargs["use_global_stats"]
+        unfreeze(block)
+        assert not block._kwargs["use_global_stats"]
+
+    @pytest.mark.parametrize("first", ["trainer", "freeze"])
+    def test_the_advice_in_the_warning_works(self, first):
+        """First only Parameters are frozen, then their Block: only the statistics are left to freeze."""
+        net = build_gluoncv("mobilenetv2_0.25")
+        params = net.features.collect_params()
+        with pytest.warns(UserWarning, match="Name the Block") as caught:
+            freeze(params) if first == "freeze" else MultiLRTrainer([net.collect_params(), (params, 0)], "sgd")
+        assert all(warning.filename == __file__ for warning in caught)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            MultiLRTrainer([net, (net.features, 0)] if first == "trainer" else net, "sgd")
+        x, _ = image_batch()
+        assert close(*outputs_in_both_modes(net.features, x))
+
+    def test_statistics_of_a_symbolblock_are_not_trained(self):
+        data_, names = mx.sym.var("data"), ("gamma", "beta", "bn_mean", "bn_variance")
+        symbol = mx.sym.BatchNorm(data_, *map(mx.sym.var, names), fix_gamma=False)
+        block = SymbolBlock(symbol, data_)
+        block.initialize()
+        trainer = MultiLRTrainer([(block, 0.5)], "sgd", {"learning_rate": 0.1})
+        x, _ = image_batch(4)
+        with autograd.record():
+            value = (block(x) ** 2).sum()
+        value.backward()
+        trainer.step(1)
+        requests = {param.name: param.grad_req for param in block.collect_params().values()}
+        assert requests == {"gamma": "write", "beta": "write", "bn_mean": "null", "bn_variance": "null"}
+
+    def test_statistics_stay_if_frozen_before_deferred_initialization(self):
+        net = nn.HybridSequential()
+        net.add(nn.Conv2D(2, 3), nn.BatchNorm(), nn.Dense(3))
+        net.initialize(mx.init.Xavier())
+        net.hybridize()
+        trainer = MultiLRTrainer([net, (net[:2], 0)], "sgd", {"learning_rate": 0.1})
+        x, y = image_batch(8)
+        with autograd.record():
+            value = loss.SoftmaxCrossEntropyLoss()(net(x), y)
+        value.backward()
+        before = snapshot(net)
+        trainer.step(4)
+        assert weights(moved(before, snapshot(net))) == set(net[2].collect_params().keys())
+        assert net[1].running_mean.data().asnumpy().max() == 0
+
+
+class TestHoldStatistics:
+    def frozen_layers(self, net):
+        return [layer._kwargs["use_global_stats"] for layer in batchnorms(net)]
+
+    def test_of_the_innermost_block_whose_parameters_are_all_frozen(self):
+        net = nn.HybridSequential()
+        for _ in range(2):
+            body = nn.HybridSequential()
+            body.add(nn.Dense(3, in_units=3), nn.BatchNorm(center=False, scale=False, in_channels=3))
+            net.add(body)
+        net.initialize()
+        trainer = MultiLRTrainer([net, (net[0], 0)], "sgd")
+        assert self.frozen_layers(net) == [True, False]
+        trainer.set_lr_mult({net[1][0].weight: 0})
+        assert self.frozen_layers(net) == [True, False]
+        trainer.set_lr_mult({net[1][0].bias: 0})
+        assert self.frozen_layers(net) == [True, True]
+
+    def test_not_of_a_layer_around_which_nothing_trains(self):
+        layer = nn.BatchNorm(center=False, scale=False, in_channels=3)
+        assert batchnorm.hold_statistics([layer], bool) == set(layer.collect_params().values())
+        assert not layer._kwargs["use_global_stats"]
+
+    def test_not_of_a_layer_with_a_multiplier_of_0_that_nobody_froze(self):
+        """Under a stock Trainer a multiplier of 0 alone does not freeze."""
+        layer = nn.BatchNorm(in_channels=3)
+        layer.collect_params().setattr("lr_mult", 0)
+        batchnorm.hold_statistics([layer], bool)
+        assert not layer._kwargs["use_global_stats"]
+
+    @pytest.mark.parametrize("before", [False, True])
+    def test_of_a_layer_that_an_earlier_version_pickled(self, before):
+        layer = nn.BatchNorm(in_channels=3, use_global_stats=True)
+        layer._multitrainer_before = before
+        unfreeze(layer)
+        assert layer._kwargs["use_global_stats"] is before
+
+    def test_once_for_a_layer_that_two_blocks_hold(self):
+        layer = nn.BatchNorm(in_channels=3)
+        net = nn.HybridSequential()
+        net.add(layer)
+        other = nn.HybridSequential()
+        other.add(nn.Dense(3, in_units=3), layer)
+        for block in (net, other):
+            block.initialize()
+            block.hybridize()
+            block(mx.nd.ones((2, 3)))
+        freeze(layer)
+        batchnorm.hold_statistics([net, other], bool)
+        assert layer._kwargs["use_global_stats"]
+        unfreeze(layer)
+        assert not layer._kwargs["use_global_stats"]
+
+    def test_drops_the_traces_around_the_layers_that_it_switches(self):
+        net = nn.HybridSequential()
+        for _ in range(2):
+            body = nn.HybridSequential()
+            body.add(nn.Dense(3, in_units=3), nn.BatchNorm(in_channels=3))
+            net.add(body)
+        net.initialize()
+        net.hybridize()
+        x = mx.nd.ones((2, 3))
+        for block in (net, net[0], net[1]):
+            block(x)
+        freeze(net[0], within=net)
+        assert [block._cached_op is None for block in (net, net[0], net[1])] == [True, True, False]
+
+    @pytest.mark.parametrize("given", [False, True])
+    def test_keeps_the_traces_of_a_layer_that_used_running_statistics_before(self, given):
+        net = nn.HybridSequential()
+        net.add(nn.Dense(3, in_units=3), nn.BatchNorm(in_channels=3, use_global_stats=given))
+        net.initialize()
+        net.hybridize()
+        net(mx.nd.ones((2, 3)))
+        for turn in (freeze, unfreeze):
+            turn(net)
+            assert (net._cached_op is not None) is given
+            net(mx.nd.ones((2, 3)))
+
+    def test_asks_whether_an_update_is_pending_only_if_a_layer_is_switched(self):
+        asked = []
+        layer = nn.BatchNorm(in_channels=3)
+        layer.hybridize()
+        batchnorm.hold_statistics([layer], lambda: asked.append(1))
+        assert asked == []
+        for param in (layer.gamma, layer.beta):
+            freeze_parameter(param)
+        for _ in range(2):
+            batchnorm.hold_statistics([layer], lambda: asked.append(1))
+        assert asked == [1]
+
+
+class TestWarning:
+    def test_freezing_parameters_without_their_block_warns(self):
+        net = mlp()
+        with pytest.warns(UserWarning, match="net_batchnorm0_running_mean.*Name the Block that holds"):
+            MultiLRTrainer([(net.collect_params(), 0)], "sgd")
+
+    def test_names_three_at_most(self):
+        net = nn.HybridSequential(prefix="net_")
+        with net.name_scope():
+            net.add(*(nn.BatchNorm(in_channels=3) for _ in range(2)))
+        names = [f"net_batchnorm{i}_running_{name}" for i in range(2) for name in ("mean", "var")]
+        with pytest.warns(UserWarning, match=f"still move: {', '.join(names[:3])}, \\.\\.\\."):
+            freeze(net.collect_params())
+        with pytest.warns(UserWarning, match=f"still move: {', '.join(names[:2])}\\. Name"):
+            freeze(net[0].collect_params())
+
+    def test_is_about_the_layers_that_are_frozen_only(self):
+        net = mlp()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            MultiLRTrainer([net.collect_params(), (net[0].collect_params(), 0)], "sgd")
+            freeze(net[0].collect_params())
+
+    def test_an_imported_layer_that_uses_running_statistics_does_not_warn(self):
+        x, names = mx.sym.var("data"), [f"bn_{name}" for name in ("gamma", "beta", "moving_mean", "moving_var")]
+        for use_global_stats in (False, True):
+            symbol = mx.sym.BatchNorm(x, *map(mx.sym.var, names), use_global_stats=use_global_stats)
+            block = SymbolBlock(symbol, x)
+            block.initialize()
+            for freezes in (freeze, lambda block: MultiLRTrainer([(block, 0)], "sgd")):
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    freezes(block)
+                assert [str(warning.message)[:6] for warning in caught] == ["frozen"] * (not use_global_stats)
+
+    def test_freezing_parameters_of_a_known_block_does_not_warn(self):
+        net = mlp()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trainer = MultiLRTrainer([net, (net[:2].collect_params(), 0)], "sgd")
+            trainer.set_lr_mult({"net_dense1_weight": 0})
+        assert net[1]._kwargs["use_global_stats"]
+
+
+@pytest.mark.parametrize("turn", ["freeze", "unfreeze"])
+def test_an_interrupted_call_can_be_repeated(turn, monkeypatch):
+    net = build_gluoncv("mobilenetv2_0.25")
+    net.hybridize()
+    x, y = image_batch()
+    trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.01})
+    if turn == "unfreeze":
+        trainer.set_lr_mult({net.features: 0})
+    train_step(net, trainer, x, y)
+
+    def interrupted(block):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batchnorm._mxnet, "forget_trace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.set_lr_mult({net.features: float(turn == "unfreeze")})
+    trainer.set_lr_mult({net.features: float(turn == "unfreeze")})
+    before = statistics(net)
+    train_step(net, trainer, x, y)
+    assert bool(moved(before, statistics(net))) == (turn == "unfreeze")

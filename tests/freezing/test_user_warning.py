@@ -1,0 +1,35 @@
+"""A warning points at the line outside of the package that caused it."""
+
+import inspect
+
+import pytest
+
+from multitrainer import freeze
+from multitrainer.freezing.user_warning import warn
+from support import mlp
+
+
+def test_points_at_the_caller():
+    with pytest.warns(UserWarning, match="^text$") as caught:
+        warn("text")
+    assert (caught[0].filename, caught[0].lineno) == (__file__, inspect.currentframe().f_lineno - 1)
+
+
+@pytest.mark.parametrize(("module", "is_inside"), [("multitrainer.module", True), ("multitrainers", False)])
+def test_skips_functions_of_the_package(module, is_inside):
+    code = "def outer(call):\n    inner(call)\ndef inner(call):\n    call('text')"
+    functions = {"__name__": module}
+    exec(compile(code, "package.py", "exec"), functions)
+    with pytest.warns(UserWarning, match="^text$") as caught:
+        functions["outer"](warn)
+    assert (caught[0].filename == __file__) is is_inside
+    assert (caught[0].filename == "package.py") is not is_inside
+    if not is_inside:
+        assert caught[0].lineno == 4
+
+
+def test_of_freeze_points_at_its_call():
+    net = mlp()
+    with pytest.warns(UserWarning, match="stays on") as caught:
+        freeze(net[0].weight, within=net)
+    assert {warning.filename for warning in caught} == {__file__}
