@@ -104,7 +104,7 @@ def compare(rounds, network):
 
 
 def table(result):
-    """Return the table for the README."""
+    """Return the table for the docs."""
     lines = ["| | stock | ours | ours / stock |", "|---|---|---|---|"]
     for row in result["rows"]:
         who = [f"{row[f'{who} seconds']:.3f} s, {row[f'{who} MB']:.0f} MB" for who in ("stock", "ours")]

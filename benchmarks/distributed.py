@@ -45,7 +45,7 @@ SECTIONS = {
     "async": "dist_async",
     "horovod": "Horovod with Gloo",
 }
-ROWS = {  # what the README calls them
+ROWS = {  # what the docs call them
     "sync": "`dist_sync`",
     "server": "`dist_sync`, `update_on_kvstore=True`",
     "async": "`dist_async`",
@@ -267,7 +267,7 @@ def line(*cells):
 
 
 def table(result):
-    """Return the table for the README."""
+    """Return the table for the docs."""
     columns = {
         "stock, all trained": (False, "trained"),
         "stock, `lr_mult=0`": (False, "lr_mult=0"),

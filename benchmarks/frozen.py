@@ -201,7 +201,7 @@ def cells(result):
 
 
 def table(result):
-    """Return the table for the README."""
+    """Return the table for the docs."""
     head, *lines = cells(result)
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))

@@ -43,7 +43,8 @@ from multitrainer.cli.ranks.exchange import Ranks
 from multitrainer.cli.runs import figures
 from multitrainer.cli.runs.artifacts import save_figure, save_parameters
 from multitrainer.cli.training import network
-from multitrainer.cli.training.loop import Interrupts, fit, seed_everything
+from multitrainer.cli.training.interrupts import Interrupts
+from multitrainer.cli.training.loop import fit, seed_everything
 
 sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
 import gluoncv  # noqa: E402, F401
@@ -280,7 +281,7 @@ def percent(mean, half, sign=""):
 
 
 def table(result):
-    """Return the table for the README, in Markdown."""
+    """Return the table for the docs, in Markdown."""
     names = list(dict.fromkeys(row["plan"] for row in result["rows"]))
     found = {(row["plan"], row["way"]): row for row in result["rows"]}
     lines = ["| | " + " | ".join(PLANS[name].title for name in names) + " |", "|---" * (len(names) + 1) + "|"]

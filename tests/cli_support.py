@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +84,13 @@ def contents(folder: Path) -> dict:
 def arrays(path: Path) -> dict:
     """Return the arrays of a file of parameters, by name."""
     return {name: array.asnumpy() for name, array in mx.nd.load(str(path)).items()}
+
+
+@contextlib.contextmanager
+def default_sigint():
+    """Let SIGINT do what it does in a terminal; a process that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -12,7 +12,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from multitrainer.cli.ranks.launch import run_distributed
-from multitrainer.cli.training.loop import Interrupts, fit
+from multitrainer.cli.training.interrupts import Interrupts
+from multitrainer.cli.training.loop import fit
 from support import mlp, snapshot
 
 

@@ -242,7 +242,7 @@ def once_written(started, folder):
     """Wait for the first line of metrics; return its folder, the worker that wrote it, and the other worker."""
     deadline = time.monotonic() + PATIENCE
     workers = [process for role, process in started if role == "worker"]
-    while not list(folder.glob("*/metrics.jsonl")):
+    while not any(path.stat().st_size for path in folder.glob("*/metrics.jsonl")):  # it is empty at first
         if time.monotonic() > deadline or any(worker.poll() is not None for worker in workers):
             cluster.fail(started, "no metrics were written")
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""What options of the command line mean: devices, optimizers, multipliers and numbers within bounds."""
+"""The values of command line options: devices, optimizers, multipliers, epochs, and numbers within bounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import inspect
 import re
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import mxnet as mx
 
@@ -18,19 +18,15 @@ BATCH_SIZE = 32
 UNUSABLE = ("groupadagrad", "test")  # registered, but for sparse embeddings and for MXNet's own tests
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, epochs: str, other_batch_size: int | None = None) -> None:
-    """Add what every training is asked for; `epochs` says the default."""
-    add = parser.add_argument
-    add("--lr", type=positive(float), help="learning rate (default: the optimizer's own, 0.01 for sgd)")
-    add("--wd", type=not_negative, help="weight decay (default 0.0001)")
-    add("--optimizer", metavar="NAME", help="any MXNet optimizer (default sgd; momentum is 0.9 where it has one)")
-    add("--epochs", type=positive(int), help=epochs)
-    of_digits = "" if other_batch_size is None else f"; {other_batch_size} for the digits"
-    add("--batch-size", type=positive(int), help=f"over all devices and ranks; default {BATCH_SIZE}{of_digits}")
+class OptimizerChoice(NamedTuple):
+    """The name of an optimizer and the settings to make it with."""
+
+    name: str
+    settings: dict[str, Any]
 
 
 def parse_contexts(text: str | None, local_rank: int = 0) -> list[mx.Context]:
-    """Turn ``gpu(0),gpu(1)`` into contexts that exist; by default, each process of a machine has a GPU of its own."""
+    """Turn ``gpu(0),gpu(1)`` into contexts that exist; by default, every process of a machine takes its own GPU."""
     count = mx.context.num_gpus()
     if text is None:
         return [mx.gpu(local_rank % count) if count else mx.cpu()]
@@ -51,8 +47,8 @@ def parse_contexts(text: str | None, local_rank: int = 0) -> list[mx.Context]:
     return contexts
 
 
-def parse_optimizer(name: str | None, lr: float | None, wd: float | None) -> tuple[str, dict[str, float]]:
-    """Return an optimizer's name and settings."""
+def parse_optimizer(name: str | None, lr: float | None, wd: float | None) -> OptimizerChoice:
+    """Choose an optimizer, with momentum if it has one that is 0 by default."""
     registry = mx.optimizer.Optimizer.opt_registry
     name = (name or "sgd").lower()
     known = [each for each in registry if each not in UNUSABLE]
@@ -66,16 +62,19 @@ def parse_optimizer(name: str | None, lr: float | None, wd: float | None) -> tup
     # DCASGD's momentum fails in MXNet itself; Signum has one by default.
     if momentum is not None and momentum.default == 0 and name != "dcasgd":
         settings["momentum"] = MOMENTUM
-    return name, settings
+    return OptimizerChoice(name, settings)
 
 
 def parse_multiplier(text: str) -> tuple[str, float]:
     """Split ``PATH=MULT``."""
-    path, equals, value = text.rpartition("=")
+    path, _, value = text.rpartition("=")
     try:
-        return (path if equals else "").strip() or _fail(), float(value)
-    except ValueError as error:
-        raise UserError(f"--lr-mult {text}: expected PATH=MULT, such as features=0.1") from error
+        multiplier = float(value)
+    except ValueError:
+        path = ""
+    if not path.strip():
+        raise UserError(f"--lr-mult {text}: expected PATH=MULT, such as features=0.1")
+    return path.strip(), multiplier
 
 
 def parse_bounds(text: str) -> tuple[float, float]:
@@ -88,78 +87,77 @@ def parse_bounds(text: str) -> tuple[float, float]:
 
 
 def parse_unfreezing(texts: Sequence[str], epochs: int) -> list[tuple[str | None, list[int]]]:
-    """Split ``EPOCH``, ``EPOCH,EPOCH`` and ``PATH=EPOCH``; no path comes first, a part after what contains it."""
-    found: list[tuple[str | None, list[int]]] = []
-    for text in texts:
-        path, equals, numbers = text.rpartition("=")
-        try:
-            calendar = [int(number) for number in numbers.split(",")]
-        except ValueError as error:
-            raise UserError(f"--unfreeze-at {text}: expected EPOCH, PATH=EPOCH or EPOCH,EPOCH,...") from error
-        if equals and (not path.strip() or len(calendar) > 1):
-            raise UserError(f"--unfreeze-at {text}: expected PATH=EPOCH, such as features.0=3")
-        if not all(1 < epoch <= epochs for epoch in calendar) or calendar != sorted(calendar):
-            raise UserError(
-                f"--unfreeze-at {text}: expected epochs from 2 to {epochs}, the last of this run, none before the other"
-            )
-        found.append((path.strip() if equals else None, calendar))
-    paths = [path for path, _ in found]
+    """Split each ``EPOCH``, ``EPOCH,EPOCH`` or ``PATH=EPOCH`` into a path, or None, and epochs.
+
+    What has no path comes first, then the paths, each after those that contain it.
+    """
+    entries = [_parse_unfreezing(text, epochs) for text in texts]
+    paths = [path for path, _ in entries]
     repeated = [path or "an EPOCH without PATH" for path in paths if paths.count(path) > 1]
     if repeated:
         raise UserError(f"--unfreeze-at: {repeated[0]} is given more than once; keep one of them")
-    return sorted(found, key=lambda item: -1 if item[0] is None else item[0].count("."))
+    return sorted(entries, key=lambda entry: -1 if entry[0] is None else entry[0].count("."))
+
+
+def _parse_unfreezing(text: str, epochs: int) -> tuple[str | None, list[int]]:
+    path, equals, numbers = text.rpartition("=")
+    try:
+        chosen = [int(number) for number in numbers.split(",")]
+    except ValueError as error:
+        raise UserError(f"--unfreeze-at {text}: expected EPOCH, PATH=EPOCH or EPOCH,EPOCH,...") from error
+    if equals and (not path.strip() or len(chosen) > 1):
+        raise UserError(f"--unfreeze-at {text}: expected PATH=EPOCH, such as features.0=3")
+    if not all(1 < epoch <= epochs for epoch in chosen) or chosen != sorted(chosen):
+        raise UserError(
+            f"--unfreeze-at {text}: expected epochs from 2 to {epochs}, the last epoch of this run, in ascending order"
+        )
+    return (path.strip() if equals else None), chosen
 
 
 def utf8_path(text: str) -> Path:
     """Read the path of a file or folder."""
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # a name from before UTF-8, which neither MXNet nor JSON can hold
+    except UnicodeEncodeError as error:  # neither MXNet nor JSON can hold such a name
         raise argparse.ArgumentTypeError(f"expected a name in UTF-8, got {text!r}; rename it") from error
     return Path(text)
 
 
-def as_given(name: str, value: Any) -> str:
-    """Return the text that a run's record keeps of an option: what follows its name on the command line."""
+def recorded_text(name: str, value: Any) -> str:
+    """Return the text of an option in the record of a run: what follows its name on the command line."""
     return f" --{name.replace('_', '-')} ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def positive(kind: Any) -> Any:
-    """Return what argparse reads a number above 0 with."""
+def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """Return an argparse type for the numbers of a kind that `accepts` returns true for."""
 
     def parse(text: str) -> Any:
         value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
         return value
 
-    parse.__name__ = kind.__name__
+    parse.__name__ = kind.__name__  # argparse prints it if the text is not a number
     return parse
 
 
-def not_negative(text: str) -> float:
-    """Read a number of at least 0."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
-    return value
+positive_int = _number(int, lambda value: value > 0, "a number above 0")
+positive_float = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
+non_negative_int = _number(int, lambda value: 0 <= value < 2**31, "a whole number of at least 0")
+non_negative_float = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
 
-def share(text: str) -> float:
-    """Read a number above 0, at most 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, got {text}")
-    return value
-
-
-def whole(text: str) -> int:
-    """Read a whole number of at least 0."""
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
-    return value
-
-
-def _fail() -> str:
-    raise ValueError
+def add_training_arguments(parser: argparse.ArgumentParser, epochs: str, digits_batch_size: int | None = None) -> None:
+    """Add the options of every training; `epochs` and `digits_batch_size` are for the help text."""
+    add = parser.add_argument
+    add("--lr", type=positive_float, help="learning rate (default: the optimizer's own, 0.01 for sgd)")
+    add("--wd", type=non_negative_float, help="weight decay (default 0.0001)")
+    add("--optimizer", metavar="NAME", help="any MXNet optimizer (default sgd; momentum is 0.9 if it has one)")
+    add("--epochs", type=positive_int, help=f"number of epochs ({epochs})")
+    of_digits = "" if digits_batch_size is None else f"; {digits_batch_size} for the digits"
+    add(
+        "--batch-size",
+        type=positive_int,
+        help=f"images in a batch, over all devices and ranks (default {BATCH_SIZE}{of_digits})",
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
-import os
 import re
 import shutil
 import signal
@@ -14,7 +13,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_support import arrays, contents, rows_of, start, without_times
+from cli_support import arrays, contents, default_sigint, rows_of, start, without_times
 from support import PATIENCE
 
 pytest.importorskip("gluoncv")
@@ -106,13 +105,11 @@ def test_a_run_stopped_by_ctrl_c_is_resumed_to_the_same_end(finetune, whole, mon
         save(*args)
         saved.append(args)
         if len(saved) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            press()
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, default_sigint() as press:
         patch.setattr(Checkpoints, "save", save_then_interrupt)
         out, status = finetune("parts")
-    signal.signal(signal.SIGINT, before)
     assert status == 130
     assert f"interrupted; what was measured is in {out}" in capsys.readouterr().err
     assert [row["epoch"] for row in rows_of(out)] == [1, 2, 3, 1, 2]

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from multitrainer.cli.errors import UserError
 from multitrainer.cli.ranks.launch import run_distributed
+from support import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +65,47 @@ def test_a_process_that_is_the_only_worker_works_alone(monkeypatch, environment)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert run_distributed(None, lambda ranks: ranks.size) == 1
+
+
+RANK = """
+import sys
+from multitrainer.cli.errors import UserError
+from multitrainer.cli.ranks import launch
+from multitrainer.cli.ranks.exchange import Ranks
+
+class Rank(Ranks):  # in place of a connection to servers
+    rank, size = int(sys.argv[1]), int(sys.argv[2])
+
+    def finish(self):
+        print("finished", flush=True)
+
+def work(ranks):
+    print("working", flush=True)
+    if sys.argv[3] == "error":
+        raise UserError("--lr 0")
+    return int(sys.argv[3])
+
+launch.ServerRanks = Rank
+try:
+    print("returned", launch.run_distributed("dist_sync", work), flush=True)
+except UserError as error:
+    print("raised", error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "outcome", "status", "printed", "error"),
+    [
+        (0, 2, "0", 0, ["working", "finished", "returned 0"], ""),
+        (1, 2, "0", 0, ["finished", "returned 0"], ""),
+        (1, 2, "3", 3, [], ""),
+        (1, 2, "error", 2, [], "multitrainer: error: rank 1: --lr 0\n"),
+        (0, 1, "3", 0, ["working", "finished", "returned 3"], ""),
+        (0, 1, "error", 0, ["working", "raised --lr 0"], ""),
+    ],
+)
+def test_a_rank_that_fails_ends_its_process_if_there_are_others(rank, size, outcome, status, printed, error):
+    command = [sys.executable, "-W", "ignore", "-c", RANK, str(rank), str(size), outcome]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (status, printed, error)

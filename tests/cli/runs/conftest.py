@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import collections
-import os
 import shutil
-import signal
 
 import pytest
 
@@ -28,11 +26,3 @@ def copied(first_run, tmp_path):
     for name in ("colours", "out"):
         shutil.copytree(str(first_run / name), str(tmp_path / name))
     return collections.namedtuple("Copied", "images out")(tmp_path / "colours", tmp_path / "out")
-
-
-@pytest.fixture
-def ctrl_c():
-    """Return a function that acts as Ctrl-C in a terminal; a process started in the background ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: os.kill(os.getpid(), signal.SIGINT)
-    signal.signal(signal.SIGINT, before)

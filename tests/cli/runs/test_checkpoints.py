@@ -18,11 +18,13 @@ pytest.importorskip("sklearn")
 
 from multitrainer import MultiLRTrainer
 from multitrainer.cli import main
+from multitrainer.cli.data.loader import Loader
 from multitrainer.cli.errors import UserError
 from multitrainer.cli.ranks.exchange import Ranks
 from multitrainer.cli.runs import run_folder
 from multitrainer.cli.runs.checkpoints import Checkpoints
-from multitrainer.cli.training.loop import Interrupts, Loader, fit
+from multitrainer.cli.training.interrupts import Interrupts
+from multitrainer.cli.training.loop import fit
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(images, tmp_path, capsys, 
 def test_random_numbers_of_layers_do_not_depend_on_earlier_epochs():
     def train(upto, done=0):
         with Interrupts() as interrupts:
-            rows = list(fit(net, trainer, batches, batches, [mx.cpu()], upto, interrupts, seed=3, done=done))
+            rows = list(fit(net, trainer, batches, batches, [mx.cpu()], upto, interrupts, seed=3, epochs_done=done))
         return [row["train_loss"] for row in rows]
 
     def begin():

@@ -14,6 +14,7 @@ pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
 from multitrainer.cli import main
+from multitrainer.cli.runs.earlier_run import read_earlier_run
 
 
 class TestLabels:
@@ -73,6 +74,14 @@ class TestImages:
         copied.images.rename(tmp_path / "moved")
         assert finetune(tmp_path / "moved", "--out", copied.out, "--resume", epochs=3) == 0
         assert f"they are now read from {tmp_path / 'moved'}\n" in capsys.readouterr().out
+
+
+def test_a_record_alone_begins_from_the_start(tmp_path, capsys):
+    record = {"options": {"seed": "1"}, "data": None, "weights": None, "images": None}
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/run.json").write_text(json.dumps(record))
+    assert read_earlier_run(tmp_path, record, lambda rows: ["best.params"]) == ([], None)
+    assert capsys.readouterr().out == f"the run in {tmp_path} has no whole epoch yet; it begins from the start\n"
 
 
 class TestIncompleteRuns:

@@ -1,4 +1,4 @@
-"""The features of a frozen backbone are computed once, and nothing else about the training changes."""
+"""Features of a frozen backbone are computed once, and the training stays the same."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_support import MODEL, rows_of, write_images
+from cli_support import MODEL, default_sigint, rows_of, write_images
 
 pytest.importorskip("gluoncv")
 
 from multitrainer import MultiLRTrainer
 from multitrainer.cli import main
-from multitrainer.cli.ranks.exchange import Ranks
+from multitrainer.cli.data.loader import Loader
 from multitrainer.cli.training import features, network
-from multitrainer.cli.training.loop import Interrupts, Loader
+from multitrainer.cli.training.interrupts import Interrupts
 
 FROZEN = ("--no-augment", "--freeze", "features")
 
@@ -39,11 +39,11 @@ def uneven(tmp_path_factory):
 
 
 def without_features(monkeypatch):
-    monkeypatch.setattr(features, "is_frozen", lambda *_: False)
+    monkeypatch.setattr(features, "trains_head_only", lambda *_: False)
 
 
 @pytest.mark.slow
-def test_the_same_training(uneven, weights, tmp_path, monkeypatch, capsys):
+def test_training_on_cached_features_is_the_same_training(uneven, weights, tmp_path, monkeypatch, capsys):
     options = (*FROZEN, "--params", weights, "--lr", 0.1)
     seen = count_calls(monkeypatch, features.Backbone)
     assert run(uneven, tmp_path / "cached", *options) == 0
@@ -68,7 +68,7 @@ def test_the_same_training(uneven, weights, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_what_memory_has_no_room_for_is_on_disk(uneven, weights, tmp_path, capsys):
+def test_features_larger_than_the_memory_are_on_disk(uneven, weights, tmp_path, capsys):
     options = (*FROZEN, "--params", weights)
     assert run(uneven, tmp_path / "memory", *options) == 0
     assert "MB in memory" in capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_what_memory_has_no_room_for_is_on_disk(uneven, weights, tmp_path, capsy
     }
 
 
-def test_a_disk_that_is_full_is_said(uneven, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_a_user_error(uneven, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(features.np, "memmap", _no_space)
     assert run(uneven, tmp_path, *FROZEN, "--feature-memory", 0) == 2
     assert "make room on the disk" in capsys.readouterr().err
@@ -97,13 +97,13 @@ def _no_space(*_, **__):
 @pytest.mark.parametrize(
     "options", [("--freeze", "features"), ("--no-augment",), ("--no-augment", "--unfreeze-at", "3")]
 )
-def test_only_where_it_is_the_same(uneven, tmp_path, capsys, options):
+def test_features_that_change_are_not_cached(uneven, tmp_path, capsys, options):
     assert run(uneven, tmp_path, *options) == 0
     assert "computed once" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_it_goes_on_where_it_stopped(uneven, weights, tmp_path):
+def test_a_resumed_run_trains_on_the_same_features(uneven, weights, tmp_path):
     options = (*FROZEN, "--params", weights)
     assert run(uneven, tmp_path / "whole", *options, epochs=4) == 0
     for epochs in (1, 3, 4):
@@ -126,7 +126,7 @@ def test_workers_and_devices_change_nothing(uneven, weights, tmp_path):
     ("values", "places"),
     [(30, "in memory"), (25, "in memory and on disk"), (7, "in memory and on disk"), (5, "on disk")],
 )
-def test_both_parts_share_the_memory(values, places):
+def test_training_and_validation_share_the_memory(values, places):
     def loader(count):
         data = mx.gluon.data.ArrayDataset(mx.nd.random.normal(shape=(count, 4)), mx.nd.arange(count))
         return Loader(data, mx.gluon.data.BatchSampler(mx.gluon.data.SequentialSampler(count), 4, "keep"))
@@ -135,12 +135,12 @@ def test_both_parts_share_the_memory(values, places):
     net.initialize(mx.init.Normal(1))
     train, val = loader(24), loader(6)
     with Interrupts() as interrupts:
-        job = features.Job(train, train, val, [mx.cpu()], interrupts, memory=values * 4 * 4 / 2**20)
-        kept = features.keep(net, "output", job)
-    assert kept.note.endswith(f"MB {places}")
-    for images, cached in ((train, kept.train), (val, kept.val)):
-        for (x, label), (given, same_label) in zip(images, cached):
-            np.testing.assert_allclose(kept.block(given).asnumpy(), net(x).asnumpy(), rtol=1e-5)
+        cache = features.FeatureCache([mx.cpu()], interrupts, memory=values * 4 * 4 / 2**20)
+        task = features.cache_features(net, "output", train, train, val, cache)
+    assert task.note.endswith(f"MB {places}")
+    for images, cached in ((train, task.train), (val, task.val)):
+        for (x, label), (head_input, same_label) in zip(images, cached):
+            np.testing.assert_allclose(task.block(head_input).asnumpy(), net(x).asnumpy(), rtol=1e-5)
             np.testing.assert_array_equal(label.asnumpy(), same_label.asnumpy())
 
 
@@ -163,17 +163,50 @@ class Tail(mx.gluon.HybridBlock):
 @pytest.mark.parametrize(
     ("options", "reason"), [({"dropout": 0.5}, "Dropout"), ({"after": True}, "something comes after"), ({}, None)]
 )
-def test_where_the_head_cannot_stand_for_the_network(options, reason):
+def test_the_reason_not_to_cache(options, reason):
     net = Tail(**options)
     net.initialize(mx.init.Normal(1))
-    found = features.Backbone(net, "output").why_not(mx.nd.random.normal(shape=(16, 4)))
+    found = features.Backbone(net, "output").reason_not_to_cache(mx.nd.random.normal(shape=(16, 4)))
     assert found is None if reason is None else reason in found
 
 
-def test_frozen_now_and_later():
+def test_a_network_whose_features_change_is_trained_as_a_whole():
+    net = Tail(dropout=0.5)
+    net.initialize(mx.init.Normal(1))
+    data = mx.gluon.data.ArrayDataset(mx.nd.ones((8, 4)), mx.nd.arange(8))
+    loader = Loader(data, mx.gluon.data.BatchSampler(mx.gluon.data.SequentialSampler(8), 4, "keep"))
+    with Interrupts() as interrupts:
+        cache = features.FeatureCache([mx.cpu()], interrupts)
+        task = features.cache_features(net, "output", loader, loader, loader, cache)
+    assert task[:3] == (net, loader, loader)
+    assert task.note.startswith("the backbone is frozen, but its features cannot be kept: while it trains")
+    assert net._active
+
+
+def test_features_are_found_by_position_with_or_without_a_seed():
+    cached = features.CachedFeatures(np.arange(6.0).reshape(3, 2), np.array([5, 6, 7]))
+    assert len(cached) == 3
+    for index in (1, (1, 12345)):
+        values, label = cached[index]
+        assert (values.tolist(), label) == ([2.0, 3.0], 6)
+
+
+def test_ctrl_c_stops_the_computation():
+    net = Tail()
+    net.initialize()
+    data = mx.gluon.data.ArrayDataset(mx.nd.ones((8, 4)), mx.nd.arange(8))
+    loader = Loader(data, mx.gluon.data.BatchSampler(mx.gluon.data.SequentialSampler(8), 4, "keep"))
+    with default_sigint() as press, Interrupts() as interrupts:
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            features.FeatureCache([mx.cpu()], interrupts).compute(features.Backbone(net, "output"), loader)
+
+
+def test_only_the_head_is_trained_now_and_later():
     net, head = network.build(MODEL, 3)
     network.initialize(net, [mx.cpu()], MODEL, 3)
     for multiplier, frozen in ((0, True), (0.1, False), (lambda update: 0 if update < 5 else 1, False)):
         trainer = MultiLRTrainer([net, (net.features, multiplier)], "sgd")
-        assert features.is_frozen(net, head, trainer) is frozen
-    assert Ranks().is_first
+        assert features.trains_head_only(net, head, trainer) is frozen
+    trainer = MultiLRTrainer([(net.features, 0), (network.find(net, head), lambda update: 1)], "sgd")
+    assert features.trains_head_only(net, head, trainer)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import argparse
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("model", sorted(HEADS))
-def test_the_head_of(model):
+def test_the_head_is_the_last_layer(model):
     assert network.build(model, 3)[1] == HEADS[model]
 
 
@@ -55,7 +57,7 @@ def test_everything_but_the_head_is_loaded(tmp_path, model):
 
 
 @pytest.mark.parametrize("classes", [3, 5])
-def test_the_head_is_new_even_where_it_would_fit(tmp_path, classes):
+def test_the_head_is_new_even_if_the_one_of_the_file_fits(tmp_path, classes):
     source, head = _built("cifar_resnet20_v1", classes)
     source.save_parameters(str(tmp_path / "p"))
     net, _ = _built("cifar_resnet20_v1", 3)
@@ -65,7 +67,7 @@ def test_the_head_is_new_even_where_it_would_fit(tmp_path, classes):
 
 
 @pytest.mark.parametrize("how", ["collect_params", "export"])
-def test_files_of_parameter_names_fit_too(tmp_path, how):
+def test_files_with_parameter_names_are_loaded_too(tmp_path, how):
     source, head = _built("cifar_resnet20_v1", 5)
     path = tmp_path / "p.params"
     if how == "export":
@@ -106,7 +108,7 @@ def test_a_backbone_of_another_width_is_refused(tmp_path):
     assert "features.0.weight has shape (7, 3, 3, 3) in it and (16, 3, 3, 3) in the network" in message
 
 
-def test_no_parameter_file(tmp_path):
+def test_a_file_that_holds_no_parameters_is_refused(tmp_path):
     net, head = _built("cifar_resnet20_v1", 3)
     (tmp_path / "p").write_text("nothing of the kind")
     assert "cannot be read as MXNet parameters" in _refused(net, head, tmp_path / "p")
@@ -115,18 +117,42 @@ def test_no_parameter_file(tmp_path):
     assert "without names" in _refused(net, head, tmp_path / "list")
 
 
-def test_an_unknown_model_is_answered_with_close_ones():
+def test_an_unknown_model_is_answered_with_similar_names():
     with pytest.raises(UserError, match="resnet50_v1b"):
         network.build("resnet50v1b", 3)
 
 
 @pytest.mark.parametrize("model", ["ssd_512_resnet50_v1_voc", "googlenet", "hrnet_w18_small_v1_c"])
-def test_what_is_no_plain_classifier_is_refused(model):
-    with pytest.raises(UserError, match="no image classifier with one output layer"):
+def test_a_model_with_another_output_is_refused(model):
+    with pytest.raises(UserError, match="is not an image classifier with one output layer"):
         network.build(model, 3)
 
 
-def test_paths():
+@pytest.mark.parametrize(
+    ("model", "size"), [("CIFAR_resnet20_v1", 32), ("inceptionv3", 299), ("Xception", 299), ("resnet18_v1b", 224)]
+)
+def test_the_input_size_depends_on_the_model(model, size):
+    assert network.input_size(model) == size
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, False), ({"pretrained": True}, True), ({"params": "f"}, True)])
+def test_weights_are_published_or_in_a_file(options, expected):
+    args = argparse.Namespace(**{"pretrained": None, "params": None, **options})
+    assert network.has_weights(args) is expected
+
+
+def test_an_initialized_network_must_score_every_class():
+    net, _ = network.build("cifar_resnet20_v1", 3)
+    with pytest.raises(UserError, match="is not an image classifier"):
+        network.initialize(net, [mx.cpu()], "cifar_resnet20_v1", 4)
+
+
+def test_a_network_is_built_with_the_same_names_every_time():
+    one, other = (network.build("cifar_resnet20_v1", 3)[0] for _ in range(2))
+    assert list(one.collect_params().keys()) == list(other.collect_params().keys())
+
+
+def test_a_path_leads_to_a_block_or_a_parameter():
     net, _ = network.build("cifar_resnet20_v1", 3)
     assert network.find(net, "features") is net.features
     assert network.find(net, "features.3.0") is net.features[3][0]
@@ -144,7 +170,7 @@ def test_paths():
         ("", "the network has features, output"),
     ],
 )
-def test_an_unknown_path_is_answered_with_what_there_is(path, answer):
+def test_an_unknown_path_is_answered_with_the_names_there(path, answer):
     net, _ = network.build("cifar_resnet20_v1", 3)
     with pytest.raises(UserError) as caught:
         network.find(net, path)

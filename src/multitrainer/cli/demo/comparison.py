@@ -15,11 +15,13 @@ from mxnet import gluon
 
 from ... import MultiLRTrainer, ParamGroup
 from ..errors import INTERRUPTED, UserError
+from ..options import OptimizerChoice
 from ..ranks.exchange import Ranks
 from ..runs import artifacts, figures, run_folder
 from ..runs.checkpoints import Checkpoints
 from ..training import features, network
-from ..training.loop import Interrupts, fit, seed_everything
+from ..training.interrupts import Interrupts
+from ..training.loop import fit, seed_everything
 from .digits import CLASSES, LabelledImages, load
 from .regimes import REGIMES, Regime, build_network
 
@@ -39,8 +41,7 @@ class _Demo(NamedTuple):
 
     args: argparse.Namespace
     contexts: list[mx.Context]
-    optimizer: str
-    settings: dict[str, float]
+    optimizer: OptimizerChoice
     ranks: Ranks
     checkpoints: Checkpoints
     interrupts: Interrupts
@@ -59,22 +60,21 @@ class _Demo(NamedTuple):
 def run(
     args: argparse.Namespace,
     contexts: list[mx.Context],
-    optimizer: str,
-    settings: dict[str, float],
+    optimizer: OptimizerChoice,
     ranks: Ranks,
     checkpoints: Checkpoints,
 ) -> int:
     """Compare the regimes, and return the exit status."""
     began = time.perf_counter()
-    if optimizer == "sgd":
-        settings = {"learning_rate": LEARNING_RATE, **settings}
+    if optimizer.name == "sgd":
+        optimizer = optimizer._replace(settings={"learning_rate": LEARNING_RATE, **optimizer.settings})
     epochs = args.epochs or EPOCHS
     earlier = checkpoints.find_earlier(None, lambda rows: _required_files(rows, epochs)).rows
     checkpoints.announce_resume()
     checkpoints.write_record()
     interrupted = False
     with Interrupts() as interrupts:
-        demo = _Demo(args, contexts, optimizer, settings, ranks, checkpoints, interrupts)
+        demo = _Demo(args, contexts, optimizer, ranks, checkpoints, interrupts)
         try:
             for row, net, trainer in _train_all(demo, _train_source(demo), earlier):
                 _save_epoch(demo, row, net, trainer)
@@ -138,10 +138,11 @@ def _train_regime(
     if done:
         demo.checkpoints.restore(net, trainer, demo.contexts, len(earlier))
         batches[0].skip(done)
-    trained = features.Trained(net, *batches)
-    if features.is_frozen(net, head, trainer):
+    task = features.TrainingTask(net, *batches)
+    if features.trains_head_only(net, head, trainer):
         in_order = train.loader(demo.batch_size, Ranks())
-        trained = features.keep(net, head, features.Job(in_order, *batches, demo.contexts, demo.interrupts))
+        cache = features.FeatureCache(demo.contexts, demo.interrupts)
+        task = features.cache_features(net, head, in_order, *batches, cache)
     if draw == 0:
         print(f"\n{regime.name}\n{trainer.summary()}", flush=True)
     options: dict[str, Any] = {
@@ -149,10 +150,10 @@ def _train_regime(
         "measure_every": MEASURE_EVERY,
         "ranks": ranks,
         "seed": seed,
-        "done": done,
+        "epochs_done": done,
     }
-    on = (trained.train, trained.val, demo.contexts, demo.epochs, demo.interrupts)
-    for row in fit(trained.block, trainer, *on, **options):
+    on = (task.train, task.val, demo.contexts, demo.epochs, demo.interrupts)
+    for row in fit(task.block, trainer, *on, **options):
         yield {"regime": regime.name, "seed": seed, **row}, net, trainer
 
 
@@ -166,7 +167,7 @@ def _prepare(demo: _Demo, regime: Regime, source: Path) -> tuple[gluon.HybridBlo
             raise UserError(f"{source} was not written by this command; delete it and run again ({error})") from error
     demo.ranks.broadcast_parameters(net.collect_params().values())
     try:
-        trainer = demo.ranks.make_trainer(regime.groups(net, head), demo.optimizer, demo.settings)
+        trainer = demo.ranks.make_trainer(regime.groups(net, head), *demo.optimizer)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     net.hybridize(static_alloc=True, static_shape=True)

@@ -8,10 +8,9 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from ..data.loader import Loader, RankSampler
 from ..errors import require
 from ..ranks.exchange import Ranks
-from ..ranks.sampling import ShareSampler
-from ..training.loop import Loader
 
 SIZE = 32  # pixels a side
 CLASSES = 5
@@ -37,14 +36,7 @@ class LabelledImages(NamedTuple):
 
     def loader(self, batch_size: int, ranks: Ranks, shuffle: bool = False) -> Loader:
         """Return batches of this rank's share; if shuffled, by NumPy's generator and all of one size."""
-
-        def draw_order() -> list[int]:
-            order = list(range(len(self.labels)))
-            if shuffle:
-                np.random.shuffle(order)
-            return order
-
-        sampler = ShareSampler(len(self.labels), draw_order, ranks.even_share if shuffle else ranks.share)
+        sampler = RankSampler(len(self.labels), ranks, np.random.shuffle if shuffle else None)
         batches = gluon.data.BatchSampler(sampler, batch_size, "rollover" if shuffle else "keep")
         return Loader(gluon.data.ArrayDataset(self.images, self.labels), batches)
 

@@ -28,7 +28,8 @@ class ServerRanks(Ranks):
         if missing:
             raise UserError(
                 f"--kvstore {kvstore}: {', '.join(missing)} not set; start a scheduler, servers and workers with "
-                "DMLC_ROLE=scheduler, server and worker, as the README shows, or leave --kvstore out on one machine"
+                "DMLC_ROLE=scheduler, server and worker, as docs/distributed.md shows, or leave --kvstore out on one "
+                "machine"
             )
         scheduler = "{}:{}".format(*(os.environ[name] for name in DMLC_VARIABLES[:2]))
         print(f"{kvstore}: joining the scheduler at {scheduler}", flush=True)

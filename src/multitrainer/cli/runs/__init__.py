@@ -1,4 +1,4 @@
 """The folder of a run: who may write to it, the files in it, and how a run is resumed from it.
 
-What is trained, and in which order the files are written, is in ``finetune`` and ``demo``.
+What is trained, and in which order the files are written, is in ``training`` and ``demo``.
 """

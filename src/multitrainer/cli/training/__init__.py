@@ -1,1 +1,4 @@
-"""What is trained and how: the network, its groups, learning rates, cached features, the loop."""
+"""Training: the network, its parameter groups and learning rates, cached features, the loop over epochs.
+
+The batches come from `data`; the folder of a run and its checkpoints are in `runs`.
+"""

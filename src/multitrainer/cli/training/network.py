@@ -1,4 +1,4 @@
-"""GluonCV's classifiers: build one for the data's classes, find its head, load everything but the head."""
+"""GluonCV's classifiers: build one for the classes of the data, find its head, load weights into the rest."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..errors import UserError, require
 from ..options import utf8_path
 
 MODEL = "mobilenetv2_1.0"
-# Sizes other than ImageNet's usual 224.
+# The models that take another size than ImageNet's 224.
 INPUT_SIZES = {"cifar": 32, "inceptionv3": 299, "xception": 299}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options to a parser."""
+    """Add --model, --pretrained and --params to a parser."""
     parser.add_argument(
         "--model", metavar="NAME", help=f"a GluonCV classifier (default {MODEL}, quick on a CPU, good on a GPU)"
     )
@@ -32,8 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights.add_argument("--params", metavar="FILE", type=utf8_path, help="start from the weights in this file")
 
 
+def has_weights(args: argparse.Namespace) -> bool:
+    """Return whether the network starts from weights that are published or in a file."""
+    return bool(args.pretrained or args.params)
+
+
 def input_size(model: str) -> int:
-    """Return the side in pixels of the square images a model takes."""
+    """Return the side, in pixels, of the square images that a model takes."""
     return next((size for start, size in INPUT_SIZES.items() if model.lower().startswith(start)), 224)
 
 
@@ -43,9 +48,9 @@ def build(model: str, classes: int) -> tuple[gluon.HybridBlock, str]:
     Parameters
     ----------
     model : str
-        Its name in GluonCV's model zoo.
+        The name in GluonCV's model zoo.
     classes : int
-        How many the data has.
+        The number of classes of the data.
 
     Returns
     -------
@@ -61,25 +66,25 @@ def build(model: str, classes: int) -> tuple[gluon.HybridBlock, str]:
         raise UserError(f"--model {model}: GluonCV has no such model; closest: {closest}")
     try:
         net, other = (_make(zoo, model, count) for count in (classes, classes + 1))
-    except Exception as error:  # whatever a detector, say, makes of the argument
-        raise _no_classifier(model) from error
+    except Exception as error:  # a detector, for example, raises what it likes for this argument
+        raise _not_a_classifier(model) from error
     return net, _find_head(net, other, model)
 
 
 def _make(zoo: Any, model: str, classes: int) -> gluon.HybridBlock:
-    with mx.name.NameManager():  # the same names at every call: states are saved by name
+    with mx.name.NameManager():  # the same names at every call, by which trainer states are saved
         return zoo.get_model(model, classes=classes)
 
 
 def _find_head(net: gluon.HybridBlock, other: gluon.HybridBlock, model: str) -> str:
-    """Compare with the same network for another number of classes: only the head differs."""
+    """Return the path of the head: the part that differs in the same network for another number of classes."""
     shapes = {name: param.shape for name, param in _mxnet.parameters_by_path(other).items()}
     names = [name for name, param in _mxnet.parameters_by_path(net).items() if shapes.get(name) != param.shape]
     heads = {name.rsplit(".", 1)[0] for name in names}
     if len(heads) != 1 or "" in heads:
-        raise _no_classifier(model)
+        raise _not_a_classifier(model)
     path = heads.pop()
-    # MobileNetV2's head is output.0, the one layer with parameters of `output`; the shorter path says the same.
+    # The only layer with parameters in MobileNetV2's `output` is output.0; the shorter path means the same.
     while "." in path:
         parent = path.rsplit(".", 1)[0]
         if len(find(net, parent).collect_params().keys()) != len(names):
@@ -94,23 +99,24 @@ def find(net: gluon.Block, path: str) -> Any:
     Raises
     ------
     UserError
-        Where there is none, or it has no parameters, listing what there is.
+        If there is nothing at this path, or it has no parameters; the message lists the names that exist there.
     """
     found: Any = net
     walked: list[str] = []
     for part in path.split("."):
-        there = _members(found)
-        if part not in there:
-            at = f"{'.'.join(walked)} has" if walked else "the network has"
-            have = f"{at} {', '.join(there)}" if there else f"{at} nothing below it"
-            raise UserError(f"{path!r} is no part of the network: {have}")
-        found = there[part]
+        members = _members(found)
+        if part not in members:
+            owner = ".".join(walked) or "the network"
+            raise UserError(
+                f"{path!r} is not a part of the network: {owner} has {', '.join(members) or 'nothing below it'}"
+            )
+        found = members[part]
         walked.append(part)
     return found
 
 
 def _members(node: Any) -> dict[str, Any]:
-    """Return the children and own parameters that a path can go on with; layers without parameters are no use."""
+    """Return the children that hold parameters, and the own parameters, by the name that a path gives them."""
     if not isinstance(node, gluon.Block):
         return {}
     blocks = {name: child for name, child in _mxnet.children(node) if child.collect_params().keys()}
@@ -118,7 +124,7 @@ def _members(node: Any) -> dict[str, Any]:
 
 
 def initialize(net: gluon.HybridBlock, contexts: list[mx.Context], model: str, classes: int) -> None:
-    """Give every parameter a value, and see that the network really scores `classes` classes."""
+    """Initialize every parameter, and check that the output of the network is a score for each class."""
     size = input_size(model)
     net.initialize(mx.init.Xavier(), ctx=contexts)
     shapes = []
@@ -126,25 +132,25 @@ def initialize(net: gluon.HybridBlock, contexts: list[mx.Context], model: str, c
         output = net(mx.nd.zeros((1, 3, size, size), ctx=context))
         shapes.append(getattr(output, "shape", None))
     if any(shape != (1, classes) for shape in shapes):
-        raise _no_classifier(model)
+        raise _not_a_classifier(model)
 
 
 def load_backbone(net: gluon.HybridBlock, head: str, file: Path) -> None:
-    """Load all parameters but the head's.
+    """Load all parameters except those of the head.
 
     Parameters
     ----------
     net : HybridBlock
         An initialized network.
     head : str
-        The path of its head, which keeps the values it has.
+        The path of its head, which keeps its values.
     file : Path
         A parameter file of the same network, for any number of classes.
 
     Raises
     ------
     UserError
-        Where the file cannot be read or is not of this network.
+        If the file cannot be read or is not of this network.
     """
     try:
         loaded = mx.nd.load(str(file))
@@ -160,15 +166,15 @@ def load_backbone(net: gluon.HybridBlock, head: str, file: Path) -> None:
 
 
 def _backbone_names(net: gluon.HybridBlock, head: str, arrays: dict[str, mx.nd.NDArray]) -> dict[str, gluon.Parameter]:
-    """Map the file's names to parameters and drop the head's from both."""
+    """Return the parameter for each name of the file but those of the head, which are removed from `arrays`."""
     structural = _mxnet.parameters_by_path(net)
     if any("." in name for name in arrays):
         names = {path: path for path in structural}
     else:
         # Written by collect_params().save() or export(): parameter names, with or without the network's prefix.
         short = {path: param.name[len(net.prefix) :] for path, param in structural.items()}
-        start = "" if any(name in arrays for name in short.values()) else _common_prefix(arrays)
-        names = {path: start + name for path, name in short.items()}
+        prefix = "" if any(name in arrays for name in short.values()) else _common_prefix(arrays)
+        names = {path: prefix + name for path, name in short.items()}
     wanted = {}
     for path, name in names.items():
         if path.startswith(head + "."):
@@ -200,8 +206,8 @@ def _check_fit(wanted: dict[str, gluon.Parameter], arrays: dict[str, mx.nd.NDArr
     raise UserError(f"{file} does not fit this --model: {'; '.join(problems)}")
 
 
-def download(model: str) -> Path:
-    """Return the file of GluonCV's published weights, fetched at its first use."""
+def download_weights(model: str) -> Path:
+    """Return the file of GluonCV's published weights; it is downloaded once."""
     store = require("gluoncv.model_zoo.model_store")
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
@@ -210,14 +216,14 @@ def download(model: str) -> Path:
         raise UserError(
             f"--pretrained: GluonCV publishes no weights for {model} ({error}); use --params FILE or another --model"
         ) from error
-    except Exception as error:  # requests, zipfile and portalocker each raise their own
+    except Exception as error:  # requests, zipfile and portalocker raise different types
         raise UserError(
             f"--pretrained: the weights of {model} cannot be downloaded ({type(error).__name__}); check the network, "
             "or fetch the .params file elsewhere and pass it as --params FILE"
         ) from error
 
 
-def _no_classifier(model: str) -> UserError:
+def _not_a_classifier(model: str) -> UserError:
     return UserError(
-        f"--model {model} is no image classifier with one output layer; try mobilenetv2_1.0 or resnet18_v1b"
+        f"--model {model} is not an image classifier with one output layer; try mobilenetv2_1.0 or resnet18_v1b"
     )

@@ -1,4 +1,4 @@
-"""When: epochs as numbers of updates, and the learning rate over them."""
+"""The learning rate over the updates of a run, and epochs expressed as numbers of updates."""
 
 from __future__ import annotations
 
@@ -9,87 +9,88 @@ from typing import Any, NamedTuple
 import mxnet as mx
 
 from ..errors import UserError
-from ..options import not_negative
+from ..options import OptimizerChoice, non_negative_float
 
 SCHEDULES = ("constant", "step", "cosine", "poly")
-STEPS, FACTOR = (0.5, 0.75), 0.1  # of the epochs, as the training scripts of GluonCV for CIFAR
+STEPS, FACTOR = (0.5, 0.75), 0.1  # shares of the epochs, as in GluonCV's training scripts for CIFAR
 POWER = 2
 
 
-class Clock(NamedTuple):
-    """A run in updates; the images that are left over from an epoch begin the next one."""
+class TrainingLength(NamedTuple):
+    """How long a run is, in epochs and in updates; the images that remain after an epoch start the next one."""
 
     images: int
     batch_size: int
     epochs: int
 
-    def before(self, epochs: float) -> int:
-        """Return how many updates are made in so many epochs."""
+    def updates_in(self, epochs: float) -> int:
+        """Return the number of updates in the first `epochs` epochs."""
         return int(epochs * self.images // self.batch_size)
 
     def first_update(self, epoch: int) -> int:
-        """Return the number of the first update of an epoch; both begin with 1."""
-        return self.before(epoch - 1) + 1
+        """Return the number of the first update of an epoch; both are counted from 1."""
+        return self.updates_in(epoch - 1) + 1
 
     @property
-    def total(self) -> int:
-        """All updates of the run."""
-        return self.before(self.epochs)
+    def updates(self) -> int:
+        """The number of updates in the whole run."""
+        return self.updates_in(self.epochs)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options to a parser."""
+    """Add --lr-schedule and --warmup to a parser."""
     parser.add_argument(
         "--lr-schedule",
         choices=SCHEDULES,
-        help=f"--lr over the epochs: constant (default); step, times {FACTOR:g} after {STEPS[0]:.0%} and "
-        f"{STEPS[1]:.0%} of them; cosine and poly (power {POWER}), down to 0".replace("%", "%%"),
+        help=f"how --lr changes over the epochs: constant (default); step, times {FACTOR:g} after {STEPS[0]:.0%} and "
+        f"{STEPS[1]:.0%} of them; cosine or poly (power {POWER}), down to 0".replace("%", "%%"),
     )
     parser.add_argument(
-        "--warmup", metavar="EPOCHS", type=not_negative, help="let --lr rise from 0 over so many epochs (default 0)"
+        "--warmup",
+        metavar="EPOCHS",
+        type=non_negative_float,
+        help="let --lr rise from 0 during this many epochs (default 0)",
     )
 
 
 def depends_on_epochs(args: argparse.Namespace) -> bool:
-    """Whether a run of more epochs would have had other learning rates from the start."""
+    """Return whether a run of more epochs would have other learning rates from the start."""
     return args.lr_schedule not in (None, "constant")
 
 
-def settings_of(args: argparse.Namespace, optimizer: str, clock: Clock) -> dict[str, Any]:
-    """Return what --lr-schedule and --warmup add to the settings of an optimizer.
+def add_scheduler(optimizer: OptimizerChoice, args: argparse.Namespace, length: TrainingLength) -> OptimizerChoice:
+    """Add the scheduler that --lr-schedule and --warmup ask for to the settings of an optimizer.
 
     Raises
     ------
     UserError
-        Where the warm-up is as long as the run, or the optimizer has no learning rate.
+        If the warm-up is as long as the run, or the optimizer has no learning rate.
     """
-    warmup = clock.before(args.warmup or 0)
     if not (depends_on_epochs(args) or args.warmup):
-        return {}
-    asked = f"--lr-schedule {args.lr_schedule}" if depends_on_epochs(args) else f"--warmup {args.warmup:g}"
-    if optimizer == "adadelta":
-        raise UserError(f"{asked}: AdaDelta has no learning rate to change; choose another --optimizer")
-    if warmup >= clock.total:
-        raise UserError(f"--warmup {args.warmup:g}: expected fewer than the {clock.epochs} --epochs of the run")
-    rate = _rate(args, optimizer)
-    options = {"base_lr": rate, "warmup_steps": warmup}
-    schedulers = mx.lr_scheduler
-    if args.lr_schedule == "cosine":
-        scheduler = schedulers.CosineScheduler(clock.total, **options)
-    elif args.lr_schedule == "poly":
-        scheduler = schedulers.PolyScheduler(clock.total, pwr=POWER, **options)
-    elif args.lr_schedule == "step":
-        steps = sorted({max(1, clock.before(share * clock.epochs)) for share in STEPS})
-        scheduler = schedulers.MultiFactorScheduler(steps, FACTOR, **options)
-    else:
-        scheduler = schedulers.FactorScheduler(clock.total, 1.0, **options)
-    return {"learning_rate": rate, "lr_scheduler": scheduler}
+        return optimizer
+    option = f"--lr-schedule {args.lr_schedule}" if depends_on_epochs(args) else f"--warmup {args.warmup:g}"
+    if optimizer.name == "adadelta":
+        raise UserError(f"{option}: AdaDelta has no learning rate to change; choose another --optimizer")
+    warmup = length.updates_in(args.warmup or 0)
+    if warmup >= length.updates:
+        raise UserError(f"--warmup {args.warmup:g}: expected fewer than the {length.epochs} --epochs of the run")
+    rate = optimizer.settings.get("learning_rate", _default_rate(optimizer.name))
+    scheduler = _make_scheduler(args.lr_schedule, length, base_lr=rate, warmup_steps=warmup)
+    return optimizer._replace(settings={**optimizer.settings, "learning_rate": rate, "lr_scheduler": scheduler})
 
 
-def _rate(args: argparse.Namespace, optimizer: str) -> float:
-    """Return --lr, or what the optimizer takes without it."""
-    if args.lr is not None:
-        return float(args.lr)
+def _make_scheduler(name: str | None, length: TrainingLength, **options: Any) -> mx.lr_scheduler.LRScheduler:
+    if name == "cosine":
+        return mx.lr_scheduler.CosineScheduler(length.updates, **options)
+    if name == "poly":
+        return mx.lr_scheduler.PolyScheduler(length.updates, pwr=POWER, **options)
+    if name == "step":
+        steps = sorted({max(1, length.updates_in(share * length.epochs)) for share in STEPS})
+        return mx.lr_scheduler.MultiFactorScheduler(steps, FACTOR, **options)
+    return mx.lr_scheduler.FactorScheduler(length.updates, 1.0, **options)
+
+
+def _default_rate(optimizer: str) -> float:
     parameter = inspect.signature(mx.optimizer.Optimizer.opt_registry[optimizer]).parameters.get("learning_rate")
     default = None if parameter is None else parameter.default
     return float(default) if isinstance(default, (int, float)) else 0.01  # mxnet/optimizer/optimizer.py
