@@ -36,7 +36,7 @@ class Freezer:
     Attributes
     ----------
     blocks : KnownBlocks
-        Where layers, traces and new Parameters are looked for.
+        The Blocks whose layers, traces and new Parameters are looked at.
     """
 
     def __init__(self, params: Sequence[Parameter], trainable: Sequence[Parameter]) -> None:

@@ -131,7 +131,7 @@ class _TracePart:
 class _Division(NamedTuple):
     """The two parts of a trace."""
 
-    first: _TracePart | None  # the operators before the first one that needs a gradient; None if there are none
+    first: _TracePart | None  # the operators that need no gradient, if any come first
     between: list[str]  # the names that the rest gives to the outputs of the first part
     rest: _TracePart | None  # None if no input needs a gradient
 
