@@ -11,7 +11,7 @@ from freezing_support import build_gluoncv, image_batch, outputs_in_both_modes, 
 from multitrainer import MultiLRTrainer, freeze, unfreeze
 from multitrainer.freezing import batchnorm
 from multitrainer.freezing.freezer import freeze_parameter
-from support import close, mlp, moved, snapshot, weights
+from support import backward, batches, close, mlp, moved, snapshot, weights
 
 
 def batchnorms(net):
@@ -265,3 +265,22 @@ def test_an_interrupted_call_can_be_repeated(turn, monkeypatch):
     before = statistics(net)
     train_step(net, trainer, x, y)
     assert bool(moved(before, statistics(net))) == (turn == "unfreeze")
+
+
+def test_an_interrupted_freeze_can_be_repeated(monkeypatch):
+    net = mlp()
+
+    def interrupt(layer, value):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batchnorm._mxnet, "set_use_global_stats", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            freeze(net[1])
+    freeze(net[1])
+    before = snapshot(net)
+    backward(net, *batches(1)[0])
+    assert not moved(before, snapshot(net))
+    unfreeze(net[1])
+    backward(net, *batches(1)[0])
+    assert moved(before, snapshot(net)) == {"net_batchnorm0_running_mean", "net_batchnorm0_running_var"}

@@ -4,9 +4,9 @@ import inspect
 
 import pytest
 
-from multitrainer import freeze
+from multitrainer import MultiLRTrainer, freeze
 from multitrainer.freezing.user_warning import warn
-from support import mlp
+from support import backward, batches, mlp
 
 
 def test_points_at_the_caller():
@@ -32,4 +32,16 @@ def test_of_freeze_points_at_its_call():
     net = mlp()
     with pytest.warns(UserWarning, match="stays on") as caught:
         freeze(net[0].weight, within=net)
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize("method", ["step", "update", "allreduce_grads"])
+def test_of_a_step_points_at_its_call(method):
+    net = mlp()
+    trainer = MultiLRTrainer(net.collect_params(), "sgd", update_on_kvstore=False)
+    backward(net, *batches(1)[0])
+    net[1].gamma.lr_mult = net[1].beta.lr_mult = 0
+    arguments = () if method == "allreduce_grads" else (1,)
+    with pytest.warns(UserWarning, match="statistics still move") as caught:
+        getattr(trainer, method)(*arguments)
     assert {warning.filename for warning in caught} == {__file__}

@@ -210,3 +210,23 @@ class TestExplicit:
         assert explicit_multipliers(trainer.optimizer, "lr_mult") == {}
         trainer.optimizer.lr_mult["net_dense1_bias"] = 3
         assert explicit_multipliers(trainer.optimizer, "lr_mult") == {"net_dense1_bias": 3}
+
+
+@pytest.mark.parametrize("field", ["lr_mult", "wd_mult"])
+def test_an_interrupted_fill_can_be_repeated(field):
+    """Ctrl-C can come between any two statements; here it comes when a table of the optimizer is replaced."""
+    net, trainer = build(wd=0.1)
+
+    class Interrupting(type(trainer.optimizer)):
+        def __setattr__(self, name, value):
+            if name == field:
+                raise KeyboardInterrupt
+            super().__setattr__(name, value)
+
+    kind, trainer.optimizer.__class__ = type(trainer.optimizer), Interrupting
+    with pytest.raises(KeyboardInterrupt):
+        trainer.set_lr_mult({net[0]: 0.5})
+    trainer.optimizer.__class__ = kind
+    trainer.set_lr_mult({net[2]: 0})
+    assert changed_by(net, trainer) == ALL_WEIGHTS - {"net_dense1_weight", "net_dense1_bias"}
+    assert (net[0].weight.lr_mult, trainer.optimizer.lr_mult["net_dense0_weight"]) == (0.5, 0.5)

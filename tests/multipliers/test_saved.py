@@ -166,3 +166,12 @@ class TestRestore:
         backward(net, *batches(1)[0])
         trainer.step(4)
         assert trainer.optimizer.num_update == 1
+
+    @pytest.mark.parametrize("fields", [FIELDS, ("lr_mult",), ("wd_mult",), ()], ids=str)
+    def test_looks_at_all_known_blocks_again(self, fields):
+        net = mlp()
+        trainer = MultiLRTrainer(net.collect_params(), "sgd")
+        with pytest.warns(UserWarning, match="statistics still move"):
+            trainer.set_lr_mult({net[1].gamma: 0, net[1].beta: 0})
+        with pytest.warns(UserWarning, match="statistics still move"):
+            restore(trainer, saved(trainer), fields=fields)

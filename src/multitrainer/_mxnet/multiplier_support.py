@@ -38,7 +38,6 @@ def supports_multiplier(optimizer: Any, field: str) -> bool:
 
 
 def _mentioned_functions(optimizer: Any, function: types.FunctionType) -> list[types.FunctionType]:
-    """Return the methods of ``optimizer`` and the functions that ``function`` may call."""
     """Return the functions that ``function`` may call: methods, those of base classes too, helpers and closures."""
     mentioned = _names_in(function.__code__)
     found = [cell.cell_contents for cell in function.__closure__ or ()]

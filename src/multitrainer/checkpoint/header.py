@@ -60,7 +60,7 @@ def read_header(reader: Reader) -> Header:
         optimizer_attributes=entry(reader, optimizer, "attributes", dict),
         by_parameter=entry(reader, optimizer, "by_parameter", dict),
         lr_scheduler=header.get("lr_scheduler"),
-        loss_scaler=entry(reader, header, "loss_scaler", dict, type(None)),
+        loss_scaler=entry(reader, header, "loss_scaler", dict, type(None)) if "loss_scaler" in header else None,
         shared=_shared(reader) if "shared" in header else None,
     )
 

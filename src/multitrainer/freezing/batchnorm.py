@@ -39,7 +39,7 @@ def hold_statistics(roots: Sequence[Block], pending: Callable[[], bool]) -> set[
         for layer, path in _batchnorms(root, ()):
             found.setdefault(layer, []).append(path)
     wanted = {layer: any(map(_is_frozen, paths)) for layer, paths in found.items()}
-    switched = {layer: frozen for layer, frozen in wanted.items() if frozen != hasattr(layer, _BEFORE)}
+    switched = {layer: frozen for layer, frozen in wanted.items() if frozen != _holds_statistics(layer)}
     stale = {
         block
         for layer, frozen in switched.items()
@@ -102,11 +102,17 @@ def _batchnorms(block: Block, path: tuple[Block, ...]) -> Iterator[tuple[Any, tu
 def _switch(layer: Any, frozen: bool) -> None:
     """Let one layer use its running statistics, or the statistics that it used before it was frozen."""
     if frozen:
-        setattr(layer, _BEFORE, _mxnet.use_global_stats(layer))
+        if not hasattr(layer, _BEFORE):
+            setattr(layer, _BEFORE, _mxnet.use_global_stats(layer))
         _mxnet.set_use_global_stats(layer, True)
     else:
         _mxnet.set_use_global_stats(layer, getattr(layer, _BEFORE))
         delattr(layer, _BEFORE)
+
+
+def _holds_statistics(layer: Any) -> bool:
+    """Whether we made one layer use its running statistics; not if that was interrupted half-way."""
+    return hasattr(layer, _BEFORE) and _mxnet.use_global_stats(layer)
 
 
 def _is_frozen(path: Sequence[Block]) -> bool:

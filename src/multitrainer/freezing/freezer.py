@@ -62,6 +62,10 @@ class Freezer:
     def add_blocks(self, blocks: Iterable[Block]) -> None:
         """Add Blocks to the known ones; the next `apply` looks at all of them."""
         self.blocks.add(blocks)
+        self.recheck_blocks()
+
+    def recheck_blocks(self) -> None:
+        """Let the next `apply` look at all known Blocks, even if no multiplier changed."""
         self._blocks_checked = False
 
     def freeze_before_assignment(self, multipliers: Mapping[Parameter, float]) -> None:
@@ -112,7 +116,6 @@ class Freezer:
         request_gradients({param: grad_req for param, (_, grad_req, _) in frozen.items() if param.grad_req != "null"})
         for param, (_, grad_req, before) in frozen.items():
             mark_frozen(param, grad_req, before)
-        self._blocks_checked = False
 
     def end_update(self) -> None:
         """Note that an update was made: no Parameter waits any longer for its backward pass."""

@@ -256,6 +256,7 @@ class Multipliers:
             self._schedules.end(field, params)
         self._write(numbers)
         self._schedules.evaluated_for = prepared.num_update + 1
+        self._freezer.recheck_blocks()
         self._apply()
         if restores_lr_mult:
             self._clock.counts_updates = prepared.was_frozen or self._freezer.freezes

@@ -39,6 +39,7 @@ class NameTable:
 
     def fill(self) -> None:
         """Write the multipliers of the Parameters to the table."""
+        self._is_filled = False
         self._tables: dict[str, dict[Any, float]] = {}
         self._written: dict[str, dict[Any, float]] = {}
         for field in FIELDS:
@@ -47,6 +48,7 @@ class NameTable:
             self._tables[field], self._written[field] = table, table.copy()
         # Pickled with the optimizer: what was filled in here was not asked for by the user.
         setattr(self._optimizer, FILLED_ATTRIBUTE, self._written)
+        self._is_filled = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
@@ -72,6 +74,8 @@ class NameTable:
                 "the Optimizer object of this trainer was given to another Trainer since, which looks up its own "
                 "Parameters' multipliers; give every Trainer an Optimizer of its own"
             )
+        if not self._is_filled:  # it was interrupted
+            self.fill()
         found = {}
         try:
             for field in FIELDS:
