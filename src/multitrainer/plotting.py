@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
@@ -64,16 +64,25 @@ def plot_learning_rates(trainer: Any, num_updates: int, ax: Any = None) -> Any:
     return ax
 
 
-def draw_learning_rates(ax: Any, updates: Sequence[int], lines: Sequence[tuple[str, Sequence[float]]]) -> None:
-    """Draw the label and the learning rates of each group on ``ax``, as `plot_learning_rates` describes it."""
+def draw_learning_rates(
+    ax: Any,
+    updates: Sequence[int],
+    lines: Sequence[tuple[str, Sequence[float]]],
+    styles: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Draw the label and the learning rates of each group on ``ax``, as `plot_learning_rates` describes it.
+
+    ``styles`` are properties of each line for matplotlib; by default, each has a colour of its own.
+    """
     from matplotlib import colormaps
 
     count = len(lines)
-    colours = colormaps["tab10"].colors if count <= 10 else colormaps["viridis"](np.linspace(0, 0.95, count))
+    if styles is None:
+        colours = colormaps["tab10"].colors if count <= 10 else colormaps["viridis"](np.linspace(0, 0.95, count))
+        styles = [{"color": colour, "drawstyle": "steps-mid"} for colour in colours]
     drawn = []
-    for (label, rates), colour in zip(lines, colours):
-        shown = np.where(np.asarray(rates) > 0, rates, np.nan)
-        drawn += ax.plot(updates, shown, label=label, color=colour, drawstyle="steps-mid")
+    for (label, rates), style in zip(lines, styles):
+        drawn += ax.plot(updates, np.where(np.asarray(rates) > 0, rates, np.nan), label=label, **style)
     by_update = [[rate for rate in rates if rate] for rates in zip(*(rates for _, rates in lines))]
     if any(max(rates) > LOG_SCALE_RATIO * min(rates) for rates in by_update if rates):
         ax.set_yscale("log")

@@ -37,6 +37,9 @@ def test_a_training_shows_a_line_for_the_learning_rate_of_each_group():
     assert list(head.get_ydata()) == [0.1, 0.05, 0.05]
     assert all(math.isnan(value) for value in stem.get_ydata())
     assert legend(right) == ["body: 0 to 0.01", "head: 0.05 to 0.1", "stem: frozen"]
+    assert [line.get_color() for line in (body, head, stem)] == [*figures.COLOURS[:2], "0.6"]
+    assert [line.get_linestyle() for line in (body, head, stem)] == ["-", "--", "-."]
+    assert right.get_xlim() == right.figure.axes[0].get_xlim()
     assert right.get_yscale() == "log"
     assert right.get_ylim() == pytest.approx((0.01 / 3, 0.3))
 

@@ -102,6 +102,7 @@ def test_a_schedule_depends_on_the_epochs_and_a_constant_rate_does_not(name, exp
     ("optimizer", "options", "error"),
     [
         ("sgd", ["--warmup", 10], "--warmup 10: expected fewer than the 10 --epochs"),
+        ("sgd", ["--warmup", 1e308], r"--warmup 1e\+308: expected fewer than the 10 --epochs"),
         ("sgd", ["--warmup", 11, "--lr-schedule", "step"], "expected fewer than the 10 --epochs"),
         ("adadelta", ["--lr-schedule", "cosine"], "--lr-schedule cosine: AdaDelta has no learning rate"),
         ("adadelta", ["--warmup", 1.5], "--warmup 1.5: AdaDelta has no learning rate"),

@@ -9,6 +9,7 @@ from ..errors import require
 
 # Distinguishable with any colour vision (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
 LEGEND_INSIDE = 5  # groups that a legend has room for among the lines
 
 
@@ -122,7 +123,17 @@ def _plot_rates(axes: Any, epochs: list[int], rates: list[dict[str, float]]) -> 
     """Plot the learning rate of each group; a logarithmic axis cannot show 0, so the legend says what is frozen."""
     names = list(dict.fromkeys(name for rate in rates for name in rate))
     values = {name: [rate.get(name, 0.0) for rate in rates] for name in names}
-    draw_learning_rates(axes, epochs, [(f"{name}: {_span(values[name])}", values[name]) for name in names])
+    styles = [
+        {
+            "color": COLOURS[place % len(COLOURS)] if any(values[name]) else "0.6",  # grey: frozen
+            "linestyle": STYLES[place % len(STYLES)],
+            "linewidth": 2,
+        }
+        for place, name in enumerate(names)
+    ]
+    draw_learning_rates(axes, epochs, [(f"{name}: {_span(values[name])}", values[name]) for name in names], styles)
+    axes.autoscale(axis="x")
+    axes.get_legend().set_frame_on(False)
     positive = [value for rate in rates for value in rate.values() if value]
     if positive:
         ticker = require("matplotlib.ticker")

@@ -71,7 +71,7 @@ def add_scheduler(optimizer: OptimizerChoice, args: argparse.Namespace, length: 
     option = f"--lr-schedule {args.lr_schedule}" if depends_on_epochs(args) else f"--warmup {args.warmup:g}"
     if optimizer.name == "adadelta":
         raise UserError(f"{option}: AdaDelta has no learning rate to change; choose another --optimizer")
-    warmup = length.updates_in(args.warmup or 0)
+    warmup = length.updates_in(min(args.warmup or 0, length.epochs))
     if warmup >= length.updates:
         raise UserError(f"--warmup {args.warmup:g}: expected fewer than the {length.epochs} --epochs of the run")
     rate = optimizer.settings.get("learning_rate", _default_rate(optimizer.name))
