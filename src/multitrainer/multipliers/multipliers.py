@@ -13,7 +13,7 @@ from ..freezing.freezer import Freezer
 from ..freezing.stale_traces import warn_of_old_traces
 from ..freezing.state import before_freezing
 from ..groups import FIELDS
-from ..groups.targets import Multiplier
+from ..groups.targets import Multiplier, check_multiplier
 from ..symbolic import attributes
 from .clock import UpdateClock
 from .saved import ACTS, ENDED, PreparedRestore, SavedMultipliers
@@ -113,7 +113,7 @@ class Multipliers:
         self._schedules.check_owned(overridden)
         changes = self._tracker.changes(overridden)
         for field, numbers in changes.items():
-            self._check(field, numbers)
+            self._check(field, {param: check_multiplier(number, field) for param, number in numbers.items()})
         for field, params in (*changes.items(), *overridden.items()):
             self._schedules.end(field, params)
         self._write(changes)
