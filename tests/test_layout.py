@@ -1,4 +1,4 @@
-"""The layout of the sources: imports point downwards only, and every module has its tests beside its name."""
+"""The layout of the sources: imports point downwards only."""
 
 import ast
 import pathlib

@@ -86,7 +86,7 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
     BatchNorm statistics that are not frozen then depend on the batches of each rank; save the network on rank 0.
 
     *All ranks must agree on what is frozen.* Multipliers of 0, schedules and calls of `set_lr_mult` must be the same
-    on every rank before the same step. A frozen layer takes no part in the exchange, and Horovod would wait for ever
+    on every rank before the same step. A frozen layer takes no part in the exchange, and Horovod would wait forever
     for a rank that offers no gradient. Each step therefore compares first, with one number per Parameter, and raises
     RuntimeError on all ranks if they differ. Multipliers above 0 are not compared: if they differ, so will the weights.
 

@@ -68,7 +68,7 @@ class MultiLRTrainer(Trainer):
     {'features': 0.0, 'output': 0.1}
     """
 
-    leaves_out_frozen = True  # `freeze` asks whether a trainer needs grad_req='null' to leave a Parameter out
+    leaves_out_frozen = True  # read by `freeze`: this trainer leaves out frozen Parameters by itself
 
     def __init__(
         self,
@@ -247,7 +247,7 @@ class MultiLRTrainer(Trainer):
         Saved are the optimizer's states by parameter name, its settings and counts, the multipliers, which Parameters
         are frozen, the lr_scheduler and AMP's loss scale. The file is an .npz of uncompressed arrays, which
         ``numpy.load(fname)`` reads without pickle, and one JSON text, ``numpy.load(fname)['@header'].item()``. It is
-        written beside `fname`, flushed to disk and renamed, so that it is complete even if the process is killed.
+        written next to `fname`, flushed to disk and renamed, so that it is complete even if the process is killed.
 
         Parameters
         ----------
@@ -371,7 +371,7 @@ class MultiLRTrainer(Trainer):
         self._multipliers.sync()  # schedules go by the update count that was loaded
 
     def _training(self) -> checkpoint.TrainerState:
-        """Collect what is saved and restored; a kvstore may hold it, so set that up as stock Trainer does."""
+        """Collect what is saved and restored; the kvstore may hold it, so it is set up as stock Trainer does."""
         waiting = [param.name for param in self._params if not _mxnet.is_initialized(param)]
         if waiting:
             raise RuntimeError(
@@ -401,7 +401,7 @@ class MultiLRTrainer(Trainer):
         )
 
     def _writes_states(self) -> bool:
-        """Whether this process writes the states, of all that hold the same ones."""
+        """Whether this process is the one that writes, if several hold equal states."""
         return not self._distributed or self._kvstore.rank == 0
 
     def _init_kvstore(self) -> None:

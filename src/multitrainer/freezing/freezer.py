@@ -52,7 +52,7 @@ class Freezer:
 
     @property
     def is_up_to_date(self) -> bool:
-        """Whether nobody froze or unfroze Parameters since, or requested a gradient that was switched off."""
+        """Whether nobody froze or unfroze Parameters since the last `apply`, or requested a gradient that was off."""
         return self._changes == change_count() and all(param.grad_req == "null" for param in self._switched_off)
 
     def left_out(self) -> set[Parameter]:
@@ -82,13 +82,13 @@ class Freezer:
         Parameters
         ----------
         previous : dict of Parameter to float
-            The multipliers of all trainable Parameters at the last call: a frozen one gets it back.
+            The multipliers of all trainable Parameters at the last call, kept for those that are frozen now.
         requested : collection of Parameter
             Those that were given a multiplier: one above 0 requests a gradient even if ``grad_req`` was 'null'.
         backward_done : bool
             Whether the backward pass for the next update has been made, even if it left no gradient.
         """
-        changed = [p for p, lr_mult in previous.items() if not (lr_mult == 0) == (p.lr_mult == 0) == is_frozen(p)]
+        changed = [param for param, lr_mult in previous.items() if _is_to_change(param, lr_mult)]
         without_gradient = [p for p in requested if p.lr_mult != 0 and p.grad_req == "null" and not is_frozen(p)]
         if changed or without_gradient or not (self._blocks_checked and self.is_up_to_date):
             pending = backward_done or (bool(changed or without_gradient) and gradient_pending(self._trainable))
@@ -153,6 +153,11 @@ class Freezer:
         self._switched_off = [param for param in self._frozen if param.grad_req == "null"]
 
 
+def _is_to_change(param: Parameter, previous: float) -> bool:
+    """Whether a Parameter is to be frozen or unfrozen, or was while it had another multiplier."""
+    return {previous == 0, param.lr_mult == 0} != {is_frozen(param)}
+
+
 def freeze_parameter(param: Parameter, lr_mult: float | None = None) -> None:
     """Freeze one Parameter; ``lr_mult`` is the multiplier it gets back if it already holds the 0."""
     if not is_frozen(param):
@@ -161,7 +166,7 @@ def freeze_parameter(param: Parameter, lr_mult: float | None = None) -> None:
 
 
 def unfreeze_parameters(params: Collection[Parameter]) -> None:
-    """Request the gradients of Parameters as before they were frozen; what is in the gradients counts as used."""
+    """Request the gradients of Parameters as before they were frozen; gradients from before are not used."""
     restore_gradients(params)
     for param in params:
         mark_unfrozen(param)

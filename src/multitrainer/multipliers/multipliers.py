@@ -58,7 +58,7 @@ class Multipliers:
         self._tracker = ChangeTracker(self._params, self.trainable, optimizer)
 
     def use_optimizer(self, optimizer: Optimizer) -> None:
-        """Use another optimizer from now on; the Parameters' multipliers hold, whatever its table says."""
+        """Use another optimizer from now on; the Parameters' multipliers hold, whatever its own table says."""
         self._clock.optimizer = optimizer
         self._tracker = ChangeTracker(self._params, self.trainable, optimizer)
 
@@ -98,7 +98,7 @@ class Multipliers:
         self._apply(requested=given.get("lr_mult", {}))
 
     def sync(self) -> None:
-        """Act on the multipliers that were assigned to Parameters or to the optimizer since."""
+        """Act on the multipliers that were assigned to Parameters or to the optimizer since the last step."""
         self._sync(backward_done=False)
 
     def _sync(self, backward_done: bool) -> None:
@@ -106,7 +106,7 @@ class Multipliers:
             self._apply(backward_done=backward_done)
 
     def _read_assignments(self, overridden: _Given) -> bool:
-        """Check and record what was assigned since, except to ``overridden``; return whether multipliers changed."""
+        """Check and take over what was assigned since the last step, except to ``overridden``; return whether any was."""
         self._servers.check_optimizer(self._clock.optimizer)
         for schedules in self._schedules.acting.values():
             self._servers.check_schedules(schedules)
