@@ -106,7 +106,7 @@ class Multipliers:
             self._apply(backward_done=backward_done)
 
     def _read_assignments(self, overridden: _Given) -> bool:
-        """Check and take over what was assigned since the last step, except to ``overridden``; return whether any was."""
+        """Check and take over what was assigned since the last step, except to ``overridden``; tell whether any was."""
         self._servers.check_optimizer(self._clock.optimizer)
         for schedules in self._schedules.acting.values():
             self._servers.check_schedules(schedules)
