@@ -1,4 +1,4 @@
-"""The layout of the sources: imports point downwards only."""
+"""The layout of the sources: imports point downwards only, and every module has its tests beside its name."""
 
 import ast
 import pathlib
@@ -8,6 +8,7 @@ import pytest
 import multitrainer
 
 ROOT = pathlib.Path(multitrainer.__file__).parent
+TESTS = pathlib.Path(__file__).parent
 # Each room may import what stands before it.
 ROOMS = [
     *("_mxnet", "groups", "symbolic", "freezing", "multipliers", "fused", "checkpoint", "recipes", "report"),
@@ -51,3 +52,12 @@ def test_modules_do_not_import_each_other():
         assert leaves, f"a circle among {sorted(str(path.relative_to(ROOT)) for path in graph)}"
         for path in leaves:
             del graph[path]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if not path.name.startswith("__")], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_a_module_has_its_tests_beside_its_name(path):
+    where = path.relative_to(ROOT)
+    tests = TESTS / "distributed" if where.name == "horovod.py" else TESTS / where.parent
+    assert (tests / f"test_{path.name}").exists()
