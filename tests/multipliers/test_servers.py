@@ -144,7 +144,7 @@ class TestTrainer:
             trainer.set_learning_rate(0.3)
         assert (net[0].weight.lr_mult, net[0].weight.wd_mult, trainer.learning_rate) == (0.5, 1, 0.1)
         net[0].weight.lr_mult = 2
-        with pytest.raises(RuntimeError, match="lr_mult 2 of Parameter 'net_dense0_weight' cannot reach"):
+        with pytest.raises(RuntimeError, match=r"lr_mult 2\.0 of Parameter 'net_dense0_weight' cannot reach"):
             trainer.step(1)
         net[0].weight.lr_mult = 0.5
         trainer.optimizer.momentum = 0.5
