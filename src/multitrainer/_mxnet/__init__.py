@@ -57,6 +57,7 @@ from .traces import (
     mark_for_replacement,
     set_operator_factory,
 )
+from .trainer_stores import number_of_trainer, sharing_connection
 from .trainers import without_parameters
 from .update_counts import (
     ReplayableCount,
