@@ -6,7 +6,15 @@ from .freezing import freeze, unfreeze
 from .groups import ParamGroup
 from .plotting import plot_learning_rates
 from .pretrained import LoadReport, load_backbone
-from .recipes import discriminative, gradual_unfreezing, layerwise_decay, no_weight_decay, stages, unfreeze_at
+from .recipes import (
+    discriminative,
+    gradual_unfreezing,
+    layerwise_decay,
+    no_weight_decay,
+    stages,
+    train_only,
+    unfreeze_at,
+)
 from .trainer import MultiLRTrainer
 
 __version__ = "0.1.0"
@@ -23,6 +31,7 @@ __all__ = [
     "no_weight_decay",
     "plot_learning_rates",
     "stages",
+    "train_only",
     "unfreeze",
     "unfreeze_at",
 ]
