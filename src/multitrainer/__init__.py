@@ -5,21 +5,33 @@ from . import symbolic as symbolic
 from .freezing import freeze, unfreeze
 from .groups import ParamGroup
 from .plotting import plot_learning_rates
-from .recipes import discriminative, gradual_unfreezing, layerwise_decay, no_weight_decay, stages, unfreeze_at
+from .pretrained import LoadReport, load_backbone
+from .recipes import (
+    discriminative,
+    gradual_unfreezing,
+    layerwise_decay,
+    no_weight_decay,
+    stages,
+    train_only,
+    unfreeze_at,
+)
 from .trainer import MultiLRTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LoadReport",
     "MultiLRTrainer",
     "ParamGroup",
     "discriminative",
     "freeze",
     "gradual_unfreezing",
     "layerwise_decay",
+    "load_backbone",
     "no_weight_decay",
     "plot_learning_rates",
     "stages",
+    "train_only",
     "unfreeze",
     "unfreeze_at",
 ]

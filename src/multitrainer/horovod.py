@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections import defaultdict
+from typing import Any, Iterator
 
 from mxnet import nd
 
@@ -22,11 +24,18 @@ except ImportError as error:
     ) from error
 
 
+# The ranks of a process set create the same trainers in the same order, so each trainer has the same number on all.
+_numbers: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+
+
 class _HorovodTrainer(hvd.DistributedTrainer):
-    """Adds to Horovod's trainer what `MultiLRTrainer` needs: equal weights on all ranks, and checks."""
+    """Adds to Horovod's trainer what `MultiLRTrainer` needs: equal weights on all ranks, own names, and checks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        number = next(_numbers[self._process_set.process_set_id])
+        if number and not self._prefix:  # Horovod fails if two trainers exchange gradients under one name at a time
+            self._prefix: str = f"trainer{number}."
         self._broadcast_weights()
 
     def _check_contexts(self) -> Any:
@@ -89,6 +98,9 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
     on every rank before the same step. A frozen layer takes no part in the exchange, and Horovod would wait forever
     for a rank that offers no gradient. Each step therefore compares first, with one number per Parameter, and raises
     RuntimeError on all ranks if they differ. Multipliers above 0 are not compared: if they differ, so will the weights.
+
+    *Several trainers,* such as those of a GAN, exchange their gradients under names of their own: from the second on,
+    ``prefix`` is by default the number of the trainer. Create them in the same order on every rank.
 
     *Batch size.* `step` takes the batch size of one rank, because the gradients are averaged over the ranks.
 

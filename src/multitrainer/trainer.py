@@ -93,6 +93,7 @@ class MultiLRTrainer(Trainer):
         with _mxnet.restoring_owners(params):
             # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
             super().__init__(dict(enumerate(params)), *args, **kwargs)
+        self._creation_number = _mxnet.number_of_trainer(self)
 
     @property
     def groups(self) -> tuple[ParamGroup, ...]:
@@ -407,7 +408,8 @@ class MultiLRTrainer(Trainer):
     def _init_kvstore(self) -> None:
         if _mxnet.workers_should_update(self):  # every multiplier and schedule works there
             _mxnet.let_workers_update(self)
-        super()._init_kvstore()
+        with _mxnet.sharing_connection(self, self._creation_number):
+            super()._init_kvstore()
         if _mxnet.has_sent_optimizer(self):
             self._multipliers.sent_to_servers()
 

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 
+import gan
 import horovod_worker
 import numpy as np
 import pytest
 
+from multitrainer import MultiLRTrainer
 from support import PATIENCE, moved
 
 HERE = pathlib.Path(__file__).parent
@@ -76,11 +78,11 @@ def train(tmp_path_factory):
     return run_case
 
 
-def horovodrun(folder, case, np=2, timeout=PATIENCE, **env):
+def horovodrun(folder, case, np=2, timeout=PATIENCE, script="horovod_worker.py", **env):
     """Return the exit code and the output of one job, and end all of its processes in any case."""
     command = [shutil.which("horovodrun", path=os.path.dirname(sys.executable)), "-np", str(np)]
     command += ["-H", f"localhost:{np}", "--gloo", sys.executable, "-W", "ignore"]
-    command += [str(HERE / "horovod_worker.py"), json.dumps(case), str(folder)]
+    command += [str(HERE / script), json.dumps(case), str(folder)]
     process = subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env},
@@ -265,6 +267,24 @@ class TestHorovodsOwnArguments:
     def test_process_set(self, train):
         case = {"groups": {0: 0.1}}
         assert train(np=3, process_set=[1, 2], **case).distance(horovod_worker.train_alone(case)) < BOUND
+
+
+@needs_horovod
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prefixes", "names"),
+    [([None, None], ["", "trainer1."]), (["G.", "D."], ["G.", "D."])],
+    ids=["by default", "of the user"],
+)
+def test_a_gan_equals_one_process(tmp_path, prefixes, names):
+    """Two trainers exchange gradients under names of their own, in turn and at the same time."""
+    case = {"prefixes": prefixes, "names": names}
+    code, output = horovodrun(tmp_path, case, timeout=180, script="horovod_gan_worker.py")
+    assert code == 0, output
+    networks = gan.make_networks()
+    trainers = {name: MultiLRTrainer(net, *gan.OPTIMIZER) for name, net in networks.items()}
+    expected = gan.train(networks, trainers, 5, change=gan.freeze_and_unfreeze(networks, trainers))
+    gan.assert_equal_to_one_process(tmp_path, expected)
 
 
 @needs_horovod

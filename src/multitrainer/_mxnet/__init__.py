@@ -35,12 +35,14 @@ from .multiplier_support import supports_multiplier
 from .optimizers import NOT_STATE, set_states, updater_of, weight_decays
 from .parameters import (
     STATISTICS,
+    contexts,
     discard_gradient,
     has_fresh_gradient,
     is_auxiliary,
     is_initialized,
     is_statistic,
     layer_prefix,
+    load_values,
     mark_gradients_used,
     restoring_owners,
     shape,
@@ -57,6 +59,7 @@ from .traces import (
     mark_for_replacement,
     set_operator_factory,
 )
+from .trainer_stores import number_of_trainer, sharing_connection
 from .trainers import without_parameters
 from .update_counts import (
     ReplayableCount,

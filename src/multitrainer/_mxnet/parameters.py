@@ -95,3 +95,13 @@ def weight_like(param: Parameter, context: Context) -> NDArray:
     if param._stype == "default":
         return param.list_data()[0].as_nd_ndarray().as_in_context(context)  # as `Updater` passes it on
     return sparse.zeros(param._stype, param.shape, ctx=context, dtype=param.dtype)
+
+
+def contexts(param: Parameter) -> list[Context]:
+    """Return where a Parameter is, or will be once its shape is known; empty if it is not initialized."""
+    return list(param.list_ctx()) if param._data is not None or param._deferred_init else []
+
+
+def load_values(param: Parameter, array: Any, ctx: Any) -> None:
+    """Give a Parameter the values of an array that fits; if it is not initialized, create it on ``ctx``."""
+    param._load_init(array, None if contexts(param) else ctx)
