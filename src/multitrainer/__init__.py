@@ -4,6 +4,7 @@ from . import _mxnet as _mxnet  # first: on Python 3.12 it is what makes `import
 from . import symbolic as symbolic
 from .freezing import freeze, unfreeze
 from .groups import ParamGroup
+from .optimizers.adamw import AdamW
 from .plotting import plot_learning_rates
 from .pretrained import LoadReport, load_backbone
 from .recipes import (
@@ -20,6 +21,7 @@ from .trainer import MultiLRTrainer
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdamW",
     "LoadReport",
     "MultiLRTrainer",
     "ParamGroup",
