@@ -7,12 +7,14 @@ from .groups import ParamGroup
 from .plotting import plot_learning_rates
 from .recipes import discriminative, gradual_unfreezing, layerwise_decay, no_weight_decay, stages, unfreeze_at
 from .trainer import MultiLRTrainer
+from .weight_average import WeightAverage
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MultiLRTrainer",
     "ParamGroup",
+    "WeightAverage",
     "discriminative",
     "freeze",
     "gradual_unfreezing",

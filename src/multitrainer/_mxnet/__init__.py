@@ -37,6 +37,7 @@ from .parameters import (
     STATISTICS,
     discard_gradient,
     has_fresh_gradient,
+    has_sparse_weight,
     is_auxiliary,
     is_initialized,
     is_statistic,
