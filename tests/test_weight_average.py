@@ -591,6 +591,19 @@ class TestCopies:
         assert not moved(before, averaged(net, average))
         assert moved(before, averaged(twin, again))
 
+    def test_a_shallow_copy_has_arrays_of_its_own(self):
+        net = mlp()
+        average, reference = WeightAverage(trainer_of(net), 0.9), Reference(net)
+        for step in range(4):
+            if step == 2:
+                other = copy.copy(average)
+            train(net, average._trainer, batches(1))
+            average.update()
+            reference.update(0.9)
+        other.update()
+        reference.assert_equals(average)
+        assert other.num_updates == 3
+
     def test_of_the_network_alone_inside_applied(self):
         net = mlp()
         trainer = trainer_of(net)
@@ -654,6 +667,20 @@ class TestResume:
         with again.applied():
             arrays = all_arrays(twin)
             assert same_arrays(arrays[::2], arrays[1::2])
+
+    @pytest.mark.parametrize("dtype", ["float16", "float64"])
+    def test_of_a_network_that_was_cast(self, tmp_path, dtype):
+        net = mlp(batchnorm=False)
+        average = WeightAverage(trainer_of(net), 0.9)
+        train(net, average._trainer, batches(2))
+        average.update()
+        before = averaged(net, average)
+        net.cast(dtype)
+        average.save(tmp_path / "average")
+        again = WeightAverage(average._trainer)
+        again.load(tmp_path / "average")
+        found = averaged(net, again)
+        assert all((found[name] == before[name].astype(dtype)).all() for name in before)
 
     def test_before_the_first_update(self, tmp_path):
         net = mlp()

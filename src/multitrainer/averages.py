@@ -77,5 +77,4 @@ class Averages:
     @staticmethod
     def _updates_unless_skipped(trainer: Trainer) -> int | None:
         """Return the number of updates of single Parameters, or None without AMP, which skips some."""
-        uses_amp = hasattr(trainer, "_amp_loss_scaler")
-        return _mxnet.updates_made(trainer.optimizer) if uses_amp else None
+        return _mxnet.updates_made(trainer.optimizer) if _mxnet.scales_loss(trainer) else None

@@ -97,6 +97,10 @@ class WeightAverage:
         self._updates_seen = trainer._averages.updates
         trainer._averages.add(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # `copy.copy`, too, must give an average with arrays of its own, because `update` changes them in place.
+        return {**vars(self), "_arrays": {param: array.copy() for param, array in self._arrays.items()}}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._trainer._averages.add(self)

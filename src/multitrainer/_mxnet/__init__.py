@@ -58,7 +58,7 @@ from .traces import (
     mark_for_replacement,
     set_operator_factory,
 )
-from .trainers import without_parameters
+from .trainers import scales_loss, without_parameters
 from .update_counts import (
     ReplayableCount,
     SchedulerError,

@@ -64,7 +64,12 @@ def save(path: Path, params: Sequence[Parameter], state: AverageState) -> None:
     }
     header = {"format": FORMAT, "version": VERSION, **state._asdict(), "parameters": records}
     del header["arrays"]
-    archive.write(path, header, [(component(name), array) for name, array in state.arrays.items()])
+    # A network may have been cast since its averages began.
+    dtypes = {param.name: average_dtype(param.dtype) for param in params}
+    arrays = (
+        (component(name), array.asnumpy().astype(dtypes[name], copy=False)) for name, array in state.arrays.items()
+    )
+    archive.write(path, header, arrays)
 
 
 def load(path: Path, params: Sequence[Parameter], partial: bool) -> tuple[AverageState, dict[str, str]]:
