@@ -141,6 +141,23 @@ class TestFormula:
             expected = weights[name] + 0.999**600 * (before[name].astype("float64") - weights[name])
             assert abs(after[name] - expected).max() <= 2e-6 * abs(expected).max()
 
+    @pytest.mark.parametrize("decay", [0.2, 0.9])
+    def test_after_a_prediction(self, decay):
+        """A prediction leaves weights in a layout of MKL-DNN."""
+        net = convolution()
+        net.hybridize()
+        trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.1})
+        average, reference = WeightAverage(trainer, decay), Reference(net)
+        for batch in batches(4):
+            backward(net, *batch)
+            net(batch[0]).wait_to_read()
+            trainer.step(4)
+            net(batch[0]).wait_to_read()
+            average.update()
+            net(batch[0]).wait_to_read()
+            reference.update(decay)
+        reference.assert_equals(average)
+
     def test_of_deferred_parameters(self):
         mx.random.seed(1)
         net = nn.HybridSequential()

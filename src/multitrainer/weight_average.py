@@ -283,11 +283,12 @@ def _weight_like(average: NDArray, param: Parameter) -> NDArray:
 
 def _interpolate(average: NDArray, weight: NDArray, decay: float) -> None:
     """Set `average` to ``decay * average + (1 - decay) * weight``."""
-    # One of the two plus a part of their difference: a factor for each, rounded for itself, adds up to 1 only nearly,
-    # which long averages amplify. From the nearer one, so that a decay of 0 gives the weight. `sgd_update` computes
-    # ``start - part * difference`` in one pass.
+    # One of the two less a part of their difference: two factors, each rounded for itself, add up to 1 only nearly, and
+    # long averages amplify that. The part is at most a half, so that a decay of 0 gives the weight itself.
     start, other, part = (average, weight, 1 - decay) if decay >= 0.5 else (weight, average, decay)
-    nd.sgd_update(start, nd.elemwise_sub(start, other), out=average, lr=part, wd=0)
+    difference = nd.elemwise_sub(start, other)
+    difference *= part
+    nd.elemwise_sub(start, difference, out=average)
 
 
 def _checked_decay(decay: Any) -> float:
