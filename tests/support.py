@@ -112,6 +112,14 @@ def same_as_stock(ours, stock, runs=20):
     return False
 
 
+def with_gradients(net):
+    """Request the gradients of a copied network again: MXNet does not copy them."""
+    for param in net.collect_params().values():
+        grad_req, param.grad_req = param.grad_req, "null"
+        param.grad_req = grad_req
+    return net
+
+
 def weights(names):
     """Return those of ``names`` that are not running statistics."""
     return {name for name in names if "running" not in name}

@@ -13,7 +13,7 @@ from mxnet import gluon
 from mxnet.gluon import Trainer, contrib, nn
 
 from multitrainer import MultiLRTrainer
-from support import CONTEXTS, PATIENCE, backward, batches, mlp, moved, same, snapshot, train, weights
+from support import CONTEXTS, PATIENCE, backward, batches, mlp, moved, same, snapshot, train, weights, with_gradients
 
 
 def both(run):
@@ -305,14 +305,6 @@ class TestReport:
 
 
 WAYS = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda value: pickle.loads(pickle.dumps(value))}
-
-
-def with_gradients(net):
-    """Request the gradients of a copied network again: MXNet does not copy them."""
-    for param in net.collect_params().values():
-        grad_req, param.grad_req = param.grad_req, "null"
-        param.grad_req = grad_req
-    return net
 
 
 class TestCopies:

@@ -17,6 +17,7 @@ from .recipes import (
     unfreeze_at,
 )
 from .trainer import MultiLRTrainer
+from .weight_average import WeightAverage
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "LoadReport",
     "MultiLRTrainer",
     "ParamGroup",
+    "WeightAverage",
     "discriminative",
     "freeze",
     "gradual_unfreezing",

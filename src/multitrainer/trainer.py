@@ -11,6 +11,7 @@ from mxnet import nd
 from mxnet.gluon import Parameter, Trainer
 
 from . import _mxnet, checkpoint, report
+from .averages import Averages
 from .checkpoint import archive
 from .freezing.rank_agreement import StoreComparison
 from .fused.update import FusedUpdate
@@ -85,6 +86,7 @@ class MultiLRTrainer(Trainer):
         # Without the Blocks: one that was hybridized and called could not be copied with the trainer.
         self._resolved = resolved._replace(blocks=())
         self._fused = FusedUpdate()
+        self._averages = Averages()
         self._multipliers = Multipliers(self._params, self._optimizer, inherited)
         self._multipliers.start(resolved.assignments, resolved.blocks)
 
@@ -229,7 +231,7 @@ class MultiLRTrainer(Trainer):
 
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`."""
-        with self._multipliers.update(self):
+        with self._averages.update(self), self._multipliers.update(self):
             super().step(batch_size, ignore_stale_grad)
 
     def allreduce_grads(self) -> None:
@@ -239,7 +241,7 @@ class MultiLRTrainer(Trainer):
 
     def update(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update after `allreduce_grads`; see `mxnet.gluon.Trainer.update`."""
-        with self._multipliers.update(self):
+        with self._averages.update(self), self._multipliers.update(self):
             super().update(batch_size, ignore_stale_grad)
 
     def save_states(self, fname: str | os.PathLike[str]) -> None:
@@ -434,9 +436,11 @@ class MultiLRTrainer(Trainer):
     def _allreduce_grads(self) -> None:
         if self._comparison is not None:
             self._comparison.check(self._params)
+        self._averages.include(self._params)  # a kvstore that updates does so in the exchange
         super()._allreduce_grads()
 
     def _update(self, ignore_stale_grad: bool = False) -> None:
+        self._averages.include(self._params)
         # AMP looks for an overflow in the first gradient, and fails if no Parameter has one.
         if all(param.grad_req == "null" for param in self._params):
             return

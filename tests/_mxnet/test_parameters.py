@@ -136,3 +136,9 @@ def test_an_optimizer_creates_the_same_state_for_an_array_like_the_weight(stype)
     array = _mxnet.weight_like(param, mx.cpu(1))
     assert (array.stype, array.shape, array.context) == (stype, (3, 2), mx.cpu(1))
     assert array.dtype is np.float64
+
+
+@pytest.mark.parametrize(("stype", "grad_stype"), [("default", "row_sparse"), ("row_sparse", "row_sparse")])
+def test_a_weight_is_sparse_whatever_its_gradient_is(stype, grad_stype):
+    param = gluon.Parameter("w", shape=(3, 2), stype=stype, grad_stype=grad_stype)
+    assert _mxnet.has_sparse_weight(param) == (stype == "row_sparse")

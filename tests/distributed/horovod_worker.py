@@ -42,6 +42,7 @@ def rank_main(case, folder, hvd, sets, taking_part):
         options["process_set"] = sets[0]
     net = make_net(case, shift=taking_part.index(hvd.rank()))
     trainer = make_trainer(DistributedMultiLRTrainer, case, net, **options)
+    average = multitrainer.WeightAverage(trainer, case["average"]) if "average" in case else None
     reduced = record_reductions(hvd)
     share = BATCH // len(taking_part)
     begin = share * taking_part.index(hvd.rank())
@@ -57,6 +58,11 @@ def rank_main(case, folder, hvd, sets, taking_part):
         change(step, case, net, trainer, hvd.rank())
         train(step, net, trainer, slice(begin, begin + share))
         history.append(snapshot(net))
+        if average is not None:
+            average.update()
+            average.save(folder / f"average of rank {hvd.rank()}")
+            with average.applied():
+                history[-1].update({f"average {name}": array for name, array in snapshot(net).items()})
         states.append(sorted(trainer._updaters[0].states))
         sizes.append(list(reduced))
         reduced.clear()

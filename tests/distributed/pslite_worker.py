@@ -33,6 +33,7 @@ def main():
             for param in net.collect_params().values():
                 param.set_data(param.data(ctx[0]) + 1)
     trainer = make_trainer(net, kv)
+    average = multitrainer.WeightAverage(trainer, CASE["average"]) if "average" in CASE else None
     history, errors = {}, []
     if "resume" in CASE:
         net.load_parameters(str(pathlib.Path(CASE["resume"]) / "net"), ctx=ctx)
@@ -46,6 +47,8 @@ def main():
         except (RuntimeError, UserWarning) as error:
             errors.append([step, type(error).__name__, str(error)])
         history[step] = snapshot(net)
+        if average is not None:
+            history[step].update(averages(net, average))
     mx.nd.waitall()
     arrays = {f"{step}/{name}": array for step, arrays in history.items() for name, array in arrays.items()}
     np.savez(FOLDER / f"rank{INDEX}.npz", **arrays)
@@ -138,6 +141,19 @@ def train(step, net, trainer, ctx):
         mx.nd.waitall()
         net(mx.nd.ones((50_000, 3)))  # still runs when the call returns
     trainer.step(CASE.get("batch_sizes", {}).get(str(step), 8), ignore_stale_grad="without_backward" in CASE)
+
+
+def averages(net, average):
+    """Average the weights, save and load the averages; return those that were loaded."""
+    average.update()
+    rank = average._trainer._kvstore.rank
+    average.save(FOLDER / ("average" if rank == 0 else f"average of rank {rank}"))
+    average._trainer._kvstore._barrier()  # until rank 0 has written
+    loaded = multitrainer.WeightAverage(average._trainer)
+    loaded.load(FOLDER / "average")
+    average._trainer._kvstore._barrier()  # until all ranks have read
+    with loaded.applied():
+        return {f"average {name}": array for name, array in snapshot(net).items()}
 
 
 def frozen(net):

@@ -167,6 +167,16 @@ class TestAllRanksAgree:
         result = train(batchnorm=True, differ={"net_batchnorm0_running_mean", "net_batchnorm0_running_var"})
         assert moved(*[rank[-1] for rank in result.ranks]) <= BATCHNORM
 
+    def test_a_weight_average(self, train):
+        """The ranks begin with other weights, and `train` checks that they agree on the averages."""
+        result = train(average=0.5, steps=5, changes=[[0, "set_lr_mult", 0, 0], [2, "set_lr_mult", 0, 1]])
+        expected = first_weights()
+        for arrays in result.history:
+            for name in FIRST | SECOND:
+                expected[name] = 0.5 * expected[name] + 0.5 * arrays[name]
+                assert abs(arrays[f"average {name}"] - expected[name]).max() <= 1e-6 * abs(expected[name]).max()
+        assert {path.name for path in result.folder.glob("average*")} == {"average of rank 0"}
+
 
 @needs_horovod
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cluster import run
 
-from support import PATIENCE
+from support import PATIENCE, mlp, snapshot
 
 pytestmark = pytest.mark.slow
 WORKER = pathlib.Path(__file__).parent / "pslite_worker.py"
@@ -294,3 +294,26 @@ class TestServersUpdate:
         ours, stock = train(**case), train(**case, stock=True)
         assert ours.errors == stock.errors
         assert {(step, kind) for step, kind, _ in ours.errors} == {(1, "UserWarning")}
+
+
+class TestWeightAverage:
+    @pytest.mark.parametrize("update_on_kvstore", [None, True])
+    def test_is_the_same_on_all_ranks(self, train, update_on_kvstore):
+        changes = [[1, "set_lr_mult", 0, 0], [3, "set_lr_mult", 0, 1]]
+        result = train(
+            kvstore="dist_sync",
+            update_on_kvstore=update_on_kvstore,
+            ready=True,  # the ranks begin with other weights
+            average=0.5,
+            steps=5,
+            changes=changes,
+        )
+        assert result.errors == []
+        result.assert_ranks_agree()
+        expected = snapshot(mlp(batchnorm=False))
+        for step in range(5):
+            for name in FIRST | SECOND:
+                expected[name] = 0.5 * expected[name] + 0.5 * result.ranks[0][f"{step}/{name}"]
+                found = result.ranks[0][f"{step}/average {name}"]
+                assert abs(found - expected[name]).max() <= 1e-6 * abs(expected[name]).max()
+        assert {path.name for path in result.folder.glob("average*")} == {"average"}

@@ -292,7 +292,7 @@ class TestCopies:
     @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
     def test_train_on_with_the_same_settings(self, how):
         optimizer = AdamW(learning_rate=0.1, wd=0.5, correct_bias=False)
-        assert update_once(how(optimizer)) [0] == update_once(optimizer)[0]
+        assert update_once(how(optimizer))[0] == update_once(optimizer)[0]
 
     def test_none_goes_to_parameter_servers(self):
         """MXNet pickles for them by protocol 0; a server could not import the class."""

@@ -38,6 +38,7 @@ from .parameters import (
     contexts,
     discard_gradient,
     has_fresh_gradient,
+    has_sparse_weight,
     is_auxiliary,
     is_initialized,
     is_statistic,
@@ -59,13 +60,4 @@ from .traces import (
     mark_for_replacement,
     set_operator_factory,
 )
-from .trainer_stores import number_of_trainer, sharing_connection
-from .trainers import without_parameters
-from .update_counts import (
-    ReplayableCount,
-    SchedulerError,
-    set_update_counts,
-    times_updated,
-    update_counts,
-    updates_made,
-)
+from .trainers import scales_loss, without_parameters

@@ -83,6 +83,11 @@ def is_initialized(param: Parameter) -> bool:
     return param._data is not None
 
 
+def has_sparse_weight(param: Parameter) -> bool:
+    """Whether the weight of ``param`` is row_sparse or csr, whatever its gradient is."""
+    return param._stype != "default"
+
+
 def shape(param: Parameter) -> tuple[int, ...] | None:
     """Return the shape of ``param``, or None if it is not known yet."""
     # In a SymbolBlock, only the array may have one.

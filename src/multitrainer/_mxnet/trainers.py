@@ -1,4 +1,4 @@
-"""Trainers: leaving Parameters out of the exchange and the update."""
+"""Trainers: leaving Parameters out of the exchange and the update, and AMP."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ class _LeftOut:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._param, name)
+
+
+def scales_loss(trainer: Trainer) -> bool:
+    """Whether ``amp.init_trainer`` was called with ``trainer``, which then skips an update if a gradient overflows."""
+    return hasattr(trainer, "_amp_loss_scaler")
 
 
 @contextlib.contextmanager
