@@ -15,6 +15,8 @@ from .averages import Averages
 from .checkpoint import archive
 from .freezing.rank_agreement import StoreComparison
 from .fused.update import FusedUpdate
+from .gradients.clipping import GradientClipping
+from .gradients.update_ratios import UpdateMeasurement, ratio
 from .groups import ParamGroup, resolve, resolve_assignment
 from .groups.targets import Multiplier, known_name
 from .multipliers.initial import check_initial, inherited_multipliers
@@ -38,13 +40,17 @@ class MultiLRTrainer(Trainer):
         As `gluon.Trainer` takes it.
     *args, **kwargs
         Passed on to `gluon.Trainer`: ``kvstore``, ``compression_params``, ``update_on_kvstore``.
+    max_grad_norm : float, optional
+        If the norm of the gradients of all trained Parameters together is larger, all are scaled down to it for the
+        update; see `max_grad_norm`.
 
     Raises
     ------
     TypeError, ValueError
         Before anything has changed, naming the entry: something that is not a target or not a multiplier, an empty
         target, two entries that disagree, two Parameters of one name, a multiplier that the optimizer does not support
-        (AdaDelta has no learning rate to multiply).
+        (AdaDelta has no learning rate to multiply), a ``max_grad_norm`` that is no finite number above 0, or one beside
+        a kvstore that updates.
 
     Notes
     -----
@@ -77,9 +83,11 @@ class MultiLRTrainer(Trainer):
         optimizer: Any,
         optimizer_params: dict[str, Any] | None = None,
         *args: Any,
+        max_grad_norm: float | None = None,
         **kwargs: Any,
     ) -> None:
         resolved = resolve(params)
+        self._clipping = GradientClipping(max_grad_norm)
         inherited = inherited_multipliers(resolved, optimizer)
         check_initial(resolved, inherited, optimizer, optimizer_params)
         self._construct_stock_trainer(resolved.parameters, optimizer, optimizer_params, *args, **kwargs)
@@ -87,6 +95,7 @@ class MultiLRTrainer(Trainer):
         self._resolved = resolved._replace(blocks=())
         self._fused = FusedUpdate()
         self._averages = Averages()
+        self._measurement = UpdateMeasurement()
         self._multipliers = Multipliers(self._params, self._optimizer, inherited)
         self._multipliers.start(resolved.assignments, resolved.blocks)
 
@@ -95,6 +104,7 @@ class MultiLRTrainer(Trainer):
         with _mxnet.restoring_owners(params):
             # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
             super().__init__(dict(enumerate(params)), *args, **kwargs)
+            self._clipping.check(self)
         self._creation_number = _mxnet.number_of_trainer(self)
 
     @property
@@ -109,6 +119,139 @@ class MultiLRTrainer(Trainer):
         A group whose Parameters no longer share one multiplier has an entry for each.
         """
         return {row.name: row.learning_rate for row in self._rows(by=("lr_mult",))}
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The largest norm that the gradients of one update may have, all of them together; None for no clipping.
+
+        Larger gradients are multiplied with ``max_grad_norm / (norm + 1e-6)`` for the update, as by PyTorch's
+        ``clip_grad_norm_``. The norm is that of the gradients as the optimizer uses them: summed over contexts and
+        workers, divided by the batch size and by AMP's loss scale. Frozen Parameters are left out. The optimizer's own
+        ``clip_gradient`` acts after that. The gradients in ``param.grad()`` stay as they are.
+
+        A norm that is infinite or not a number clips nothing: the update is what it is without clipping. Under AMP
+        there is none.
+
+        It can be set at any time. If it is set when the trainer is built, or before the first step, the trainer updates
+        by itself also on several contexts, and not the kvstore.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When it is set: not a finite number above 0 and not None; or parameter servers update, weights are
+            row_sparse, or ``update_on_kvstore=True`` was given.
+        RuntimeError
+            When it is set: the kvstore has begun to update.
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.nn.Dense(1, in_units=2, use_bias=False, prefix='fc_')
+        >>> net.initialize(mx.init.One())
+        >>> trainer = MultiLRTrainer(net, 'sgd', {'learning_rate': 1}, max_grad_norm=1)
+        >>> with mx.autograd.record():
+        ...     loss = net(mx.nd.array([[3, 4]])).sum()
+        >>> loss.backward()
+        >>> trainer.step(1)
+        >>> trainer.total_grad_norm()
+        5.0
+        >>> net.weight.data().asnumpy().round(3)  # one minus a fifth of the gradient
+        array([[0.4, 0.2]], dtype=float32)
+        """
+        return self._clipping.max_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float | None) -> None:
+        clipping = GradientClipping(value)
+        clipping.check(self)
+        self._clipping.max_norm = clipping.max_norm
+
+    def grad_norms(self) -> dict[str, float]:
+        """Return the norm of each group's gradients in the last update, before clipping, by the name of the group.
+
+        The names are those of `learning_rates`. A norm is that of the gradients as the optimizer uses them, divided by
+        the batch size and by AMP's loss scale; see `max_grad_norm`. Parameters that were frozen, or that
+        ``ignore_stale_grad`` left out, count as 0.
+
+        Without `max_grad_norm`, the gradients are read when this is called: call it after `step` and before the
+        gradients change.
+
+        Raises
+        ------
+        RuntimeError
+            If nothing was updated yet; if the gradients of the last update are gone; or if parameter servers update,
+            because they alone have the sums.
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.nn.Dense(1, in_units=2, prefix='fc_')
+        >>> net.initialize()
+        >>> trainer = MultiLRTrainer([net, (net.bias, 2)], 'sgd')
+        >>> with mx.autograd.record():
+        ...     loss = net(mx.nd.array([[3, 4]])).sum()
+        >>> loss.backward()
+        >>> trainer.step(1)
+        >>> trainer.grad_norms()
+        {'fc': 5.0, 'fc_bias': 1.0}
+        """
+        gradients = self._clipping.last_gradients(self)
+        return {name: gradients.norm(members) for name, members in self._members_of_groups().items()}
+
+    def total_grad_norm(self) -> float:
+        """Return the norm of all gradients together in the last update, before clipping; see `grad_norms`."""
+        return self._clipping.last_gradients(self).norm()
+
+    def update_ratios(self, measure: bool = True) -> dict[str, float]:
+        """Return the norm of each group's last update over the norm of its weights before it, by name of the group.
+
+        It shows which multiplier a group needs: about 1e-3 is usual, and a group that is far below hardly learns. The
+        names are those of `learning_rates`; a frozen group has 0.
+
+        Parameters
+        ----------
+        measure : bool, default True
+            Whether later updates are measured. The first call begins with that and returns an empty dict. While it is
+            on, the trainer keeps two copies of the trained weights; False ends it and drops them.
+
+        Returns
+        -------
+        dict of str to float
+            Empty until an update was measured. If all weights of a group were 0, as biases are at first, its
+            ratio is 1, or 0 if they still are.
+
+        Raises
+        ------
+        ValueError
+            If weights are row_sparse, because only the kvstore has them.
+
+        References
+        ----------
+        A. Karpathy, CS231n, "Ratio of weights:updates": https://cs231n.github.io/neural-networks-3/#ratio
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.nn.Dense(1, in_units=2, prefix='fc_')
+        >>> net.initialize(mx.init.One())
+        >>> trainer = MultiLRTrainer([net, (net.bias, 0)], 'sgd', {'learning_rate': 0.25})
+        >>> trainer.update_ratios()
+        {}
+        >>> with mx.autograd.record():
+        ...     loss = net(mx.nd.array([[1, 1]])).sum()
+        >>> loss.backward()
+        >>> trainer.step(1)
+        >>> trainer.update_ratios()
+        {'fc': 0.25, 'fc_bias': 0.0}
+        """
+        measured = self._measurement.squares()
+        self._measurement.switch(measure, self)
+        if measured is None:
+            return {}
+        return {name: ratio(members, measured) for name, members in self._members_of_groups().items()}
 
     def summary(self) -> str:
         """Return the table of groups: parameters, values, multipliers, effective learning rate, weight decay, state.
@@ -408,7 +551,8 @@ class MultiLRTrainer(Trainer):
         return not self._distributed or self._kvstore.rank == 0
 
     def _init_kvstore(self) -> None:
-        if _mxnet.workers_should_update(self):  # every multiplier and schedule works there
+        # Every multiplier and schedule works there, and a kvstore updates before the norm of all gradients is known.
+        if _mxnet.workers_should_update(self) or self._clipping.max_norm is not None:
             _mxnet.let_workers_update(self)
         with _mxnet.sharing_connection(self, self._creation_number):
             super()._init_kvstore()
@@ -437,10 +581,20 @@ class MultiLRTrainer(Trainer):
         if self._comparison is not None:
             self._comparison.check(self._params)
         self._averages.include(self._params)  # a kvstore that updates does so in the exchange
+        if self._update_on_kvstore:
+            self._measurement.begin_update(self._params)
         super()._allreduce_grads()
 
     def _update(self, ignore_stale_grad: bool = False) -> None:
         self._averages.include(self._params)
+        store_updates = bool(self._update_on_kvstore)
+        if not store_updates:
+            self._measurement.begin_update(self._params)
+        with self._clipping.update([self._optimizer], self._params, ignore_stale_grad, store_updates):
+            self._update_weights(ignore_stale_grad)
+        self._measurement.end_update()
+
+    def _update_weights(self, ignore_stale_grad: bool) -> None:
         # AMP looks for an overflow in the first gradient, and fails if no Parameter has one.
         if all(param.grad_req == "null" for param in self._params):
             return
@@ -461,6 +615,9 @@ class MultiLRTrainer(Trainer):
     def _rows(self, **kwargs: Any) -> list[report.SummaryRow]:
         (rate,) = self._rates([self._optimizer.num_update + 1])
         return report.summary_rows(self._resolved, self._multipliers.trainable, rate, self._optimizer.wd, **kwargs)
+
+    def _members_of_groups(self) -> dict[str, list[Parameter]]:
+        return report.members_of_groups(self._resolved, self._multipliers.trainable)
 
     def _planned(self, num_updates: int) -> tuple[Sequence[int], list[tuple[str, list[float]]]]:
         """Give the numbers of the next updates, and the learning rates of each group at them."""

@@ -60,3 +60,20 @@ def test_a_kvstore_in_this_process_gets_no_optimizer_sent():
     train(net, trainer, batches(1), CONTEXTS)
     assert not _mxnet.has_sent_optimizer(trainer)
     assert not _mxnet.servers_update(trainer)
+
+
+@pytest.mark.parametrize(("given", "contexts", "updates"), [(None, 2, True), (False, 2, False), (None, 1, False)])
+def test_who_updates_once_the_kvstore_is_set_up(given, contexts, updates):
+    net = mlp(CONTEXTS[:contexts])
+    trainer = Trainer(net.collect_params(), "sgd", update_on_kvstore=given)
+    assert _mxnet.chosen_update_on_kvstore(trainer) is given
+    assert not _mxnet.store_updates(trainer)
+    train(net, trainer, batches(1), CONTEXTS[:contexts])
+    assert _mxnet.store_updates(trainer) is updates
+
+
+@pytest.mark.parametrize("stype", ["default", "row_sparse"])
+def test_sparse_weights(stype):
+    param = mx.gluon.Parameter("w", shape=(2, 2), stype=stype)
+    param.initialize()
+    assert _mxnet.has_sparse_weights(Trainer([param], "sgd")) is (stype == "row_sparse")

@@ -34,7 +34,9 @@ def main():
                 param.set_data(param.data(ctx[0]) + 1)
     trainer = make_trainer(net, kv)
     average = multitrainer.WeightAverage(trainer, CASE["average"]) if "average" in CASE else None
-    history, errors = {}, []
+    history, errors, figures = {}, [], []
+    if CASE.get("figures"):
+        trainer.update_ratios()
     if "resume" in CASE:
         net.load_parameters(str(pathlib.Path(CASE["resume"]) / "net"), ctx=ctx)
         trainer.load_states(pathlib.Path(CASE["resume"]) / "states")
@@ -49,10 +51,13 @@ def main():
         history[step] = snapshot(net)
         if average is not None:
             history[step].update(averages(net, average))
+        if CASE.get("figures"):
+            figures.append([norms(trainer, errors), trainer.update_ratios()])
     mx.nd.waitall()
     arrays = {f"{step}/{name}": array for step, arrays in history.items() for name, array in arrays.items()}
     np.savez(FOLDER / f"rank{INDEX}.npz", **arrays)
     about = {"errors": errors, "update_on_kvstore": bool(trainer._update_on_kvstore), "frozen": frozen(net)}
+    about["figures"] = figures
     (FOLDER / f"rank{INDEX}.json").write_text(json.dumps(about))
     if trainer._kvstore is not None:
         trainer._kvstore._barrier()  # no worker ends while another still pushes
@@ -67,7 +72,7 @@ def make_trainer(net, kv):
         spec = [net, *((net[int(path)], multiplier) for path, multiplier in CASE.get("groups", {}).items())]
         if "schedule" in CASE:
             spec.append((net[CASE["schedule"]], lambda num_update: 1 / num_update))
-    options = {key: CASE[key] for key in ("update_on_kvstore", "compression_params") if key in CASE}
+    options = {key: CASE[key] for key in ("update_on_kvstore", "compression_params", "max_grad_norm") if key in CASE}
     optimizer = CASE.get("optimizer", "sgd")
     params = {"learning_rate": 0.05, **CASE.get("optimizer_params", {})}
     if "lr_scheduler" in CASE:
@@ -154,6 +159,15 @@ def averages(net, average):
     average._trainer._kvstore._barrier()  # until all ranks have read
     with loaded.applied():
         return {f"average {name}": array for name, array in snapshot(net).items()}
+
+
+def norms(trainer, errors):
+    """Return the norms of the gradients by group, and of all of them."""
+    try:
+        return {**trainer.grad_norms(), "total": trainer.total_grad_norm()}
+    except RuntimeError as error:
+        errors.append(["norms", type(error).__name__, str(error)])
+        return {}
 
 
 def frozen(net):

@@ -40,6 +40,7 @@ class Result:
         about = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in ranks]
         assert all(one["reduced"] == about[0]["reduced"] for one in about), "the ranks reduced different gradients"
         self.reduced, self.states = about[0]["reduced"], about[0]["states"]
+        self.figures = [one["figures"] for one in about]
 
     @property
     def history(self):
@@ -176,6 +177,23 @@ class TestAllRanksAgree:
                 expected[name] = 0.5 * expected[name] + 0.5 * arrays[name]
                 assert abs(arrays[f"average {name}"] - expected[name]).max() <= 1e-6 * abs(expected[name]).max()
         assert {path.name for path in result.folder.glob("average*")} == {"average of rank 0"}
+
+
+@needs_horovod
+@pytest.mark.slow
+class TestGradients:
+    @pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+    @pytest.mark.parametrize("options", [{}, {"gradient_predivide_factor": 2}], ids=str)
+    def test_are_clipped_and_measured_as_in_one_process(self, train, options, max_grad_norm):
+        case = {"max_grad_norm": max_grad_norm, "groups": {0: 0.5}, "steps": 4, "changes": [[2, "set_lr_mult", 0, 0]]}
+        result, alone = train(**case, **options), []
+        assert result.distance(horovod_worker.train_alone(case, alone)) < BOUND
+        for figures in result.figures:
+            for step, ((norms, ratios), expected) in enumerate(zip(figures, alone)):
+                assert norms["total"] > 0.05
+                assert norms == pytest.approx(expected[0], rel=1e-6)
+                assert ratios == pytest.approx(expected[1], rel=1e-5)  # float32 weights, small updates
+                assert (norms["0"] == 0, ratios["0"] == 0) == (step >= 2, step >= 2)
 
 
 @needs_horovod

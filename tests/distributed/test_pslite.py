@@ -137,6 +137,25 @@ class TestWorkersUpdate:
         ready.assert_ranks_agree()
         assert [about["update_on_kvstore"] for about in ready.about] == [False, False]
 
+    @pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+    @pytest.mark.parametrize("contexts", [1, 2])
+    def test_gradients_are_clipped_and_measured_as_in_one_process(self, train, contexts, max_grad_norm):
+        case = {
+            **{"figures": True, "max_grad_norm": max_grad_norm, "contexts": contexts, "groups": {"0": 0.5}, "steps": 4},
+            "changes": [[2, "set_lr_mult", 0, 0]],
+        }
+        result = train(kvstore="dist_sync", **case)
+        result.assert_ranks_agree()
+        alone = train_alone(train, **{**case, "contexts": 1})
+        assert result.distance(alone) < BOUND
+        for step, expected in enumerate(alone.about[0]["figures"]):
+            norms, ratios = expected
+            assert norms["total"] > 0.05
+            assert (norms["0"] == 0, ratios["0"] == 0) == (step >= 2, step >= 2)
+            for about in result.about:
+                assert about["figures"][step][0] == pytest.approx(norms, rel=1e-6)
+                assert about["figures"][step][1] == pytest.approx(ratios, rel=1e-5)  # float32 weights, small updates
+
     def test_gradient_compression_as_under_stock(self, train):
         """MXNet 1.9.1 has none for a distributed kvstore, and its error is what comes of asking for it."""
         case = {"kvstore": "dist_sync", "compression_params": {"type": "2bit", "threshold": 0.5}}
@@ -233,6 +252,19 @@ class TestServersUpdate:
     def test_wd_multipliers(self, train):
         case = {"changes": [[0, "set_wd_mult", 0, 0]], "optimizer_params": {"wd": 0.5}}
         assert train(**SERVERS, **case).distance(train_alone(train, **case)) < BOUND
+
+    def test_updates_are_measured_and_gradients_are_not(self, train):
+        """Every worker pulls the weights, and only the servers have the sums of gradients."""
+        case = {"figures": True, "groups": {"0": 0.5}}
+        result = train(**SERVERS, **case)
+        assert result.errors
+        for error in result.errors:
+            assert error[:2] == ["norms", "RuntimeError"]
+            assert "parameter servers have the sums. Let the workers update" in error[2]
+        alone = train_alone(train, **case)
+        for about in result.about:
+            for (_, ratios), (_, expected) in zip(about["figures"], alone.about[0]["figures"]):
+                assert ratios == pytest.approx(expected, rel=1e-5)
 
     def test_lars_keeps_the_trajectory_of_stock(self, train):
         # `ready` gives each worker the share of its rank: all begin with the statistics of rank 0.

@@ -22,7 +22,15 @@ from .blocks import (
     use_global_stats,
     without_side_effects,
 )
-from .kvstores import has_sent_optimizer, let_workers_update, servers_update, workers_should_update
+from .kvstores import (
+    chosen_update_on_kvstore,
+    has_sent_optimizer,
+    has_sparse_weights,
+    let_workers_update,
+    servers_update,
+    store_updates,
+    workers_should_update,
+)
 from .modules import (
     fixed_parameters,
     module_optimizer,
@@ -60,4 +68,13 @@ from .traces import (
     mark_for_replacement,
     set_operator_factory,
 )
+from .trainer_stores import number_of_trainer, sharing_connection
 from .trainers import scales_loss, without_parameters
+from .update_counts import (
+    ReplayableCount,
+    SchedulerError,
+    set_update_counts,
+    times_updated,
+    update_counts,
+    updates_made,
+)

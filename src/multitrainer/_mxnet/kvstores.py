@@ -38,6 +38,21 @@ def has_sent_optimizer(trainer: Trainer) -> bool:
     return bool(trainer._distributed and trainer._update_on_kvstore)
 
 
+def store_updates(trainer: Trainer) -> bool:
+    """Whether a kvstore that was set up updates, in this process or on servers."""
+    return bool(trainer._update_on_kvstore)
+
+
+def chosen_update_on_kvstore(trainer: Trainer) -> bool | None:
+    """Return what the user, or `let_workers_update`, chose about who updates; None if that was left open."""
+    return trainer._kvstore_params["update_on_kvstore"]
+
+
+def has_sparse_weights(trainer: Trainer) -> bool:
+    """Whether a weight is stored as row_sparse; a kvstore updates it and holds it, and contexts have a few rows."""
+    return bool(trainer._contains_sparse_weight)
+
+
 def _store_type(trainer: Trainer) -> str:
     store = trainer._kvstore_params["kvstore"]
     return store if isinstance(store, str) else getattr(store, "type", "")
