@@ -22,7 +22,7 @@ from .blocks import (
     use_global_stats,
     without_side_effects,
 )
-from .kvstores import has_sent_optimizer, let_workers_update, servers_update, workers_should_update
+from .kvstores import has_sent_optimizer, kvstore_fits, let_workers_update, servers_update, workers_should_update
 from .modules import (
     fixed_parameters,
     module_optimizer,
@@ -57,7 +57,7 @@ from .traces import (
     mark_for_replacement,
     set_operator_factory,
 )
-from .trainers import without_parameters
+from .trainers import append_parameters, without_parameters
 from .update_counts import (
     ReplayableCount,
     SchedulerError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from mxnet.gluon import Trainer
+from mxnet.gluon import Parameter, Trainer
 
 
 def workers_should_update(trainer: Trainer) -> bool:
@@ -36,6 +36,13 @@ def servers_update(trainer: Trainer) -> bool:
 def has_sent_optimizer(trainer: Trainer) -> bool:
     """Whether the kvstore that was set up sent the optimizer to parameter servers."""
     return bool(trainer._distributed and trainer._update_on_kvstore)
+
+
+def kvstore_fits(trainer: Trainer, param: Parameter) -> bool:
+    """Whether the kvstore, if it was set up, can take ``param`` too: for sparse ones, stock may choose another."""
+    if not trainer._kv_initialized or trainer._contains_sparse_weight:
+        return True
+    return param._stype == "default" and (param._grad_stype == "default" or not trainer._distributed)
 
 
 def _store_type(trainer: Trainer) -> str:
