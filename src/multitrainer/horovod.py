@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 from mxnet import nd
+from mxnet.gluon import Parameter
 
 from ._mxnet import use_plain_layout
-from .freezing.rank_agreement import check_counts
+from .freezing.rank_agreement import check_counts, comparison_message
 from .trainer import MultiLRTrainer
 
 try:
@@ -36,7 +37,7 @@ class _HorovodTrainer(hvd.DistributedTrainer):
         number = next(_numbers[self._process_set.process_set_id])
         if number and not self._prefix:  # Horovod fails if two trainers exchange gradients under one name at a time
             self._prefix: str = f"trainer{number}."
-        self._broadcast_weights()
+        self._broadcast_weights(self._params)
 
     def _check_contexts(self) -> Any:
         contexts = super()._check_contexts()
@@ -48,24 +49,23 @@ class _HorovodTrainer(hvd.DistributedTrainer):
         return contexts
 
     def _allreduce_grads(self) -> None:
-        if self._process_set.size() > 1 and self._process_set.included():
-            self._compare_frozen()
+        self._compare_ranks()
         super()._allreduce_grads()
 
-    def _compare_frozen(self) -> None:
-        """Raise an error if ranks train different Parameters; Horovod would wait for their gradients for ever."""
-        trained = nd.array([param.grad_req != "null" for param in self._params])
-        name = f"{self._prefix}trained"
-        counts = hvd.allreduce(trained, average=False, name=name, process_set=self._process_set).asnumpy()
-        check_counts(self._params, counts.tolist(), self._process_set.size())
+    def _compare_ranks(self, added: int = 0) -> None:
+        """Raise an error if ranks train or add different Parameters; Horovod would wait for the others for ever."""
+        if self._process_set.size() > 1 and self._process_set.included():
+            message, name = nd.array(comparison_message(self._params, added)), f"{self._prefix}trained"
+            counts = hvd.allreduce(message, average=False, name=name, process_set=self._process_set).asnumpy()
+            check_counts(self._params, counts.tolist(), self._process_set.size())
 
-    def _broadcast_weights(self) -> None:
-        use_plain_layout(self._params)
+    def _broadcast_weights(self, params: Sequence[Parameter]) -> None:
+        use_plain_layout(params)
         prefix = f"{self._prefix}initial."
         if self._process_set.process_set_id == hvd.global_process_set.process_set_id:
-            hvd.broadcast_parameters({param.name: param for param in self._params}, prefix=prefix)
+            hvd.broadcast_parameters({param.name: param for param in params}, prefix=prefix)
         elif self._process_set.included():
-            for param in self._params:
+            for param in params:
                 name = prefix + param.name
                 hvd.broadcast_(param.data(), min(self._process_set.ranks), name, process_set=self._process_set)
 
@@ -134,6 +134,13 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
                 "rescale_grad by the number of ranks already, and the trainer would divide it again"
             )
         super().__init__(params, optimizer, optimizer_params, *args, **kwargs)
+
+    def _compare_addition(self, added: int) -> None:
+        self._compare_ranks(added)
+
+    def _share_added(self, params: Sequence[Parameter]) -> None:
+        super()._share_added(params)
+        self._broadcast_weights(params)
 
     def _writes_states(self) -> bool:
         return self._process_set.included() and self._process_set.rank() == 0

@@ -11,13 +11,14 @@ from mxnet import nd
 from mxnet.gluon import Parameter, Trainer
 
 from . import _mxnet, checkpoint, report
+from .adding import check_addition, undone_on_error
 from .averages import Averages
 from .checkpoint import archive
 from .freezing.rank_agreement import StoreComparison
 from .fused.update import FusedUpdate
 from .gradients.clipping import GradientClipping
 from .gradients.update_ratios import UpdateMeasurement, ratio
-from .groups import ParamGroup, resolve, resolve_assignment
+from .groups import ParamGroup, resolve, resolve_addition, resolve_assignment
 from .groups.targets import Multiplier, known_name
 from .multipliers.initial import check_initial, inherited_multipliers
 from .multipliers.multipliers import Multipliers
@@ -372,6 +373,75 @@ class MultiLRTrainer(Trainer):
         """
         self._set("wd_mult", multipliers)
 
+    def add(self, params: Any) -> None:
+        """Add Parameters, such as those of a layer that was assigned to the network after the trainer was built.
+
+        The Parameters that the trainer has keep their states, counts and multipliers, bit for bit. The new ones start
+        as in a new trainer: without momentum, and with the first update for Adam's bias correction. ``num_update``, and
+        with it the lr_scheduler and all schedules, goes on.
+
+        Parameters
+        ----------
+        params : Block, ParameterDict, dict, list or tuple
+            What the constructor takes: targets, pairs, groups, schedules. All ranks add the same.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Before anything has changed: what the constructor refuses; a Parameter that this trainer has already
+            (`set_lr_mult` changes its multiplier), or another one of its name; one that is not initialized, or is on
+            other contexts.
+        RuntimeError
+            Before anything has changed: if parameter servers update and have the optimizer already; if the kvstore was
+            set up for dense Parameters and a new one is sparse; or, on all ranks, if some do not add the same number.
+
+        Notes
+        -----
+        The new Parameters take part in the next step if its backward pass reached them; if it was made before, and did
+        not, from the next backward pass on. A Parameter that left the network, such as the head that was replaced, is
+        left out of steps as long as it gets no gradient.
+
+        To resume, build the trainer on the whole network, or build and `add` as before, then `load_states`: Parameters
+        are identified by name.
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.model_zoo.vision.resnet18_v1(classes=5)
+        >>> net.initialize()
+        >>> trainer = MultiLRTrainer([net, (net.features, 0.1)], 'sgd', {'learning_rate': 0.01, 'momentum': 0.9})
+        >>> with net.name_scope():
+        ...     net.output = mx.gluon.nn.Dense(3)
+        >>> net.output.initialize()
+        >>> trainer.add([(net.output, 10)])
+        >>> trainer.learning_rates['output']
+        0.1
+        """
+        resolved = resolve_addition(params, self._resolved, self._multipliers.blocks)
+        added = resolved.parameters
+        inherited = inherited_multipliers(resolved, None)
+        check_initial(resolved, inherited, self._optimizer, None)
+        check_addition(self, added, self._contexts)
+        self._multipliers.sync()
+        self._compare_addition(len(added))
+        with undone_on_error([self, *self._multipliers.state_holders]), _mxnet.restoring_owners(added):
+            _mxnet.append_parameters(self, added)
+            self._resolved = self._resolved.extended(resolved._replace(blocks=()))
+            self._multipliers.add_parameters(added, inherited)
+            self._multipliers.start(resolved.assignments, resolved.blocks)
+        self._share_added(added)
+
+    def _compare_addition(self, added: int) -> None:
+        """Raise an error on all ranks if some of them do not add Parameters now, or add another number of them."""
+        if self._comparison is not None:
+            self._comparison.check(self._params, added)
+
+    def _share_added(self, params: Sequence[Parameter]) -> None:
+        """Give new Parameters the same values on all contexts and ranks."""
+        if self._kv_initialized and self._params_to_init:
+            self._init_params()
+
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`."""
         with self._averages.update(self), self._multipliers.update(self):
@@ -569,9 +639,12 @@ class MultiLRTrainer(Trainer):
         if self._distributed:
             _mxnet.use_plain_layout(self._params_to_init)
         super()._init_params()
-        if self._distributed and not self._update_on_kvstore and len(self._params_to_init) < waiting:
-            if self._comparison is None and self._kvstore.num_workers > 1:
-                self._comparison = StoreComparison(self._kvstore, len(self._params), len(self._params))
+        if not self._distributed or self._update_on_kvstore:
+            return
+        is_new = self._comparison is None or self._comparison.size != len(self._params)
+        if is_new and self._kvstore.num_workers > 1:
+            self._comparison = StoreComparison(self._kvstore, len(self._params))
+        if is_new or len(self._params_to_init) < waiting:
             # A server's key holds the initial weight until the first push and a sum of gradients after it. A rank that
             # pulls late would get gradients instead of weights, so no rank pushes before all have pulled.
             nd.waitall()

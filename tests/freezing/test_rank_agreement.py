@@ -3,7 +3,7 @@
 import mxnet as mx
 import pytest
 
-from multitrainer.freezing.rank_agreement import StoreComparison, check_counts
+from multitrainer.freezing.rank_agreement import StoreComparison, check_counts, comparison_message
 from support import mlp
 
 
@@ -27,6 +27,23 @@ def test_parameters_that_some_ranks_train_are_named():
         check_counts(parameters(), [1, 1, 2, 2], 3)
 
 
+@pytest.mark.parametrize("numbers", [(4, 5, 5), (4, 5, 3), (3, 5, 4), (4, 4, 8)])
+def test_all_ranks_see_that_some_have_other_numbers_of_parameters(numbers):
+    params = parameters()
+    messages = [comparison_message(params, number - len(params)) for number in numbers]
+    counts = [sum(column) for column in zip(*messages)]
+    for _ in numbers:
+        with pytest.raises(RuntimeError, match=r"some of the 3 ranks only: call trainer\.add on every rank"):
+            check_counts(params, counts, 3)
+
+
+def test_while_all_ranks_add_parameters_the_others_are_not_compared():
+    params = parameters()
+    one, two = comparison_message(params, 2), comparison_message(params, 2)
+    assert not any(one[: len(params)])
+    check_counts(params, [sum(column) for column in zip(one, two)], 2)
+
+
 class TwoRanks:
     """A local kvstore that adds up what this rank pushes and what another rank does."""
 
@@ -43,11 +60,20 @@ class TwoRanks:
 @pytest.mark.parametrize("other", [[1, 1, 0, 1], [1, 1, 1, 1], [0, 1, 0, 1]])
 def test_over_a_kvstore(other):
     params = parameters()
+    size = comparison_message(params)[len(params) :]
     params[2].grad_req = "null"
-    comparison = StoreComparison(TwoRanks(other), 7, len(params))
+    comparison = StoreComparison(TwoRanks([*other, *size]), len(params))
     for _ in range(2):
         if other == [1, 1, 0, 1]:
             comparison.check(params)
         else:
             with pytest.raises(RuntimeError, match=r"\(1 of 4\) are frozen on some of the 2 ranks"):
                 comparison.check(params)
+
+
+def test_a_rank_that_adds_parameters_and_one_that_steps_both_raise():
+    params = parameters()
+    for mine, others in ((1, 0), (0, 1)):
+        comparison = StoreComparison(TwoRanks(comparison_message(params, others)), len(params))
+        with pytest.raises(RuntimeError, match=r"trainer\.add on every rank"):
+            comparison.check(params, mine)

@@ -26,6 +26,7 @@ from .kvstores import (
     chosen_update_on_kvstore,
     has_sent_optimizer,
     has_sparse_weights,
+    kvstore_fits,
     let_workers_update,
     servers_update,
     store_updates,
@@ -69,7 +70,7 @@ from .traces import (
     set_operator_factory,
 )
 from .trainer_stores import number_of_trainer, sharing_connection
-from .trainers import scales_loss, without_parameters
+from .trainers import append_parameters, scales_loss, without_parameters
 from .update_counts import (
     ReplayableCount,
     SchedulerError,

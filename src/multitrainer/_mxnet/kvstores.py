@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from mxnet.gluon import Trainer
+from mxnet.gluon import Parameter, Trainer
 
 
 def workers_should_update(trainer: Trainer) -> bool:
@@ -51,6 +51,13 @@ def chosen_update_on_kvstore(trainer: Trainer) -> bool | None:
 def has_sparse_weights(trainer: Trainer) -> bool:
     """Whether a weight is stored as row_sparse; a kvstore updates it and holds it, and contexts have a few rows."""
     return bool(trainer._contains_sparse_weight)
+
+
+def kvstore_fits(trainer: Trainer, param: Parameter) -> bool:
+    """Whether the kvstore, if it was set up, can take ``param`` too: for sparse ones, stock may choose another."""
+    if not trainer._kv_initialized or trainer._contains_sparse_weight:
+        return True
+    return param._stype == "default" and (param._grad_stype == "default" or not trainer._distributed)
 
 
 def _store_type(trainer: Trainer) -> str:

@@ -7,6 +7,9 @@ from typing import Any, Sequence
 from mxnet import nd
 from mxnet.gluon import Parameter
 
+SIZE_BITS = 24  # the number of Parameters is compared bit by bit: then all ranks see it if it differs, and raise
+_FIRST_KEY = 10**9  # a kvstore's keys are the indices of Parameters, and then these
+
 
 class StoreComparison:
     """Compares what the ranks train over a distributed kvstore, whose servers add up what the workers push.
@@ -15,36 +18,58 @@ class StoreComparison:
     ----------
     kvstore : KVStore
         A distributed one, on which the workers update.
-    key : int
-        A key that nothing else uses.
     size : int
         The number of Parameters.
     """
 
-    def __init__(self, kvstore: Any, key: int, size: int) -> None:
-        self._kvstore, self._key = kvstore, key
-        start = nd.zeros(size)
-        kvstore.broadcast(key, start, start)
+    def __init__(self, kvstore: Any, size: int) -> None:
+        self.size = size
+        self._kvstore, self._key = kvstore, _FIRST_KEY + size
+        start = nd.zeros(size + SIZE_BITS)
+        kvstore.broadcast(self._key, start, start)
 
-    def check(self, params: Sequence[Parameter]) -> None:
-        """Raise a RuntimeError on all ranks if they request the gradients of different ``params``."""
-        trained = nd.array([param.grad_req != "null" for param in params])
-        self._kvstore.pushpull(self._key, trained, out=trained)
-        check_counts(params, trained.asnumpy().tolist(), self._kvstore.num_workers)
+    def check(self, params: Sequence[Parameter], added: int = 0) -> None:
+        """Raise a RuntimeError on all ranks if they request the gradients of different ``params``, or add others.
+
+        Parameters
+        ----------
+        params : sequence of Parameter
+            All Parameters of the trainer.
+        added : int
+            The number of Parameters that are being added to them.
+        """
+        message = nd.array(comparison_message(params, added))
+        self._kvstore.pushpull(self._key, message, out=message)
+        check_counts(params, message.asnumpy().tolist(), self._kvstore.num_workers)
+
+
+def comparison_message(params: Sequence[Parameter], added: int = 0) -> list[bool]:
+    """Return what a rank sends: which of ``params`` it trains, and how many there are with those being added.
+
+    While some are being added, nothing is said about the others: they may still be frozen before the next step.
+    """
+    size = len(params) + added
+    trained = [param.grad_req != "null" and not added for param in params]
+    return [*trained, *(bool(size >> bit & 1) for bit in range(SIZE_BITS))]
 
 
 def check_counts(params: Sequence[Parameter], counts: Sequence[float], ranks: int) -> None:
-    """Raise a RuntimeError if some of ``params`` are trained on some of the ranks only.
+    """Raise a RuntimeError if the ranks have different numbers of Parameters, or some train what others do not.
 
     Parameters
     ----------
     params : sequence of Parameter
         All Parameters of a trainer.
     counts : sequence of float
-        For each Parameter, the number of ranks that train it.
+        The sum of the `comparison_message` of all ranks.
     ranks : int
         The number of ranks.
     """
+    if not {0, ranks}.issuperset(counts[len(params) :]):
+        raise RuntimeError(
+            f"Parameters were added to the trainers of some of the {ranks} ranks only: call trainer.add on every "
+            "rank, with the same groups, before the same step"
+        )
     differing = [param.name for param, count in zip(params, counts) if count not in (0, ranks)]
     if differing:
         raise RuntimeError(
