@@ -7,7 +7,7 @@ from typing import Any
 from mxnet import nd
 
 from ._mxnet import use_plain_layout
-from .freezing.rank_agreement import check_counts
+from .freezing.rank_agreement import check_sums, numbers_to_sum
 from .trainer import MultiLRTrainer
 
 try:
@@ -45,10 +45,13 @@ class _HorovodTrainer(hvd.DistributedTrainer):
 
     def _compare_frozen(self) -> None:
         """Raise an error if ranks train different Parameters; Horovod would wait for their gradients for ever."""
-        trained = nd.array([param.grad_req != "null" for param in self._params])
+        numbers = nd.array(numbers_to_sum(self._params, self._collected_steps()))
         name = f"{self._prefix}trained"
-        counts = hvd.allreduce(trained, average=False, name=name, process_set=self._process_set).asnumpy()
-        check_counts(self._params, counts.tolist(), self._process_set.size())
+        sums = hvd.allreduce(numbers, average=False, name=name, process_set=self._process_set).asnumpy()
+        check_sums(self._params, sums.tolist(), self._process_set.size())
+
+    def _collected_steps(self) -> int:
+        return 0
 
     def _broadcast_weights(self) -> None:
         use_plain_layout(self._params)
@@ -122,6 +125,12 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
                 "rescale_grad by the number of ranks already, and the trainer would divide it again"
             )
         super().__init__(params, optimizer, optimizer_params, *args, **kwargs)
+
+    def _collected_steps(self) -> int:
+        return self.accumulated
+
+    def _num_ranks(self) -> int:
+        return self._process_set.size()
 
     def _writes_states(self) -> bool:
         return self._process_set.included() and self._process_set.rank() == 0

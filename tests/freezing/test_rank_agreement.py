@@ -1,9 +1,10 @@
 """All ranks raise if they train different Parameters."""
 
 import mxnet as mx
+import numpy as np
 import pytest
 
-from multitrainer.freezing.rank_agreement import StoreComparison, check_counts
+from multitrainer.freezing.rank_agreement import StoreComparison, check_counts, check_sums, numbers_to_sum
 from support import mlp
 
 
@@ -27,6 +28,25 @@ def test_parameters_that_some_ranks_train_are_named():
         check_counts(parameters(), [1, 1, 2, 2], 3)
 
 
+@pytest.mark.parametrize("steps", [[0, 0], [3, 3, 3], [1] * 7, [15] * 64, [9999] * 33])
+def test_equally_many_steps_are_accepted(steps):
+    sum_and_check(steps)
+
+
+@pytest.mark.parametrize("steps", [[0, 1], [1, 0], [2, 4, 3], [3, 3, 3, 1], [7] * 63 + [6], [127, 126]])
+def test_unlike_many_steps_are_refused(steps):
+    with pytest.raises(
+        RuntimeError, match=rf"the {len(steps)} ranks collected gradients in different numbers of steps"
+    ):
+        sum_and_check(steps)
+
+
+def sum_and_check(steps):
+    params = parameters()
+    sums = sum(np.array(numbers_to_sum(params, each), "float32") for each in steps)
+    check_sums(params, sums.tolist(), len(steps))
+
+
 class TwoRanks:
     """A local kvstore that adds up what this rank pushes and what another rank does."""
 
@@ -37,7 +57,7 @@ class TwoRanks:
         self.broadcast = self.store.broadcast
 
     def pushpull(self, key, value, out):
-        self.store.pushpull(key, [value, mx.nd.array(self.other)], out=out)
+        self.store.pushpull(key, [value, mx.nd.array([*self.other, 3, 9])], out=out)
 
 
 @pytest.mark.parametrize("other", [[1, 1, 0, 1], [1, 1, 1, 1], [0, 1, 0, 1]])
@@ -47,7 +67,15 @@ def test_over_a_kvstore(other):
     comparison = StoreComparison(TwoRanks(other), 7, len(params))
     for _ in range(2):
         if other == [1, 1, 0, 1]:
-            comparison.check(params)
+            comparison.check(params, 3)
         else:
             with pytest.raises(RuntimeError, match=r"\(1 of 4\) are frozen on some of the 2 ranks"):
-                comparison.check(params)
+                comparison.check(params, 3)
+
+
+def test_unlike_many_steps_over_a_kvstore():
+    params = parameters()
+    comparison = StoreComparison(TwoRanks([1, 1, 1, 1]), 7, len(params))
+    comparison.check(params, 3)
+    with pytest.raises(RuntimeError, match=r"2\.5 on average"):
+        comparison.check(params, 2)
