@@ -241,6 +241,9 @@ class MultiLRTrainer(Trainer):
                 super().step(total, ignore_stale_grad)
         else:
             with self._multipliers.collect(self):
+                if not self._kv_initialized:  # servers get the optimizer with the batch size of an update
+                    self._check_and_rescale_grad(self._scale / (self.accumulate * batch_size))
+                self._set_up_kvstore()  # now all ranks have the weights of rank 0, as after a step under stock
                 self._accumulation.collect(self._params, batch_size, self._scale, ignore_stale_grad)
 
     @property
@@ -364,6 +367,7 @@ class MultiLRTrainer(Trainer):
         """
         self._multipliers.sync()
         training = self._training()
+        checkpoint.check_can_be_saved(training)
         if self._writes_states():
             checkpoint.save(Path(fname), training)
 
@@ -463,10 +467,7 @@ class MultiLRTrainer(Trainer):
                 "hand them out. Let the workers update: a synchronous kvstore such as 'dist_sync', dense weights and "
                 "gradients, update_on_kvstore=False"
             )
-        if not self._kv_initialized:
-            self._init_kvstore()
-        if self._params_to_init:
-            self._init_params()
+        self._set_up_kvstore()
         updaters = [_mxnet.updater_of(self._kvstore)] if self._update_on_kvstore else self._updaters
         return checkpoint.TrainerState(
             self._params,
@@ -480,6 +481,13 @@ class MultiLRTrainer(Trainer):
             self._accumulation,
             self._num_ranks(),
         )
+
+    def _set_up_kvstore(self) -> None:
+        """Set up the kvstore as stock Trainer does at the first step."""
+        if not self._kv_initialized:
+            self._init_kvstore()
+        if self._params_to_init:
+            self._init_params()
 
     def _writes_states(self) -> bool:
         """Whether this process is the one that writes, if several hold equal states."""

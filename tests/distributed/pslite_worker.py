@@ -29,11 +29,11 @@ def main():
     if CASE.get("ready"):
         kv = mx.kv.create(kv)
         INDEX = kv.rank  # not always the order in which the workers were started
-        if kv.rank:  # every rank begins with other weights; those of rank 0 must win
+        if kv.rank and CASE["ready"] != "same weights":  # those of rank 0 must win
             for param in net.collect_params().values():
                 param.set_data(param.data(ctx[0]) + 1)
     trainer = make_trainer(net, kv)
-    history, errors = {}, []
+    history, errors, values = {}, [], count_values(kv)
     if "resume" in CASE:
         net.load_parameters(str(pathlib.Path(CASE["resume"]) / "net"), ctx=ctx)
         trainer.load_states(pathlib.Path(CASE["resume"]) / "states")
@@ -45,14 +45,31 @@ def main():
             train(step, net, trainer, ctx)
         except (RuntimeError, UserWarning) as error:
             errors.append([step, type(error).__name__, str(error)])
+            if CASE.get("ends_at_error"):
+                break
         history[step] = snapshot(net)
     mx.nd.waitall()
     arrays = {f"{step}/{name}": array for step, arrays in history.items() for name, array in arrays.items()}
     np.savez(FOLDER / f"rank{INDEX}.npz", **arrays)
     about = {"errors": errors, "update_on_kvstore": bool(trainer._update_on_kvstore), "frozen": frozen(net)}
+    about["values"] = values
     (FOLDER / f"rank{INDEX}.json").write_text(json.dumps(about))
     if trainer._kvstore is not None:
         trainer._kvstore._barrier()  # no worker ends while another still pushes
+
+
+def count_values(kv):
+    """Return a list that grows by the number of values of each gradient that this rank sends."""
+    values = []
+    if CASE.get("ready"):
+        pushpull = kv.pushpull
+
+        def counting(key, value, **options):
+            values.append(sum(array.size for array in (value if isinstance(value, list) else [value])))
+            pushpull(key, value, **options)
+
+        kv.pushpull = counting
+    return values
 
 
 def make_trainer(net, kv):
@@ -64,7 +81,9 @@ def make_trainer(net, kv):
         spec = [net, *((net[int(path)], multiplier) for path, multiplier in CASE.get("groups", {}).items())]
         if "schedule" in CASE:
             spec.append((net[CASE["schedule"]], lambda num_update: 1 / num_update))
-    options = {key: CASE[key] for key in ("update_on_kvstore", "compression_params") if key in CASE}
+    options = {key: CASE[key] for key in ("update_on_kvstore", "compression_params", "accumulate") if key in CASE}
+    if INDEX in CASE.get("accumulate_on", {}).get("ranks", ()):
+        options["accumulate"] = CASE["accumulate_on"]["steps"]
     optimizer = CASE.get("optimizer", "sgd")
     params = {"learning_rate": 0.05, **CASE.get("optimizer_params", {})}
     if "lr_scheduler" in CASE:
@@ -87,7 +106,7 @@ def save(net, trainer, errors):
     for what, call in calls:
         try:
             call()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             errors.append([what, type(error).__name__, str(error)])
 
 
@@ -138,6 +157,9 @@ def train(step, net, trainer, ctx):
         mx.nd.waitall()
         net(mx.nd.ones((50_000, 3)))  # still runs when the call returns
     trainer.step(CASE.get("batch_sizes", {}).get(str(step), 8), ignore_stale_grad="without_backward" in CASE)
+    for at, *ranks in CASE.get("flush_after", []):
+        if at == step and (not ranks or INDEX in ranks):
+            trainer.flush()
 
 
 def frozen(net):

@@ -20,23 +20,22 @@ from .trainer_state import TrainerState
 PATH = "@accumulated"
 
 
-def encode(encoder: Encoder, trainer: TrainerState) -> dict[str, Any]:
-    """Encode what was collected as an entry of the header; no entry if nothing was.
-
-    Raises
-    ------
-    RuntimeError
-        If other ranks have collected gradients, too: the file is written by one of them.
-    """
-    steps, batch_size, scale, gradients = trainer.accumulation.collected
-    if not steps:
-        return {}
-    if trainer.num_ranks > 1:
+def check_can_be_saved(trainer: TrainerState) -> None:
+    """Raise a RuntimeError if several ranks have collected gradients, because one of them writes the file."""
+    steps = trainer.accumulation.collected.steps
+    if steps and trainer.num_ranks > 1:
         raise RuntimeError(
             f"the states cannot be saved now: each of the {trainer.num_ranks} ranks has collected gradients of its own "
             f"in {steps} of {trainer.accumulation.steps} steps, and the file is written by one. Save after an update, "
             "when trainer.accumulated is 0; trainer.flush() on all ranks makes one"
         )
+
+
+def encode(encoder: Encoder, trainer: TrainerState) -> dict[str, Any]:
+    """Encode what was collected as an entry of the header; no entry if nothing was."""
+    steps, batch_size, scale, gradients = trainer.accumulation.collected
+    if not steps:
+        return {}
     nodes = {
         param.name: encoder.encode(tuple(arrays), f"{PATH}/{component(param.name)}")
         for param, arrays in gradients.items()
