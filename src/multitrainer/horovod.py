@@ -55,9 +55,13 @@ class _HorovodTrainer(hvd.DistributedTrainer):
     def _compare_ranks(self, added: int = 0) -> None:
         """Raise an error if ranks train or add different Parameters; Horovod would wait for the others for ever."""
         if self._process_set.size() > 1 and self._process_set.included():
-            message, name = nd.array(comparison_message(self._params, added)), f"{self._prefix}trained"
+            message = nd.array(comparison_message(self._params, added, self._collected_steps()))
+            name = f"{self._prefix}trained"
             counts = hvd.allreduce(message, average=False, name=name, process_set=self._process_set).asnumpy()
             check_counts(self._params, counts.tolist(), self._process_set.size())
+
+    def _collected_steps(self) -> int:
+        return 0
 
     def _broadcast_weights(self, params: Sequence[Parameter]) -> None:
         use_plain_layout(params)
@@ -141,6 +145,12 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
     def _share_added(self, params: Sequence[Parameter]) -> None:
         super()._share_added(params)
         self._broadcast_weights(params)
+
+    def _collected_steps(self) -> int:
+        return self.accumulated
+
+    def _num_ranks(self) -> int:
+        return self._process_set.size()
 
     def _writes_states(self) -> bool:
         return self._process_set.included() and self._process_set.rank() == 0

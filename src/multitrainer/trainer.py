@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, ContextManager, Iterable, Iterator, Mapping, Sequence
 
 from mxnet import nd
 from mxnet.gluon import Parameter, Trainer
@@ -16,6 +17,7 @@ from .averages import Averages
 from .checkpoint import archive
 from .freezing.rank_agreement import StoreComparison
 from .fused.update import FusedUpdate
+from .gradients.accumulation import NOTHING, Accumulation
 from .gradients.clipping import GradientClipping
 from .gradients.update_ratios import UpdateMeasurement, ratio
 from .groups import ParamGroup, resolve, resolve_addition, resolve_assignment
@@ -44,6 +46,8 @@ class MultiLRTrainer(Trainer):
     max_grad_norm : float, optional
         If the norm of the gradients of all trained Parameters together is larger, all are scaled down to it for the
         update; see `max_grad_norm`.
+    accumulate : int, default 1
+        The number of calls of `step` that make one update, with the sum of their gradients; see `accumulate`.
 
     Raises
     ------
@@ -85,8 +89,10 @@ class MultiLRTrainer(Trainer):
         optimizer_params: dict[str, Any] | None = None,
         *args: Any,
         max_grad_norm: float | None = None,
+        accumulate: int = 1,
         **kwargs: Any,
     ) -> None:
+        self._accumulation = Accumulation(accumulate)
         resolved = resolve(params)
         self._clipping = GradientClipping(max_grad_norm)
         inherited = inherited_multipliers(resolved, optimizer)
@@ -443,27 +449,100 @@ class MultiLRTrainer(Trainer):
             self._init_params()
 
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
-        """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`."""
-        with self._averages.update(self), self._multipliers.update(self):
-            super().step(batch_size, ignore_stale_grad)
+        """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`.
+
+        If `accumulate` is more than 1, only the last of so many calls updates; the others collect gradients.
+        """
+        if self._accumulation.updates_next:
+            with self._surrounded_update(), self._accumulated_gradients(batch_size, ignore_stale_grad) as total:
+                super().step(total, ignore_stale_grad)
+        else:
+            self._averages.check_not_applied("the trainer's step")
+            with self._multipliers.collect(self):
+                if not self._kv_initialized:  # servers get the optimizer with the batch size of an update
+                    self._check_and_rescale_grad(self._scale / (self.accumulate * batch_size))
+                self._set_up_kvstore()  # now all ranks have the weights of rank 0, as after a step under stock
+                self._accumulation.collect(self._params, batch_size, self._scale, ignore_stale_grad)
+
+    @property
+    def accumulate(self) -> int:
+        """The number N of calls of `step` that make one update, as one call with all their batches would.
+
+        The first N - 1 calls add the gradients to a buffer and the batch size to a sum. The Nth call sums over
+        contexts and ranks, and updates; the update count, schedules and the lr_scheduler go by updates. The batches
+        may differ in size.
+
+        N can be set between updates. A multiplier that is changed between the calls acts at the update: what is frozen
+        by then drops what was collected of it, and what is unfrozen takes part with the batches since.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When it is set to something other than an int of 1 or more, or while gradients are collected.
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.nn.Dense(1, in_units=2)
+        >>> net.initialize(mx.init.Zero())
+        >>> trainer = MultiLRTrainer(net, 'sgd', {'learning_rate': 0.5}, accumulate=2)
+        >>> for x in mx.nd.array([[1, 2]]), mx.nd.array([[3, 4]]):
+        ...     with mx.autograd.record():
+        ...         loss = net(x)
+        ...     loss.backward()
+        ...     trainer.step(1)
+        ...     print(trainer.accumulated, net.weight.data().asnumpy())
+        1 [[0. 0.]]
+        0 [[-1.  -1.5]]
+        """
+        return self._accumulation.steps
+
+    @accumulate.setter
+    def accumulate(self, steps: int) -> None:
+        self._accumulation.steps = steps
+
+    @property
+    def accumulated(self) -> int:
+        """The number of calls of `step` since the last update, whose gradients are collected; see `accumulate`."""
+        return self._accumulation.collected.steps
+
+    def flush(self) -> None:
+        """Make the update with the gradients that were collected so far, if any: at the end of an epoch or of training.
+
+        Without it, the next call of `step` goes on collecting. All ranks must call it after the same step.
+
+        Raises
+        ------
+        RuntimeError
+            If a backward pass was made since the last `step`.
+        """
+        if self.accumulated:
+            with self._surrounded_update():
+                self._accumulation.check_no_backward_pending(self._params)
+                with self._accumulated_gradients(0, True) as total:
+                    super().step(total, ignore_stale_grad=True)
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
+        self._accumulation.check_whole_steps("allreduce_grads")
         with self._multipliers.exchange(self):
             super().allreduce_grads()
 
     def update(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update after `allreduce_grads`; see `mxnet.gluon.Trainer.update`."""
-        with self._averages.update(self), self._multipliers.update(self):
+        self._accumulation.check_whole_steps("update")
+        with self._surrounded_update():
             super().update(batch_size, ignore_stale_grad)
 
     def save_states(self, fname: str | os.PathLike[str]) -> None:
         """Save everything that training needs to continue, except the weights (see `save_parameters`).
 
         Saved are the optimizer's states by parameter name, its settings and counts, the multipliers, which Parameters
-        are frozen, the lr_scheduler and AMP's loss scale. The file is an .npz of uncompressed arrays, which
-        ``numpy.load(fname)`` reads without pickle, and one JSON text, ``numpy.load(fname)['@header'].item()``. It is
-        written next to `fname`, flushed to disk and renamed, so that it is complete even if the process is killed.
+        are frozen, the lr_scheduler, AMP's loss scale, and the gradients that `accumulate` has collected. The file is
+        an .npz of uncompressed arrays, which ``numpy.load(fname)`` reads without pickle, and one JSON text,
+        ``numpy.load(fname)['@header'].item()``. It is written next to `fname`, flushed to disk and renamed, so that it
+        is complete even if the process is killed.
 
         Parameters
         ----------
@@ -475,7 +554,8 @@ class MultiLRTrainer(Trainer):
         TypeError
             If the optimizer or its lr_scheduler keeps something that such a file cannot hold (a function, an object).
         RuntimeError
-            If parameter servers update, because they hold the states; or if a Parameter has no values yet.
+            If parameter servers update, because they hold the states; if a Parameter has no values yet; or if several
+            ranks have collected gradients for their next update.
         OSError
             If the file cannot be written; an earlier file of that name is left as it was.
 
@@ -505,6 +585,7 @@ class MultiLRTrainer(Trainer):
         """
         self._multipliers.sync()
         training = self._training()
+        checkpoint.check_can_be_saved(training)
         if self._writes_states():
             checkpoint.save(Path(fname), training)
 
@@ -531,7 +612,7 @@ class MultiLRTrainer(Trainer):
         keep : str or iterable of str
             What the trainer keeps instead of restoring it: ``'learning_rate'`` (with the lr_scheduler), ``'lr_mult'``
             (with which Parameters are frozen), ``'wd_mult'``, ``'loss_scale'``, or another attribute of the optimizer,
-            such as ``'wd'`` or ``'momentum'``.
+            such as ``'wd'`` or ``'momentum'``; ``'accumulated'`` begins to collect gradients from nothing.
 
         Returns
         -------
@@ -543,7 +624,8 @@ class MultiLRTrainer(Trainer):
         ValueError
             If the file is damaged or was written by stock Trainer; if it has another class of optimizer or
             lr_scheduler, or differs in the use of AMP; if it has other Parameters, or other shapes or dtypes (all are
-            listed); or if a Parameter had a schedule in it and has none here.
+            listed); if a Parameter had a schedule in it and has none here; or if it holds gradients that were
+            collected under another `accumulate`, on another number of contexts, or by one rank of several.
         RuntimeError
             If parameter servers update, because they hold the states; or if a Parameter has no values yet.
 
@@ -553,6 +635,8 @@ class MultiLRTrainer(Trainer):
         the others are not, whatever the groups of this trainer say. A schedule of this trainer goes on from the number
         of updates in the file, unless the file says that it was ended. Classes are compared by name only, so a class
         may have moved to another module. The file may have been written with other contexts or another kvstore.
+
+        Gradients that this trainer has collected are dropped.
 
         If a kvstore updates, ``set_data`` and ``load_parameters`` drop the optimizer's states, as under stock Trainer:
         so load the weights first.
@@ -583,6 +667,7 @@ class MultiLRTrainer(Trainer):
 
     def _load_pickle(self, fname: str) -> None:
         super().load_states(fname)
+        self._accumulation.collected = NOTHING
         self._multipliers.use_optimizer(self._optimizer)
         self._multipliers.sync()  # schedules go by the update count that was loaded
 
@@ -600,10 +685,7 @@ class MultiLRTrainer(Trainer):
                 "hand them out. Let the workers update: a synchronous kvstore such as 'dist_sync', dense weights and "
                 "gradients, update_on_kvstore=False"
             )
-        if not self._kv_initialized:
-            self._init_kvstore()
-        if self._params_to_init:
-            self._init_params()
+        self._set_up_kvstore()
         updaters = [_mxnet.updater_of(self._kvstore)] if self._update_on_kvstore else self._updaters
         return checkpoint.TrainerState(
             self._params,
@@ -614,11 +696,24 @@ class MultiLRTrainer(Trainer):
             self._multipliers,
             [group.name or "" for group in self.groups],
             getattr(self, "_amp_loss_scaler", None),
+            self._accumulation,
+            self._num_ranks(),
         )
+
+    def _set_up_kvstore(self) -> None:
+        """Set up the kvstore as stock Trainer does at the first step."""
+        if not self._kv_initialized:
+            self._init_kvstore()
+        if self._params_to_init:
+            self._init_params()
 
     def _writes_states(self) -> bool:
         """Whether this process is the one that writes, if several hold equal states."""
         return not self._distributed or self._kvstore.rank == 0
+
+    def _num_ranks(self) -> int:
+        """Count the processes that exchange gradients with this one, and this one."""
+        return self._kvstore.num_workers if self._distributed else 1
 
     def _init_kvstore(self) -> None:
         # Every multiplier and schedule works there, and a kvstore updates before the norm of all gradients is known.
@@ -652,7 +747,7 @@ class MultiLRTrainer(Trainer):
 
     def _allreduce_grads(self) -> None:
         if self._comparison is not None:
-            self._comparison.check(self._params)
+            self._comparison.check(self._params, collected_steps=self.accumulated)
         self._averages.include(self._params)  # a kvstore that updates does so in the exchange
         if self._update_on_kvstore:
             self._measurement.begin_update(self._params)
@@ -674,6 +769,16 @@ class MultiLRTrainer(Trainer):
         fusable = not (self._update_on_kvstore or hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
         if not (fusable and self._fused.update(self._updaters[0], self._params)):
             super()._update(ignore_stale_grad)
+
+    @contextlib.contextmanager
+    def _surrounded_update(self) -> Iterator[None]:
+        """Surround one update; afterwards everything is ready for the next forward pass."""
+        with self._averages.update(self), self._multipliers.update(self):
+            yield
+
+    def _accumulated_gradients(self, batch_size: float, ignore_stale_grad: bool) -> ContextManager[float]:
+        """Surround an update with the gradients of this step and those that were collected; gives the batch size."""
+        return self._accumulation.added(self._params, self._optimizer, batch_size, self._scale, ignore_stale_grad)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
         resolved = resolve_assignment(multipliers, field, self._params)

@@ -35,7 +35,9 @@ def main(case, folder):
 def rank_main(case, folder, hvd, sets, taking_part):
     from multitrainer.horovod import DistributedMultiLRTrainer
 
-    options = {key: case[key] for key in ("num_groups", "gradient_predivide_factor", "prefix") if key in case}
+    options = {
+        key: case[key] for key in ("num_groups", "gradient_predivide_factor", "prefix", "accumulate") if key in case
+    }
     if "compression" in case:
         options["compression"] = getattr(hvd.Compression, case["compression"])
     if sets:
@@ -79,7 +81,8 @@ def train_alone(case, figures=None):
     The norms and ratios of every step are added to ``figures``.
     """
     net = make_net(case, shift=0)
-    trainer = make_trainer(multitrainer.MultiLRTrainer, case, net)
+    options = {"accumulate": case["accumulate"]} if "accumulate" in case else {}
+    trainer = make_trainer(multitrainer.MultiLRTrainer, case, net, **options)
     trainer.update_ratios()
     history = []
     for step in range(case.get("steps", 3)):

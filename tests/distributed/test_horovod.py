@@ -261,6 +261,29 @@ class TestFrozen:
 
 @needs_horovod
 @pytest.mark.slow
+class TestAccumulation:
+    @pytest.mark.parametrize("options", [{}, {"num_groups": 2}], ids=str)
+    def test_one_exchange_for_several_steps(self, train, options):
+        case = {
+            "accumulate": 3,
+            "steps": 9,
+            "optimizer_params": {"momentum": 0.9},
+            "changes": [[1, "set_lr_mult", 0, 0], [4, "set_lr_mult", 0, 0.5], [7, "set_lr_mult", 1, 2]],
+            **options,
+        }
+        result = train(**case)
+        assert result.distance(horovod_worker.train_alone(case)) < BOUND
+        assert [sum(call[1] for call in calls) for calls in result.reduced] == [0, 0, 2, 0, 0, 4, 0, 0, 4]
+
+    def test_states_between_two_updates_are_refused(self, tmp_path):
+        code, output = horovodrun(tmp_path, {"accumulate": 3, "save_at": 2})
+        assert code != 0
+        assert "each of the 2 ranks has collected gradients of its own in 2 of 3 steps" in output
+        assert not list(tmp_path.glob("states*"))
+
+
+@needs_horovod
+@pytest.mark.slow
 class TestStates:
     @pytest.mark.parametrize("options", [{}, {"np": 3, "process_set": [1, 2]}], ids=["all", "process set"])
     def test_saved_and_resumed_bit_for_bit(self, train, options):

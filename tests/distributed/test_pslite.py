@@ -165,6 +165,68 @@ class TestWorkersUpdate:
             assert all("Compression not supported" in text for _, _, text in result.errors)
 
 
+class TestAccumulation:
+    """A rank collects gradients by itself; one exchange and one update follow."""
+
+    @pytest.mark.parametrize("update_on_kvstore", [None, True])
+    def test_a_quarter_of_the_exchanges(self, train, update_on_kvstore):
+        case = {"kvstore": "dist_sync", "update_on_kvstore": update_on_kvstore, "ready": "same weights", "steps": 8}
+        every, fourth = train(**case), train(**case, accumulate=4)
+        fourth.assert_ranks_agree()
+        assert fourth.distance(train_alone(train, **case, accumulate=4)) < BOUND
+        assert {step: bool(fourth.moved(step - 1, step)) for step in range(1, 8)} == {
+            step: step in (3, 7) for step in range(1, 8)
+        }
+        for one, other in zip(every.about, fourth.about):
+            assert sum(one["values"]) == 4 * sum(other["values"]) > 0
+
+    @pytest.mark.parametrize("update_on_kvstore", [None, True])
+    def test_weights_that_differ_at_first_agree_from_the_first_step_on(self, train, update_on_kvstore):
+        case = {"kvstore": "dist_sync", "update_on_kvstore": update_on_kvstore, "ready": True, "steps": 5}
+        result = train(**case, accumulate=4)
+        result.assert_ranks_agree()
+        assert result.errors == []
+
+    def test_everything_can_change_between(self, train):
+        case = {
+            "steps": 10,
+            "accumulate": 3,
+            "optimizer_params": {"momentum": 0.9},
+            "changes": [[1, "set_lr_mult", 0, 0], [4, "set_lr_mult", 0, 0.5], [5, "assign", 1, 2]],
+            "schedule": 0,
+            "flush_after": [[9]],
+        }
+        result = train(kvstore="dist_sync", **case)
+        assert result.errors == []
+        result.assert_ranks_agree()
+        assert result.distance(train_alone(train, **case)) < BOUND
+        assert result.moved(0, 2) == SECOND
+        assert result.moved(3, 5) == result.moved(8, 9) == FIRST | SECOND
+
+    @pytest.mark.parametrize(
+        "case",
+        [{"accumulate_on": {"ranks": [1], "steps": 4}}, {"flush_after": [[0, 1]]}],
+        ids=lambda case: next(iter(case)),
+    )
+    def test_ranks_that_differ(self, train, case):
+        result = train(kvstore="dist_sync", accumulate=3, steps=4, ends_at_error=True, **case)
+        for about in result.about:
+            assert ["the 2 ranks collected" in text for _, _, text in about["errors"]] == [True]
+
+    def test_states_can_be_saved_after_an_update(self, train):
+        case = {"kvstore": "dist_sync", "servers": 1, "optimizer": "adam", "accumulate": 2, "steps": 6}
+        first = train(**case, save_at=4)
+        assert first.errors == []
+        again = train(**case, resume=str(first.folder), first=4)
+        assert all((array == first.ranks[0][key]).all() for key, array in again.ranks[0].items())
+        refused = train(**case, save_at=3)
+        saves = [text for what, _, text in refused.errors if what == "save"]
+        assert len(saves) == 3  # rank 0 tries twice
+        assert all("each of the 2 ranks has collected gradients of its own in 1 of 2 steps" in text for text in saves)
+        assert not list(refused.folder.glob("states*"))
+        assert refused.distance(first) == 0
+
+
 class TestRanksThatDiffer:
     """If one rank trains other Parameters than the others, all get an error, and none waits forever."""
 

@@ -44,6 +44,25 @@ def test_while_all_ranks_add_parameters_the_others_are_not_compared():
     check_counts(params, [sum(column) for column in zip(one, two)], 2)
 
 
+@pytest.mark.parametrize("steps", [[0, 0], [3, 3, 3], [1] * 7, [15] * 64, [9999] * 33])
+def test_equally_many_steps_are_accepted(steps):
+    sum_and_check(steps)
+
+
+@pytest.mark.parametrize("steps", [[0, 1], [1, 0], [2, 4, 3], [3, 3, 3, 1], [7] * 63 + [6], [127, 126]])
+def test_unlike_many_steps_are_refused(steps):
+    with pytest.raises(
+        RuntimeError, match=rf"the {len(steps)} ranks collected the gradients of different numbers of steps"
+    ):
+        sum_and_check(steps)
+
+
+def sum_and_check(steps):
+    params = parameters()
+    messages = [comparison_message(params, collected_steps=each) for each in steps]
+    check_counts(params, [sum(column) for column in zip(*messages)], len(steps))
+
+
 class TwoRanks:
     """A local kvstore that adds up what this rank pushes and what another rank does."""
 
@@ -77,3 +96,11 @@ def test_a_rank_that_adds_parameters_and_one_that_steps_both_raise():
         comparison = StoreComparison(TwoRanks(comparison_message(params, others)), len(params))
         with pytest.raises(RuntimeError, match=r"trainer\.add on every rank"):
             comparison.check(params, mine)
+
+
+def test_unlike_many_steps_over_a_kvstore():
+    params = parameters()
+    comparison = StoreComparison(TwoRanks(comparison_message(params, collected_steps=3)), len(params))
+    comparison.check(params, collected_steps=3)
+    with pytest.raises(RuntimeError, match="the 2 ranks collected the gradients of different numbers of steps"):
+        comparison.check(params, collected_steps=2)

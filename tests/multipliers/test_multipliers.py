@@ -219,3 +219,17 @@ def test_a_schedule_that_failed_is_evaluated_again_at_the_next_step():
     train(net, trainer, batches(1))
     assert net[0].weight.lr_mult == 1 / 3
     assert trainer.optimizer.num_update == 2
+
+
+def test_collecting_is_a_step_that_counts_no_update():
+    net, trainer = build(lambda net: [net, (net[0], lambda num_update: float(num_update > 1))])
+    backward(net, *batches(1)[0])
+    trainer.optimizer.set_lr_mult({net[-1].weight.name: 0.5})
+    params = trainer._params
+    with trainer._multipliers.collect(trainer):
+        trained = {param.name for param in trainer._params if param.grad_req != "null"}
+    assert trained == ALL_WEIGHTS - FIRST_LAYER
+    assert trainer._params is params
+    assert net[-1].weight.lr_mult == 0.5
+    assert trainer.optimizer.num_update == 0
+    assert net[0].weight.lr_mult == 0

@@ -44,15 +44,18 @@ from .multiplier_support import supports_multiplier
 from .optimizers import NOT_STATE, set_states, updater_of, weight_decays
 from .parameters import (
     STATISTICS,
+    arrays_and_gradients,
     contexts,
     discard_gradient,
     has_fresh_gradient,
     has_sparse_weight,
     is_auxiliary,
+    is_fresh,
     is_initialized,
     is_statistic,
     layer_prefix,
     load_values,
+    mark_gradients_fresh,
     mark_gradients_used,
     restoring_owners,
     shape,

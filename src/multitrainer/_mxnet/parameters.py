@@ -66,10 +66,27 @@ def has_fresh_gradient(param: Parameter) -> bool:
     return param._grad is not None and any(array._fresh_grad for array in param._data)
 
 
+def is_fresh(weight: NDArray) -> bool:
+    """Whether the gradient of one array is from a backward pass that no step has used yet."""
+    return bool(weight._fresh_grad)
+
+
 def mark_gradients_used(weights: Iterable[NDArray]) -> None:
     """Mark the gradients of ``weights`` as used, as a step does."""
     for array in weights:
         array._fresh_grad = False
+
+
+def mark_gradients_fresh(weights: Iterable[NDArray]) -> None:
+    """Mark the gradients of ``weights`` as not used yet, as a backward pass does."""
+    for array in weights:
+        array._fresh_grad = True
+
+
+def arrays_and_gradients(param: Parameter) -> list[tuple[NDArray, NDArray]]:
+    """Return the array of ``param`` on each context, and its gradient; raise as stock does if it has no values yet."""
+    arrays = param._check_and_get(param._data, list)  # `list_data` refuses row_sparse arrays
+    return [(array, gradient.as_nd_ndarray()) for array, gradient in zip(arrays, param.list_grad())]
 
 
 def single_array_and_gradient(param: Parameter) -> tuple[NDArray | None, NDArray | None]:

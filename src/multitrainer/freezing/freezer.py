@@ -144,8 +144,8 @@ class Freezer:
         for param, (_, grad_req, before) in frozen.items():
             mark_frozen(param, grad_req, before)
 
-    def end_update(self) -> None:
-        """Note that an update was made: no Parameter waits any longer for its backward pass."""
+    def end_step(self) -> None:
+        """Note that the gradients were used: no Parameter waits any longer for its backward pass."""
         stop_waiting(self._trainable)
 
     def check_no_unowned_parameter(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Sequence
 from mxnet import nd
 from mxnet.gluon import Parameter
 
-SIZE_BITS = 24  # the number of Parameters is compared bit by bit: then all ranks see it if it differs, and raise
+NUMBER_BITS = 24  # a number is compared bit by bit: then all ranks see it if it differs, and raise
 _FIRST_KEY = 10**9  # a kvstore's keys are the indices of Parameters, and then these
 
 
@@ -25,36 +25,40 @@ class StoreComparison:
     def __init__(self, kvstore: Any, size: int) -> None:
         self.size = size
         self._kvstore, self._key = kvstore, _FIRST_KEY + size
-        start = nd.zeros(size + SIZE_BITS)
+        start = nd.zeros(size + 2 * NUMBER_BITS)
         kvstore.broadcast(self._key, start, start)
 
-    def check(self, params: Sequence[Parameter], added: int = 0) -> None:
-        """Raise a RuntimeError on all ranks if they request the gradients of different ``params``, or add others.
-
-        Parameters
-        ----------
-        params : sequence of Parameter
-            All Parameters of the trainer.
-        added : int
-            The number of Parameters that are being added to them.
-        """
-        message = nd.array(comparison_message(params, added))
+    def check(self, params: Sequence[Parameter], added: int = 0, collected_steps: int = 0) -> None:
+        """Raise a RuntimeError on all ranks if they do not agree; see `comparison_message`."""
+        message = nd.array(comparison_message(params, added, collected_steps))
         self._kvstore.pushpull(self._key, message, out=message)
         check_counts(params, message.asnumpy().tolist(), self._kvstore.num_workers)
 
 
-def comparison_message(params: Sequence[Parameter], added: int = 0) -> list[bool]:
-    """Return what a rank sends: which of ``params`` it trains, and how many there are with those being added.
+def comparison_message(params: Sequence[Parameter], added: int = 0, collected_steps: int = 0) -> list[bool]:
+    """Return what a rank sends: which Parameters it trains, how many it has, and how many steps it collected.
 
     While some are being added, nothing is said about the others: they may still be frozen before the next step.
+
+    Parameters
+    ----------
+    params : sequence of Parameter
+        All Parameters of the trainer.
+    added : int
+        The number of Parameters that are being added to them.
+    collected_steps : int
+        The number of steps whose gradients were collected for this update.
     """
-    size = len(params) + added
     trained = [param.grad_req != "null" and not added for param in params]
-    return [*trained, *(bool(size >> bit & 1) for bit in range(SIZE_BITS))]
+    return [*trained, *_bits(len(params) + added), *_bits(collected_steps)]
+
+
+def _bits(number: int) -> list[bool]:
+    return [bool(number >> bit & 1) for bit in range(NUMBER_BITS)]
 
 
 def check_counts(params: Sequence[Parameter], counts: Sequence[float], ranks: int) -> None:
-    """Raise a RuntimeError if the ranks have different numbers of Parameters, or some train what others do not.
+    """Raise a RuntimeError if the ranks differ in their Parameters, in what they train, or in the steps they collected.
 
     Parameters
     ----------
@@ -65,10 +69,16 @@ def check_counts(params: Sequence[Parameter], counts: Sequence[float], ranks: in
     ranks : int
         The number of ranks.
     """
-    if not {0, ranks}.issuperset(counts[len(params) :]):
+    size_bits, step_bits = counts[len(params) :][:NUMBER_BITS], counts[len(params) :][NUMBER_BITS:]
+    if not {0, ranks}.issuperset(size_bits):
         raise RuntimeError(
             f"Parameters were added to the trainers of some of the {ranks} ranks only: call trainer.add on every "
             "rank, with the same groups, before the same step"
+        )
+    if not {0, ranks}.issuperset(step_bits):
+        raise RuntimeError(
+            f"the {ranks} ranks collected the gradients of different numbers of steps for this update. Give every rank "
+            "the same accumulate, and call step() and flush() equally often on each"
         )
     differing = [param.name for param, count in zip(params, counts) if count not in (0, ranks)]
     if differing:

@@ -1,4 +1,4 @@
-"""Gradients between the exchange and the update: their norms, clipping, and what the update made of them.
+"""Gradients between the backward pass and the update: sums over steps, norms, clipping, and what the update changed.
 
-The exchange itself, the update, and which Parameters take part are decided elsewhere.
+The exchange, the update itself, and which Parameters take part are decided elsewhere.
 """

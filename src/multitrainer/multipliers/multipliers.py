@@ -182,8 +182,17 @@ class Multipliers:
         with self._clock.update(trains), _mxnet.without_parameters(trainer, left_out):
             yield
         self._exchanged = False
-        self._freezer.end_update()
+        self._freezer.end_step()
         self._advance_schedules()
+
+    @contextlib.contextmanager
+    def collect(self, trainer: Trainer) -> Iterator[None]:
+        """Surround a step by ``trainer`` that keeps its gradients for a later update."""
+        left_out = self._begin_step()
+        warn_of_old_traces(self.trainable)
+        with _mxnet.without_parameters(trainer, left_out):
+            yield
+        self._freezer.end_step()
 
     @contextlib.contextmanager
     def exchange(self, trainer: Trainer) -> Iterator[None]:
