@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
 from mxnet import nd
 from mxnet.gluon import Parameter, Trainer
+from mxnet.optimizer import Optimizer
 
 from . import _mxnet, checkpoint, report
 from .checkpoint import archive
 from .freezing.rank_agreement import StoreComparison
-from .fused.update import FusedUpdate
+from .fused.parts import FusedUpdates
 from .groups import ParamGroup, resolve, resolve_assignment
 from .groups.targets import Multiplier, known_name
 from .multipliers.initial import check_initial, inherited_multipliers
 from .multipliers.multipliers import Multipliers
+from .optimizers.group_optimizers import GroupOptimizer, read_group_optimizers
+from .optimizers.partition import Partition, require_workers_update
 
 
 class MultiLRTrainer(Trainer):
@@ -79,25 +81,55 @@ class MultiLRTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         resolved = resolve(params)
-        inherited = inherited_multipliers(resolved, optimizer)
-        check_initial(resolved, inherited, optimizer, optimizer_params)
-        self._construct_stock_trainer(resolved.parameters, optimizer, optimizer_params, *args, **kwargs)
+        own = read_group_optimizers(resolved, optimizer, optimizer_params)
+        inherited = inherited_multipliers(resolved, optimizer, own)
+        check_initial(resolved, inherited, optimizer, optimizer_params, own)
+        self._construct_stock_trainer(resolved.parameters, own, optimizer, optimizer_params, *args, **kwargs)
         # Without the Blocks: one that was hybridized and called could not be copied with the trainer.
         self._resolved = resolved._replace(blocks=())
-        self._fused = FusedUpdate()
-        self._multipliers = Multipliers(self._params, self._optimizer, inherited)
+        self._fused = FusedUpdates(self._partition)
+        self._multipliers = Multipliers(self._params, self._partition, inherited)
         self._multipliers.start(resolved.assignments, resolved.blocks)
 
-    def _construct_stock_trainer(self, params: Sequence[Parameter], *args: Any, **kwargs: Any) -> None:
+    def _construct_stock_trainer(
+        self, params: Sequence[Parameter], own: Sequence[GroupOptimizer], optimizer: Any, *args: Any, **kwargs: Any
+    ) -> None:
         self._comparison: StoreComparison | None = None
-        with _mxnet.restoring_owners(params):
+        created = [each.create(params) for each in own]
+        with _mxnet.restoring_owners(params, optimizer):
             # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
-            super().__init__(dict(enumerate(params)), *args, **kwargs)
+            super().__init__(dict(enumerate(params)), optimizer, *args, **kwargs)
+            if own:
+                require_workers_update(self)
+        self._partition = Partition(params, self._optimizer)
+        for each, group_optimizer in zip(own, created):
+            self._partition.add(each.group, group_optimizer, each.params)
+        if own:
+            self._updaters = self._partition.new_updaters(self._contexts)
 
     @property
     def groups(self) -> tuple[ParamGroup, ...]:
         """The groups in the order given, each with its ``params`` as a dict of name to Parameter."""
         return self._resolved.groups
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers that groups have of their own, by the name of the group; `optimizer` is the trainer's.
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer, ParamGroup
+        >>> net = mx.gluon.nn.HybridSequential(prefix='net_')
+        >>> net.add(mx.gluon.nn.Dense(4, in_units=2), mx.gluon.nn.Dense(1, in_units=4))
+        >>> net.initialize()
+        >>> head = ParamGroup(net[1], name='head', optimizer='adam', optimizer_params={'learning_rate': 0.001})
+        >>> trainer = MultiLRTrainer([net, head], 'sgd', {'learning_rate': 0.1, 'momentum': 0.9})
+        >>> trainer.optimizers['head'].set_learning_rate(0.002)
+        >>> trainer.learning_rates
+        {'net': 0.1, 'head': 0.002}
+        """
+        return {part.group: part.optimizer for part in self._partition.parts if part.group is not None}
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -162,15 +194,18 @@ class MultiLRTrainer(Trainer):
         """
         by_name = {param.name: param for param in self._params}
         param = by_name[known_name(name, by_name, "explain")]
-        rates = {"lr_mult": self._rates([self._optimizer.num_update + 1])[0], "wd_mult": self._optimizer.wd}
-        return report.explain(self._resolved, param, rates, self._multipliers.schedules)
+        return report.explain(self._resolved, param, self._partition, self._multipliers.schedules)
 
     def __repr__(self) -> str:
         if "_multipliers" not in vars(self):  # construction failed, and a debugger shows the object
             return object.__repr__(self)
         trainable = self._multipliers.trainable
+        own = "".join(
+            f"{name!r}: {type(optimizer).__name__}, learning_rate={optimizer.learning_rate:g}, "
+            for name, optimizer in self.optimizers.items()
+        )
         return (
-            f"{type(self).__name__}({type(self._optimizer).__name__}, learning_rate={self.learning_rate:g}, "
+            f"{type(self).__name__}({type(self._optimizer).__name__}, learning_rate={self.learning_rate:g}, {own}"
             f"{len(self.groups)} groups, {len(trainable)} parameters, {sum(p.lr_mult == 0 for p in trainable)} frozen)"
         )
 
@@ -229,6 +264,7 @@ class MultiLRTrainer(Trainer):
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`."""
         with self._multipliers.update(self):
+            self._partition.rescale(self._scale, batch_size)
             super().step(batch_size, ignore_stale_grad)
 
     def allreduce_grads(self) -> None:
@@ -239,13 +275,14 @@ class MultiLRTrainer(Trainer):
     def update(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update after `allreduce_grads`; see `mxnet.gluon.Trainer.update`."""
         with self._multipliers.update(self):
+            self._partition.rescale(self._scale, batch_size)
             super().update(batch_size, ignore_stale_grad)
 
     def save_states(self, fname: str | os.PathLike[str]) -> None:
         """Save everything that training needs to continue, except the weights (see `save_parameters`).
 
-        Saved are the optimizer's states by parameter name, its settings and counts, the multipliers, which Parameters
-        are frozen, the lr_scheduler and AMP's loss scale. The file is an .npz of uncompressed arrays, which
+        Saved are the optimizers' states by parameter name, their settings and counts, the multipliers, which Parameters
+        are frozen, the lr_schedulers and AMP's loss scale. The file is an .npz of uncompressed arrays, which
         ``numpy.load(fname)`` reads without pickle, and one JSON text, ``numpy.load(fname)['@header'].item()``. It is
         written next to `fname`, flushed to disk and renamed, so that it is complete even if the process is killed.
 
@@ -309,13 +346,14 @@ class MultiLRTrainer(Trainer):
             The file. Every rank loads it.
         allow_pickle : bool, default False
             Also load a file that stock `gluon.Trainer` wrote. It is a pickle, which can run any code when it is loaded,
-            identifies Parameters by position, and leaves the multipliers as they are.
+            identifies Parameters by position, and leaves the multipliers as they are. It holds one optimizer, so it is
+            refused if a group has an optimizer of its own.
         partial : bool, default False
             Load the Parameters that file and trainer share, even if others differ.
         keep : str or iterable of str
             What the trainer keeps instead of restoring it: ``'learning_rate'`` (with the lr_scheduler), ``'lr_mult'``
             (with which Parameters are frozen), ``'wd_mult'``, ``'loss_scale'``, or another attribute of the optimizer,
-            such as ``'wd'`` or ``'momentum'``.
+            such as ``'wd'`` or ``'momentum'``. If groups have optimizers of their own, all optimizers keep it.
 
         Returns
         -------
@@ -326,7 +364,8 @@ class MultiLRTrainer(Trainer):
         ------
         ValueError
             If the file is damaged or was written by stock Trainer; if it has another class of optimizer or
-            lr_scheduler, or differs in the use of AMP; if it has other Parameters, or other shapes or dtypes (all are
+            lr_scheduler, or differs in the use of AMP; if a Parameter was under the optimizer of another group; if it
+            has other Parameters, or other shapes or dtypes (all are
             listed); or if a Parameter had a schedule in it and has none here.
         RuntimeError
             If parameter servers update, because they hold the states; or if a Parameter has no values yet.
@@ -350,12 +389,19 @@ class MultiLRTrainer(Trainer):
                     f"{path} was not written by MultiLRTrainer.save_states: a file of stock Trainer has no names, so "
                     "it cannot be loaded with partial or keep"
                 )
+            if self._partition.is_divided:
+                raise ValueError(
+                    f"{path} was not written by MultiLRTrainer.save_states: a file of stock Trainer holds one "
+                    f"optimizer, and this trainer has {1 + len(self.optimizers)}"
+                )
             self._load_pickle(str(path))
             return {}
         return checkpoint.load(path, training, partial, keep)
 
     def set_learning_rate(self, lr: float) -> None:
-        """Set a new learning rate; see `mxnet.gluon.Trainer.set_learning_rate`.
+        """Set a new learning rate of the trainer's own optimizer; see `mxnet.gluon.Trainer.set_learning_rate`.
+
+        Groups with an optimizer of their own keep theirs: ``trainer.optimizers[name].set_learning_rate(lr)``.
 
         Raises
         ------
@@ -391,7 +437,7 @@ class MultiLRTrainer(Trainer):
         updaters = [_mxnet.updater_of(self._kvstore)] if self._update_on_kvstore else self._updaters
         return checkpoint.TrainerState(
             self._params,
-            self._optimizer,
+            self._partition,
             updaters,
             bool(self._update_on_kvstore),
             self._contexts,
@@ -435,29 +481,26 @@ class MultiLRTrainer(Trainer):
         super()._allreduce_grads()
 
     def _update(self, ignore_stale_grad: bool = False) -> None:
-        # AMP looks for an overflow in the first gradient, and fails if no Parameter has one.
-        if all(param.grad_req == "null" for param in self._params):
-            return
         fusable = not (self._update_on_kvstore or hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
-        if not (fusable and self._fused.update(self._updaters[0], self._params)):
-            super()._update(ignore_stale_grad)
+        fused = self._fused.prepare(self._updaters[0], self._params) if fusable else []
+        covered = {param for part in fused for param in part.params}
+        # AMP looks for an overflow in the first gradient, and fails if no Parameter has one.
+        if any(param not in covered and param.grad_req != "null" for param in self._params):
+            # First, because it raises an error before anything has changed if a gradient is stale.
+            with _mxnet.without_parameters(self, covered):
+                super()._update(ignore_stale_grad)
+        for part in fused:
+            part.run()
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
         resolved = resolve_assignment(multipliers, field, self._params)
         self._multipliers.assign({field: resolved.assignments[field]}, resolved.blocks)
 
-    def _rates(self, updates: Iterable[int]) -> list[float]:
-        """Evaluate the optimizer's own learning rate at ``updates``."""
-        # With a copy: schedulers count their calls, and stock Trainer asks them in order.
-        scheduler, rate = copy.deepcopy(self._optimizer.lr_scheduler), self._optimizer.lr
-        return [rate if scheduler is None else scheduler(update) for update in updates]
-
     def _rows(self, **kwargs: Any) -> list[report.SummaryRow]:
-        (rate,) = self._rates([self._optimizer.num_update + 1])
-        return report.summary_rows(self._resolved, self._multipliers.trainable, rate, self._optimizer.wd, **kwargs)
+        return report.summary_rows(self._resolved, self._multipliers.trainable, self._partition, **kwargs)
 
     def _planned(self, num_updates: int) -> tuple[Sequence[int], list[tuple[str, list[float]]]]:
         """Give the numbers of the next updates, and the learning rates of each group at them."""
         updates = range(self._optimizer.num_update + 1, self._optimizer.num_update + 1 + num_updates)
-        schedules, rates = self._multipliers.schedules["lr_mult"], self._rates(updates)
-        return updates, report.planned_rates(self._resolved, self._multipliers.trainable, schedules, updates, rates)
+        trainable, schedules = self._multipliers.trainable, self._multipliers.schedules["lr_mult"]
+        return updates, report.planned_rates(self._resolved, trainable, self._partition, schedules, updates)

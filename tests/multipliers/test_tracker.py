@@ -14,7 +14,7 @@ class TestChanges:
     def build(self):
         net = mlp(batchnorm=False)
         trainer = Trainer(net.collect_params(), "sgd")
-        return net, trainer.optimizer, ChangeTracker(trainer._params, trainer._params, trainer.optimizer)
+        return net, trainer.optimizer, ChangeTracker(trainer._params, trainer._params, [trainer.optimizer])
 
     def test_are_none_at_first(self):
         net, _, tracker = self.build()

@@ -22,7 +22,7 @@ from .blocks import (
     use_global_stats,
     without_side_effects,
 )
-from .kvstores import has_sent_optimizer, let_workers_update, servers_update, workers_should_update
+from .kvstores import has_sent_optimizer, let_workers_update, servers_update, why_not_workers, workers_should_update
 from .modules import (
     fixed_parameters,
     module_optimizer,

@@ -3,7 +3,16 @@
 `resolve` only reads Parameters. The trainer sets the multipliers, and `recipes` makes groups of a network.
 """
 
-from .param_group import FIELDS, ParamGroup
-from .resolve import ResolvedGroup, ResolvedGroups, resolve, resolve_assignment
+from .param_group import FIELDS, OptimizerChoice, ParamGroup
+from .resolve import OPTIMIZER, ResolvedGroup, ResolvedGroups, resolve, resolve_assignment
 
-__all__ = ["FIELDS", "ParamGroup", "ResolvedGroup", "ResolvedGroups", "resolve", "resolve_assignment"]
+__all__ = [
+    "FIELDS",
+    "OPTIMIZER",
+    "OptimizerChoice",
+    "ParamGroup",
+    "ResolvedGroup",
+    "ResolvedGroups",
+    "resolve",
+    "resolve_assignment",
+]
