@@ -40,6 +40,32 @@ class TestUpdateClock:
             optimizer._update_count(3)  # the first update of this Parameter
         assert optimizer.num_update == 7
 
+    def build_two(self):
+        main, clock = self.build(True)
+        own = mx.optimizer.SGD()
+        clock._partition.add("head", own, [])
+        return main, own, clock
+
+    def test_counts_an_update_in_which_one_of_two_optimizers_trains(self):
+        main, own, clock = self.build_two()
+        own.num_update = 3
+        for trained, trains in [(main, [True, False]), (own, [False, True])]:
+            with clock.update(trains):
+                trained._update_count(0)
+        assert (main.num_update, own.num_update) == (2, 5)
+
+    def test_does_not_count_for_an_optimizer_whose_gradients_were_all_stale(self):
+        main, own, clock = self.build_two()
+        with clock.update([True, True]):
+            own._update_count(0)
+        assert (main.num_update, own.num_update) == (0, 1)
+
+    def test_does_not_count_an_update_that_no_optimizer_made(self):
+        main, own, clock = self.build_two()
+        with clock.update([False, True]):
+            pass
+        assert (main.num_update, own.num_update) == (0, 0)
+
     def test_counts_an_update_in_which_nothing_trains(self):
         optimizer, clock = self.build(True)
         with clock.update([False]):
