@@ -34,7 +34,7 @@ class MultiLRTrainer(Trainer):
         number``. A later entry refines an earlier one that contains it. Name the whole network first: then no layer
         is forgotten, and a hybridized network is traced again when freezing requires it.
     optimizer : str or mxnet.optimizer.Optimizer
-        As `gluon.Trainer` takes it.
+        As `gluon.Trainer` takes it. It updates all Parameters whose group has no optimizer of its own.
     optimizer_params : dict, optional
         As `gluon.Trainer` takes it.
     *args, **kwargs
@@ -45,7 +45,8 @@ class MultiLRTrainer(Trainer):
     TypeError, ValueError
         Before anything has changed, naming the entry: something that is not a target or not a multiplier, an empty
         target, two entries that disagree, two Parameters of one name, a multiplier that the optimizer does not support
-        (AdaDelta has no learning rate to multiply).
+        (AdaDelta has no learning rate to multiply), an optimizer of a group that cannot be created, or one if a kvstore
+        updates.
 
     Notes
     -----
@@ -101,7 +102,7 @@ class MultiLRTrainer(Trainer):
             super().__init__(dict(enumerate(params)), optimizer, *args, **kwargs)
             if own:
                 require_workers_update(self)
-        self._partition = Partition(params, self._optimizer)
+        self._partition = Partition(self._params, self._optimizer)
         for each, group_optimizer in zip(own, created):
             self._partition.add(each.group, group_optimizer, each.params)
         if own:

@@ -79,6 +79,14 @@ def test_the_trainers_lr_scheduler_is_copied():
     assert bits(vars(own.lr_scheduler)) == bits(vars(scheduler))
 
 
+def test_a_scheduler_of_the_group_keeps_its_base_rate():
+    net, scheduler = mlp(), mx.lr_scheduler.FactorScheduler(2, 0.5, base_lr=0.25)
+    (own,) = read(net, ParamGroup(net[2], optimizer_params={"lr_scheduler": scheduler}), learning_rate=0.1)
+    assert own.create([]).learning_rate == 0.25
+    (own,) = read(net, ParamGroup(net[2], optimizer_params={"lr_scheduler": None}), learning_rate=0.1)
+    assert own.create([]).learning_rate == 0.1
+
+
 def test_a_function_may_schedule_several_optimizers():
     net = mlp()
 

@@ -109,6 +109,8 @@ def _from_trainer(
                 "or use lr_mult"
             )
         inherited["lr_scheduler"] = _copied(name, inherited["lr_scheduler"])
+    if settings.get("lr_scheduler") is not None:
+        inherited.pop("learning_rate", None)  # MXNet would write it into the scheduler
     return OptimizerChoice(optimizer, {**inherited, **settings})
 
 

@@ -53,7 +53,7 @@ class Partition:
     Parameters
     ----------
     params : sequence of Parameter
-        All Parameters of the trainer, in the order of the optimizers' indices.
+        All Parameters of the trainer, in the order of the optimizers' indices; the list may grow.
     optimizer : Optimizer
         The trainer's own, which updates all that no group has an optimizer for.
 
@@ -64,7 +64,7 @@ class Partition:
     """
 
     def __init__(self, params: Sequence[Parameter], optimizer: Optimizer) -> None:
-        self._params = list(params)
+        self._params = params
         self._part_of: dict[Parameter, Part] = {}
         self.parts = [Part(None, optimizer)]
 
