@@ -77,4 +77,8 @@ class Averages:
     @staticmethod
     def _updates_unless_skipped(trainer: Trainer) -> int | None:
         """Return the number of updates of single Parameters, or None without AMP, which skips some."""
-        return _mxnet.updates_made(trainer.optimizer) if _mxnet.scales_loss(trainer) else None
+        return (
+            sum(map(_mxnet.updates_made, (trainer.optimizer, *trainer.optimizers.values())))
+            if _mxnet.scales_loss(trainer)
+            else None
+        )

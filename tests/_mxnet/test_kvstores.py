@@ -31,6 +31,27 @@ def test_who_updates_before_the_kvstore_is_set_up(kvstore, update_on_kvstore, wo
     assert bool(_mxnet.servers_update(trainer)) is servers
 
 
+@pytest.mark.parametrize(
+    ("kvstore", "update_on_kvstore", "reason"),
+    [
+        ("device", None, None),
+        ("dist_sync", None, None),
+        ("dist_sync", False, None),
+        (None, False, None),
+        ("local", True, "update_on_kvstore is True"),
+        ("dist_async", None, "kvstore 'dist_async' updates on the parameter servers"),
+    ],
+)
+def test_why_workers_cannot_update(kvstore, update_on_kvstore, reason):
+    trainer = make_trainer(kvstore=kvstore, update_on_kvstore=update_on_kvstore)
+    assert _mxnet.why_not_workers(trainer) == reason
+    _mxnet.let_workers_update(trainer)
+    if reason is None and kvstore != "dist_sync":
+        train(mlp(CONTEXTS), None, [], CONTEXTS)
+        trainer._init_kvstore()
+        assert not trainer._update_on_kvstore
+
+
 @pytest.mark.parametrize(("value", "servers"), [("0", False), ("1", True)])
 def test_the_environment_decides_if_the_user_does_not(value, servers, monkeypatch):
     monkeypatch.setenv("MXNET_UPDATE_ON_KVSTORE", value)

@@ -64,6 +64,17 @@ def test_parameters_get_their_trainers_back_only_after_an_error():
     with pytest.raises(KeyError):
         fail()
     assert (_mxnet.trainer_of(first), _mxnet.trainer_of(second)) == (owner, None)
+    optimizer = owner.optimizer
+    known = optimizer.param_dict
+
+    def fail_with_optimizer():
+        with _mxnet.restoring_owners([first, second], optimizer):
+            gluon.Trainer([first, second], optimizer)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_with_optimizer()
+    assert optimizer.param_dict is known
     with _mxnet.restoring_owners([second]):
         trainer = gluon.Trainer([second], "sgd")
     assert _mxnet.trainer_of(second) is trainer

@@ -120,6 +120,8 @@ def make_net(case, shift):
 
 def make_trainer(kind, case, net, **options):
     groups = [(net[int(path)], multiplier) for path, multiplier in case.get("groups", {}).items()]
+    for path, (optimizer, params) in case.get("own", {}).items():
+        groups.append(multitrainer.ParamGroup(net[int(path)], optimizer=optimizer, optimizer_params=params))
     if "schedule" in case:
         groups.append((net[case["schedule"]], lambda num_update: 1 / num_update if num_update > 1 else 0))
     params = {"learning_rate": 0.05, **case.get("optimizer_params", {})}

@@ -88,6 +88,8 @@ def make_trainer(net, kv):
     spec = net.collect_params()
     if not CASE.get("stock"):
         spec = [net, *((net[int(path)], multiplier) for path, multiplier in CASE.get("groups", {}).items())]
+        for path, (optimizer, params) in CASE.get("own", {}).items():
+            spec.append(multitrainer.ParamGroup(net[int(path)], optimizer=optimizer, optimizer_params=params))
         if "schedule" in CASE:
             spec.append((net[CASE["schedule"]], lambda num_update: 1 / num_update))
     options = {key: CASE[key] for key in OPTIONS if key in CASE}

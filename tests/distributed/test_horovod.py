@@ -149,6 +149,19 @@ class TestAllRanksAgree:
         case = {"optimizer": name, "optimizer_params": params, "groups": {0: 0.1, 1: 3}, "steps": 5}
         assert train(**case).distance(horovod_worker.train_alone(case)) < (BOUND if name == "sgd" else 1e-4)
 
+    @pytest.mark.parametrize("options", [{}, {"num_groups": 2}, {"gradient_predivide_factor": 2.0}], ids=str)
+    def test_groups_with_optimizers_of_their_own(self, train, options):
+        case = {
+            "own": {1: ["nag", {"learning_rate": 0.02, "momentum": 0.5, "rescale_grad": 0.5}]},
+            "optimizer_params": {"momentum": 0.9},
+            "changes": [[1, "set_lr_mult", 1, 0], [3, "set_lr_mult", 1, 0.5], [4, "set_lr_mult", 0, 0]],
+            "steps": 6,
+            **options,
+        }
+        result = train(**case)
+        assert result.distance(horovod_worker.train_alone(case)) < BOUND
+        assert moved(*result.history[3:5]) == SECOND
+
     def test_weights_that_are_initialized_by_the_first_forward(self, train):
         case = {"deferred": True, "groups": {0: 0.1}}
         assert train(**case).distance(horovod_worker.train_alone(case)) < BOUND
@@ -296,6 +309,13 @@ class TestStates:
         assert len(again.history) == 2
         assert moved(*again.history) == FIRST
 
+    def test_of_groups_with_optimizers_of_their_own(self, train):
+        case = {"own": {1: ["adam", {}]}, "steps": 5}
+        first = train(**case, save_at=3)
+        again = train(**case, resume=str(first.folder), first=3)
+        assert not any(moved(one, two) for one, two in zip(first.history[3:], again.history))
+        assert moved(*again.history) == FIRST | SECOND
+
 
 @needs_horovod
 @pytest.mark.slow
@@ -371,6 +391,15 @@ class TestOneProcess:
         out = python(
             "hvd.init()\n"
             "try: make(net, hvd.DistributedOptimizer(mx.optimizer.SGD()))\n"
+            "except TypeError as error: print(error)\n"
+        )
+        assert "not a DistributedOptimizer around it" in out
+
+    def test_a_distributed_optimizer_of_a_group_is_refused(self, python):
+        out = python(
+            "from multitrainer import ParamGroup\n"
+            "hvd.init()\n"
+            "try: make([net, ParamGroup(net[1], optimizer=hvd.DistributedOptimizer(mx.optimizer.SGD()))])\n"
             "except TypeError as error: print(error)\n"
         )
         assert "not a DistributedOptimizer around it" in out

@@ -124,6 +124,21 @@ class TestWorkersUpdate:
         result.assert_ranks_agree()
         assert result.distance(train_alone(train, schedule=0)) < BOUND
 
+    @pytest.mark.parametrize("contexts", [1, 2])
+    def test_groups_with_optimizers_of_their_own(self, train, contexts):
+        case = {
+            "own": {"1": ["nag", {"learning_rate": 0.02, "momentum": 0.5}]},
+            "optimizer_params": {"momentum": 0.9},
+            "changes": [[1, "set_lr_mult", 1, 0], [3, "set_lr_mult", 1, 0.5], [4, "set_lr_mult", 0, 0]],
+            "steps": 6,
+            "contexts": contexts,
+        }
+        result = train(kvstore="dist_sync", **case)
+        assert result.errors == []
+        result.assert_ranks_agree()
+        assert result.distance(train_alone(train, **case)) < BOUND
+        assert (result.moved(0, 2), result.moved(3, 5)) == (FIRST, SECOND)
+
     def test_two_contexts_a_worker(self, train):
         case = {"contexts": 2, "groups": {"0": 0.5}, "batchnorm": True}
         result = train(kvstore="dist_sync", **case)
@@ -266,6 +281,14 @@ class TestStates:
         assert again.ranks[0].keys() == {key for key in first.ranks[0] if key[0] in "34"}
         assert all((array == first.ranks[0][key]).all() for key, array in again.ranks[0].items())
         assert again.moved(3, 4) == FIRST
+
+    def test_of_groups_with_optimizers_of_their_own(self, train):
+        case = {"kvstore": "dist_sync", "servers": 1, "own": {"1": ["adam", {}]}, "steps": 5}
+        first = train(**case, save_at=3)
+        again = train(**case, resume=str(first.folder), first=3)
+        again.assert_ranks_agree()
+        assert all((array == first.ranks[0][key]).all() for key, array in again.ranks[0].items())
+        assert again.moved(3, 4) == FIRST | SECOND
 
     def test_states_on_servers_are_refused(self, train):
         result = train(**SERVERS, servers=1, optimizer_params={"momentum": 0.9}, save_at=1, steps=2)

@@ -206,8 +206,8 @@ class TestBits:
                     ratios.append(trainer.update_ratios())
 
             found = train(net, trainer, batches(), step=step)
-            prepared = trainer._fused._prepared
-            assert (prepared is not None and prepared.operation is not None) == (fast == "1")
+            prepared = trainer._fused.prepare(trainer._updaters[0], trainer._params)
+            assert bool(prepared) == (fast == "1")
             return found, ratios
 
         expected = history(False, "0")[0]

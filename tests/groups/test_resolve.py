@@ -8,7 +8,7 @@ import pytest
 from mxnet.gluon import Parameter, ParameterDict, Trainer, nn
 
 from multitrainer import MultiLRTrainer, ParamGroup, layerwise_decay
-from multitrainer.groups import ResolvedGroup, resolve, resolve_assignment
+from multitrainer.groups import OPTIMIZER, ResolvedGroup, resolve, resolve_assignment
 from support import mlp, snapshot
 
 
@@ -283,3 +283,40 @@ class TestAssignment:
         resolved = resolve_assignment({net: 0.5, "net_dense1_bias": 2}, "lr_mult", members)
         assert resolved.assignments["lr_mult"][net[2].bias] == 2
         assert resolved.assignments["lr_mult"][net[2].weight] == 0.5
+
+
+class TestOptimizers:
+    """The optimizer is decided as a multiplier is."""
+
+    def deciding(self, *entries):
+        return resolve(list(entries)).deciding[OPTIMIZER]
+
+    def test_nobody_asks_for_one(self):
+        assert self.deciding(mlp()) == {}
+
+    def test_a_later_entry_refines_an_earlier_one(self):
+        net = mlp(batchnorm=False)
+        whole, layer = ParamGroup(net, optimizer="adam"), ParamGroup(net[1], optimizer_params={"wd": 1})
+        weight = ParamGroup(net[1].weight, lr_mult=3)  # keeps the optimizer that it has
+        found = self.deciding(whole, layer, weight)
+        assert found == {net[0].weight: 0, net[0].bias: 0, net[1].weight: 1, net[1].bias: 1}
+
+    def test_entries_that_agree_may_overlap(self):
+        net = mlp(batchnorm=False)
+        first, second = ParamGroup(net[0], optimizer="adam"), ParamGroup([net[0].bias, net[1]], optimizer="ADAM")
+        assert self.deciding(first, second)[net[0].bias] == 1
+
+    @pytest.mark.parametrize(
+        "other",
+        [{"optimizer": "nag"}, {"optimizer": "adam", "optimizer_params": {"wd": 1}}, {"optimizer_params": {}}],
+        ids=str,
+    )
+    def test_entries_that_disagree_raise(self, other):
+        net = mlp(batchnorm=False)
+        with pytest.raises(ValueError, match=r"dense0_bias' gets the optimizer 'adam' from entry 0 .* from entry 1"):
+            self.deciding(ParamGroup(net[0], optimizer="adam"), ParamGroup([net[0].bias, net[1]], **other))
+
+    def test_groups_keep_what_was_given(self):
+        net = mlp()
+        _, group = resolve([net, ParamGroup(net[0], optimizer="Adam", optimizer_params={"wd": 1})]).groups
+        assert (group.optimizer, group.optimizer_params) == ("Adam", {"wd": 1})

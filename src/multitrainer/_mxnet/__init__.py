@@ -30,6 +30,7 @@ from .kvstores import (
     let_workers_update,
     servers_update,
     store_updates,
+    why_not_workers,
     workers_should_update,
 )
 from .modules import (

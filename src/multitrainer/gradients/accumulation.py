@@ -10,9 +10,9 @@ from typing import Any, Iterable, Iterator, List, Mapping, NamedTuple, Sequence,
 from mxnet import autograd, nd
 from mxnet.gluon import Parameter
 from mxnet.ndarray import NDArray
-from mxnet.optimizer import Optimizer
 
 from .. import _mxnet
+from ..optimizers.partition import Partition
 
 # The arrays of a Parameter, one for each context, each with its gradient.
 _Trained = List[Tuple[Parameter, List[Tuple[NDArray, NDArray]]]]
@@ -137,21 +137,21 @@ class Accumulation:
     def added(
         self,
         params: Sequence[Parameter],
-        optimizer: Optimizer,
+        partition: Partition,
         batch_size: float,
         scale: float,
         ignore_stale_grad: bool,
     ) -> Iterator[float]:
         """Surround an update: its gradients are the sum of this step's and what was collected.
 
-        The value of the context is the batch size of all of them. If the update fails before `optimizer` has counted
+        The value of the context is the batch size of all of them. If the update fails before an optimizer has counted
         it, the gradients of this step are put back. See `collect` for the other parameters and the errors.
         """
         if self._steps == 1:
             yield batch_size
             return
         total, trained = self._total(batch_size, scale), _trained(params, ignore_stale_grad)
-        made, own = _mxnet.updates_made(optimizer), _OwnGradients()
+        made, own = partition.updates_made, _OwnGradients()
         try:
             with autograd.pause():
                 for param, arrays in trained:
@@ -159,7 +159,7 @@ class Accumulation:
             yield total
             self.collected = NOTHING
         except BaseException:
-            if made == _mxnet.updates_made(optimizer):
+            if made == partition.updates_made:
                 own.put_back()
             else:
                 self.collected = NOTHING

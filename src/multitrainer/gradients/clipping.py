@@ -11,6 +11,7 @@ from mxnet.gluon import Parameter, Trainer
 from mxnet.optimizer import Optimizer
 
 from .. import _mxnet
+from ..optimizers.partition import Partition
 from .norms import UpdateGradients
 
 _CURE = (
@@ -45,18 +46,18 @@ class GradientClipping:
 
     @contextlib.contextmanager
     def update(
-        self, optimizers: Iterable[Optimizer], params: Sequence[Parameter], ignore_stale_grad: bool, store_updates: bool
+        self, partition: Partition, params: Sequence[Parameter], ignore_stale_grad: bool, store_updates: bool
     ) -> Iterator[None]:
-        """Surround one update of ``params`` by ``optimizers``, after the exchange of gradients."""
-        optimizers = list(optimizers)
+        """Surround one update of ``params`` by the optimizers of a trainer, after the exchange of gradients."""
         params = [param for param in params if param.grad_req != "null"]
         if ignore_stale_grad and not store_updates:  # a kvstore has used stale ones by now
             params = [param for param in params if _mxnet.has_fresh_gradient(param)]
-        gradients, coefficient = UpdateGradients(params, optimizers[0].rescale_grad, not store_updates), 1.0
+        scales = {param: partition.part_of(param).optimizer.rescale_grad for param in params}
+        gradients, coefficient = UpdateGradients(scales, not store_updates), 1.0
         if self.max_norm is not None:
             gradients.measure()
             coefficient = clip_coefficient(gradients.norm(), self.max_norm)
-        with scaled_gradients(optimizers, coefficient):
+        with scaled_gradients(partition.optimizers, coefficient):
             yield
         self._last = gradients
 

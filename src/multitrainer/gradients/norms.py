@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Iterable, Sequence
+from typing import Iterable, Mapping
 
 import numpy as np
 from mxnet import nd
@@ -22,21 +22,20 @@ class UpdateGradients:
 
     Parameters
     ----------
-    params : sequence of Parameter
-        Those that are updated.
-    rescale_grad : float
-        What the optimizer multiplies the gradients with: 1 over the batch size, and over AMP's loss scale.
+    scales : dict of Parameter to float
+        The Parameters that are updated, and ``rescale_grad`` of the optimizer of each, with which it multiplies the
+        gradient: 1 over the batch size, and over AMP's loss scale.
     are_summed : bool
         Whether each context has the sum over all contexts. If a kvstore updates, it has the sum and they do not.
     """
 
-    def __init__(self, params: Sequence[Parameter], rescale_grad: float, are_summed: bool) -> None:
-        self._params, self._rescale_grad, self._are_summed = params, rescale_grad, are_summed
+    def __init__(self, scales: Mapping[Parameter, float], are_summed: bool) -> None:
+        self._scales, self._are_summed = scales, are_summed
         self._squares: dict[Parameter, float] | None = None
 
     def measure(self) -> None:
         """Read the gradients, while they are there."""
-        self._squares = {p: self._rescale_grad**2 * sum_of_squares(self._gradient_of(p)) for p in self._params}
+        self._squares = {p: scale**2 * sum_of_squares(self._gradient_of(p)) for p, scale in self._scales.items()}
 
     def norm(self, params: Iterable[Parameter] | None = None) -> float:
         """Return the norm of the gradients of ``params``, by default of all together, times ``rescale_grad``.
@@ -61,7 +60,7 @@ class UpdateGradients:
         return first
 
     def _check_still_there(self) -> None:
-        for param in self._params:
+        for param in self._scales:
             # If a kvstore updates, MXNet does not mark gradients as used.
             is_new = self._are_summed and _mxnet.has_fresh_gradient(param)
             if param.grad_req == "null" or is_new:
