@@ -11,7 +11,18 @@ ROOT = pathlib.Path(multitrainer.__file__).parent
 TESTS = pathlib.Path(__file__).parent
 # Each room may import what stands before it.
 ROOMS = [
-    *("_mxnet", "groups", "symbolic", "freezing", "multipliers", "fused", "checkpoint", "recipes", "report"),
+    *(
+        "_mxnet",
+        "optimizers",
+        "groups",
+        "symbolic",
+        "freezing",
+        "multipliers",
+        "fused",
+        "checkpoint",
+        "recipes",
+        "report",
+    ),
     *("plotting", "trainer", "", "horovod", "cli"),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
@@ -407,6 +408,8 @@ class MultiLRTrainer(Trainer):
     def _init_kvstore(self) -> None:
         if _mxnet.workers_should_update(self):  # every multiplier and schedule works there
             _mxnet.let_workers_update(self)
+        if _mxnet.servers_update(self):
+            pickle.dumps(self._optimizer, 0)  # as the kvstore will: an error comes before there is a kvstore
         super()._init_kvstore()
         if _mxnet.has_sent_optimizer(self):
             self._multipliers.sent_to_servers()

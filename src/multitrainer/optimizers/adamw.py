@@ -137,7 +137,7 @@ class AdamW(optimizer.Adam):
 
 
 def register(kind: type[optimizer.Optimizer]) -> None:
-    """Register an optimizer with MXNet by the name of its class, unless the user has registered another by that name."""
+    """Register an optimizer with MXNet by the name of its class, unless the user has another of that name."""
     name = kind.__name__.lower()
     there = optimizer.Optimizer.opt_registry.get(name)
     if there is None or (there.__module__, there.__qualname__) == (kind.__module__, kind.__qualname__):
