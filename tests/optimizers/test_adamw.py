@@ -296,7 +296,7 @@ class TestCopies:
 
     def test_none_goes_to_parameter_servers(self):
         """MXNet pickles for them by protocol 0; a server could not import the class."""
-        with pytest.raises(RuntimeError, match="cannot run on parameter servers.*update_on_kvstore=False"):
+        with pytest.raises(RuntimeError, match=r"cannot run on parameter servers.*update_on_kvstore=False"):
             pickle.dumps(AdamW(), 0)
 
     @pytest.mark.parametrize(
