@@ -11,19 +11,8 @@ ROOT = pathlib.Path(multitrainer.__file__).parent
 TESTS = pathlib.Path(__file__).parent
 # Each room may import what stands before it.
 ROOMS = [
-    *(
-        "_mxnet",
-        "optimizers",
-        "groups",
-        "symbolic",
-        "freezing",
-        "multipliers",
-        "fused",
-        "checkpoint",
-        "recipes",
-        "report",
-    ),
-    *("plotting", "trainer", "", "horovod", "cli"),
+    *("_mxnet", "optimizers", "groups", "symbolic", "freezing", "multipliers", "fused", "checkpoint", "recipes"),
+    *("report", "plotting", "trainer", "", "horovod", "cli"),
 ]
 
 

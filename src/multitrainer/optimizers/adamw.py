@@ -71,7 +71,7 @@ class AdamW(optimizer.Adam):
     >>> from multitrainer import MultiLRTrainer, no_weight_decay
     >>> net = mx.gluon.nn.Dense(1, in_units=2)
     >>> net.initialize()
-    >>> trainer = MultiLRTrainer(no_weight_decay(net), 'adamw', {'learning_rate': 1e-4, 'wd': 0.05})
+    >>> trainer = MultiLRTrainer([net, no_weight_decay(net)], 'adamw', {'learning_rate': 1e-4, 'wd': 0.05})
     >>> trainer.optimizer.wd
     0.05
     """
