@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from pathlib import Path
 from typing import Any, ContextManager, Iterable, Iterator, Mapping, Sequence
 
@@ -777,6 +778,8 @@ class MultiLRTrainer(Trainer):
         # Every multiplier and schedule works there, and a kvstore updates before the norm of all gradients is known.
         if _mxnet.workers_should_update(self) or self._clipping.max_norm is not None:
             _mxnet.let_workers_update(self)
+        if _mxnet.servers_update(self):
+            pickle.dumps(self._optimizer, 0)  # as the kvstore will: an error comes before there is a kvstore
         with _mxnet.sharing_connection(self, self._creation_number):
             super()._init_kvstore()
         if _mxnet.has_sent_optimizer(self):

@@ -119,6 +119,15 @@ class TestWorkersUpdate:
         assert result.moved(0, 1) == SECOND
         assert result.moved(1, 3) == FIRST | SECOND
 
+    def test_adamw(self, train):
+        """With an epsilon larger than rounding errors of gradients."""
+        case = {"optimizer": "adamw", "optimizer_params": {"epsilon": 0.01}, "groups": {"0": 0.5}, "steps": 4}
+        result = train(kvstore="dist_sync", **case, changes=[[2, "set_lr_mult", 0, 0]])
+        assert result.errors == []
+        result.assert_ranks_agree()
+        assert result.distance(train_alone(train, **case, changes=[[2, "set_lr_mult", 0, 0]])) < BOUND
+        assert result.moved(1, 3) == SECOND
+
     def test_schedule(self, train):
         result = train(kvstore="dist_sync", schedule=0)
         result.assert_ranks_agree()
@@ -350,6 +359,16 @@ class TestServersUpdate:
         for about in result.about:
             for (_, ratios), (_, expected) in zip(about["figures"], alone.about[0]["figures"]):
                 assert ratios == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("stock", [False, True])
+    @pytest.mark.parametrize("kvstore", ["dist_sync", "dist_async"])
+    def test_adamw_is_refused_before_it_is_sent(self, train, kvstore, stock):
+        """A server could not import it, and a synchronous one would give back gradients in place of weights."""
+        # `ready`: the servers wait for workers that end before they have a kvstore, and so would this test.
+        result = train(kvstore=kvstore, update_on_kvstore=True, optimizer="adamw", stock=stock, ready=True)
+        assert len(result.errors) == 2 * 3
+        assert all("AdamW cannot run on parameter servers" in text for _, _, text in result.errors)
+        assert result.moved(0, 2) == set()
 
     def test_lars_keeps_the_trajectory_of_stock(self, train):
         # `ready` gives each worker the share of its rank: all begin with the statistics of rank 0.

@@ -1,7 +1,7 @@
 """Update all Parameters of an optimizer with a single operation if that gives the bits that stock's operators give.
 
-SGD, NAG, Adam and AdamW themselves are covered, on one CPU, with dense float32 arrays and without ``clip_gradient``. All else
-is left to stock, and so is everything without numba (the extra ``fast``) or with ``MULTITRAINER_FAST=0``.
+SGD, NAG, Adam and AdamW themselves are covered, on one CPU, with dense float32 arrays and without ``clip_gradient``.
+All else is left to stock, and so is everything without numba (the extra ``fast``) or with ``MULTITRAINER_FAST=0``.
 """
 
 from __future__ import annotations
