@@ -271,7 +271,7 @@ class WeightAverage:
                 "average the weights of that one, WeightAverage(trainer); its load() can take over these averages"
             )
 
-    def include(self, params: Iterable[Parameter]) -> None:
+    def _include(self, params: Iterable[Parameter]) -> None:
         """Begin averages of those Parameters that have none; the trainer calls it before each update."""
         new = [param for param in params if param not in self._arrays and _mxnet.is_initialized(param)]
         _check_dense(new)
