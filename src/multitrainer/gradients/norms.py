@@ -12,7 +12,7 @@ from mxnet.ndarray import NDArray
 
 from .. import _mxnet
 
-_BLOCK = 1 << 16  # so many float64 values stay in the cache
+_BLOCK = 1 << 16  # this many float64 values stay in the cache
 
 
 class UpdateGradients:
@@ -25,7 +25,7 @@ class UpdateGradients:
     params : sequence of Parameter
         Those that are updated.
     rescale_grad : float
-        What the optimizer multiplies the gradients with: 1 over the batch size, and over AMP's loss scale.
+        The factor that the optimizer applies to the gradients: 1 over the batch size, and over AMP's loss scale.
     are_summed : bool
         Whether each context has the sum over all contexts. If a kvstore updates, it has the sum and they do not.
     """
@@ -76,7 +76,7 @@ def sum_of_squares(array: NDArray) -> float:
     """Return the sum of the squares of the values of ``array``, added up in float64.
 
     MXNet's own ``norm`` and ``multi_sum_sq`` add up in float32, one value after the other: on the CPU the result for a
-    large array is off by one in a thousand.
+    large array is off by about one in a thousand.
 
     Examples
     --------
