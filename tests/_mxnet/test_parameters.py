@@ -136,3 +136,15 @@ def test_an_optimizer_creates_the_same_state_for_an_array_like_the_weight(stype)
     array = _mxnet.weight_like(param, mx.cpu(1))
     assert (array.stype, array.shape, array.context) == (stype, (3, 2), mx.cpu(1))
     assert array.dtype is np.float64
+
+
+def test_gradient_arrays_are_those_of_each_context():
+    net = mlp(CONTEXTS)
+    arrays = _mxnet.gradient_arrays(net[0].weight)
+    assert [array.context for array in arrays] == CONTEXTS
+    arrays[1][:] = 3
+    assert (net[0].weight.grad(CONTEXTS[1]).asnumpy() == 3).all()
+    net[0].weight.grad_req = "null"
+    deferred = gluon.Parameter("w", shape=(0, 2), allow_deferred_init=True)
+    deferred.initialize()
+    assert list(_mxnet.gradient_arrays(net[0].weight)) == list(_mxnet.gradient_arrays(deferred)) == []

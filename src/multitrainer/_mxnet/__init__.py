@@ -44,6 +44,7 @@ from .optimizers import NOT_STATE, set_states, updater_of, weight_decays
 from .parameters import (
     STATISTICS,
     discard_gradient,
+    gradient_arrays,
     has_fresh_gradient,
     is_auxiliary,
     is_initialized,
