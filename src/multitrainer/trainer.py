@@ -168,7 +168,7 @@ class MultiLRTrainer(Trainer):
     def max_grad_norm(self) -> float | None:
         """The largest norm that the gradients of one update may have, all of them together; None for no clipping.
 
-        Larger gradients are multiplied with ``max_grad_norm / (norm + 1e-6)`` for the update, as by PyTorch's
+        Larger gradients are multiplied by ``max_grad_norm / (norm + 1e-6)`` for the update, as by PyTorch's
         ``clip_grad_norm_``. The norm is that of the gradients as the optimizer uses them: summed over contexts and
         workers, divided by the batch size and by AMP's loss scale. Frozen Parameters are left out. The optimizer's own
         ``clip_gradient`` acts after that. The gradients in ``param.grad()`` stay as they are.

@@ -173,3 +173,15 @@ def test_an_optimizer_creates_the_same_state_for_an_array_like_the_weight(stype)
 def test_a_weight_is_sparse_whatever_its_gradient_is(stype, grad_stype):
     param = gluon.Parameter("w", shape=(3, 2), stype=stype, grad_stype=grad_stype)
     assert _mxnet.has_sparse_weight(param) == (stype == "row_sparse")
+
+
+def test_gradient_arrays_are_those_of_each_context():
+    net = mlp(CONTEXTS)
+    arrays = _mxnet.gradient_arrays(net[0].weight)
+    assert [array.context for array in arrays] == CONTEXTS
+    arrays[1][:] = 3
+    assert (net[0].weight.grad(CONTEXTS[1]).asnumpy() == 3).all()
+    net[0].weight.grad_req = "null"
+    deferred = gluon.Parameter("w", shape=(0, 2), allow_deferred_init=True)
+    deferred.initialize()
+    assert list(_mxnet.gradient_arrays(net[0].weight)) == list(_mxnet.gradient_arrays(deferred)) == []

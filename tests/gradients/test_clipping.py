@@ -316,6 +316,18 @@ class TestNotFinite:
             assert trainer.total_grad_norm() == pytest.approx(2 * size, rel=1e-6)
             assert net.weight.data().asnumpy() == pytest.approx(-np.full((2, 2), min(size, 0.5)), rel=1e-5)
 
+    @pytest.mark.parametrize("name", ["sgd", "adam"])
+    def test_a_factor_that_float32_cannot_hold_is_0(self, name):
+        net = nn.Dense(2, in_units=2, use_bias=False)
+        net.initialize(mx.init.One())
+        trainer = MultiLRTrainer(net, name, {"learning_rate": 1}, max_grad_norm=1)
+        net.weight.grad()[:] = 3e38
+        net.weight.data()._fresh_grad = True
+        trainer.step(1)
+        assert (net.weight.data().asnumpy() == 1).all()
+        assert trainer.total_grad_norm() == pytest.approx(6e38)
+        assert trainer.optimizer.rescale_grad == 1
+
 
 class TestScaledLoss:
     def test_the_norm_is_that_of_unscaled_gradients(self):

@@ -48,6 +48,7 @@ from .parameters import (
     arrays_and_gradients,
     contexts,
     discard_gradient,
+    gradient_arrays,
     has_fresh_gradient,
     has_sparse_weight,
     is_auxiliary,

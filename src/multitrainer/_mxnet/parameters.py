@@ -64,6 +64,11 @@ def discard_gradient(param: Parameter) -> None:
         param.zero_grad()
 
 
+def gradient_arrays(param: Parameter) -> Sequence[NDArray]:
+    """Return the gradient of ``param`` on each context; nothing if it requests none or is not initialized."""
+    return param._grad or ()
+
+
 def has_fresh_gradient(param: Parameter) -> bool:
     """Whether ``param`` has a gradient from a backward pass that no step has used yet."""
     return param._grad is not None and any(array._fresh_grad for array in param._data)
