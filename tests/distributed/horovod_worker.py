@@ -101,7 +101,8 @@ def make_trainer(kind, case, net, **options):
     if "schedule" in case:
         groups.append((net[case["schedule"]], lambda num_update: 1 / num_update if num_update > 1 else 0))
     params = {"learning_rate": 0.05, **case.get("optimizer_params", {})}
-    return kind([net, *groups], case.get("optimizer", "sgd"), params, **options)
+    known = net if "built_on" not in case else net[case["built_on"]]
+    return kind([known, *groups], case.get("optimizer", "sgd"), params, **options)
 
 
 def change(step, case, net, trainer, rank):
@@ -111,6 +112,8 @@ def change(step, case, net, trainer, rank):
             continue
         if setter == "set_learning_rate":
             trainer.set_learning_rate(value)
+        elif setter == "add":
+            trainer.add([(net[path], value)])
         else:
             getattr(trainer, setter)({net[path]: value})
 
