@@ -568,6 +568,14 @@ class TestCheckpoints:
         make = lambda build, ctx, options: build(lambda net: net, ctx=ctx, **options)  # noqa: E731
         self.run(tmp_path, make, optimizer=optimizer, params={})
 
+    def test_with_one_that_goes_by_the_order_of_parameters(self, tmp_path):
+        def make(build, ctx, options):
+            net, trainer = build(lambda net: net.output, ctx=ctx, **options)
+            trainer.add(net.body)
+            return net, trainer
+
+        self.run(tmp_path, make, optimizer="nadam", params={})
+
     def test_a_trainer_that_lacks_what_was_added_says_what_to_do(self, tmp_path):
         net, trainer = build(lambda net: net.output)
         trainer.add(net.body)
