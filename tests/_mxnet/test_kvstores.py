@@ -98,3 +98,20 @@ def test_sparse_weights(stype):
     param = mx.gluon.Parameter("w", shape=(2, 2), stype=stype)
     param.initialize()
     assert _mxnet.has_sparse_weights(Trainer([param], "sgd")) is (stype == "row_sparse")
+
+
+@pytest.mark.parametrize("set_up", [False, True])
+@pytest.mark.parametrize(
+    ("options", "fits", "fits_several_machines"),
+    [({}, True, True), ({"grad_stype": "row_sparse"}, True, False), ({"stype": "row_sparse"}, False, False)],
+)
+def test_a_kvstore_for_dense_parameters_takes_others(options, fits, fits_several_machines, set_up):
+    param = mx.gluon.Parameter("w", shape=(2, 2), **options)
+    trainer = make_trainer(kvstore="local")
+    if set_up:
+        trainer._init_kvstore()
+    assert _mxnet.kvstore_fits(trainer, param) is (fits or not set_up)
+    trainer._distributed = True
+    assert _mxnet.kvstore_fits(trainer, param) is (fits_several_machines or not set_up)
+    trainer._contains_sparse_weight = True
+    assert _mxnet.kvstore_fits(trainer, param)

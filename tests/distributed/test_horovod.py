@@ -297,6 +297,33 @@ class TestAccumulation:
 
 @needs_horovod
 @pytest.mark.slow
+class TestAdd:
+    @pytest.mark.parametrize("options", [{}, {"np": 3, "process_set": [1, 2]}], ids=["all", "process set"])
+    def test_before_the_first_step_as_one_process(self, train, options):
+        case = {"built_on": 0, "changes": [[0, "add", 1, 0.5]], "optimizer_params": {"momentum": 0.9}}
+        assert train(**case, **options).distance(horovod_worker.train_alone(case)) < BOUND
+
+    def test_in_mid_training_ranks_agree_from_then_on(self, train):
+        """Until it is added, the second layer has other weights on rank 1."""
+        result = train(differ=SECOND, built_on=0, steps=4, changes=[[1, "add", 1, 0.5], [3, "set_lr_mult", 1, 0]])
+        one, two = result.ranks
+        assert moved(one[0], two[0]) == SECOND
+        for step in (1, 2, 3):
+            assert not moved(one[step], two[step])
+        assert moved(one[0], one[1]) == FIRST | SECOND
+        assert moved(one[2], one[3]) == FIRST
+        assert [len(calls) for calls in result.reduced] == [2, 4, 4, 2]
+
+    def test_ranks_that_do_not_all_add_get_an_error(self, tmp_path):
+        """Rank 1 alone adds the second layer, where Horovod would wait for its broadcast forever."""
+        code, output = horovodrun(tmp_path, {"built_on": 0, "changes": [[1, "add", 1, 1, 1]]})
+        assert code != 0
+        for rank in (0, 1):
+            assert f"[{rank}]<stderr>:RuntimeError: Parameters were added to the trainers of some" in output
+
+
+@needs_horovod
+@pytest.mark.slow
 class TestStates:
     @pytest.mark.parametrize("options", [{}, {"np": 3, "process_set": [1, 2]}], ids=["all", "process set"])
     def test_saved_and_resumed_bit_for_bit(self, train, options):

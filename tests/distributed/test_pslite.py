@@ -113,6 +113,44 @@ class TestWorkersUpdate:
         assert result.distance(train_alone(train, **case)) < BOUND
         assert result.moved(2, 5) == SECOND
 
+    @pytest.mark.parametrize("at", [0, 2])
+    def test_parameters_are_added(self, train, at):
+        changes = [[at, "add", 1, 0.5], [4, "set_lr_mult", 0, 0], [5, "set_lr_mult", 0, 1]]
+        case = {"steps": 7, "built_on": 0, "optimizer_params": {"momentum": 0.9}, "changes": changes}
+        result = train(kvstore="dist_sync", **case)
+        assert result.errors == []
+        result.assert_ranks_agree()
+        assert result.distance(train_alone(train, **case)) < BOUND
+        assert result.moved(at, at + 1) == FIRST | SECOND
+        assert result.moved(3, 4) == SECOND
+
+    @pytest.mark.parametrize("contexts", [1, 2])
+    def test_added_parameters_have_the_values_of_rank_0_in_the_next_forward_pass(self, train, contexts):
+        case = {"kvstore": "dist_sync", "steps": 2, "built_on": 0, "changes": [[1, "add", 1, 1]]}
+        one, two = train(**case, contexts=contexts, ready=True).ranks
+        rng = np.random.RandomState(1)
+        x, y = rng.randn(8, 3), rng.randn(8, 2)
+        hidden = x @ one["0/net_dense0_weight"].T + one["0/net_dense0_bias"]
+        weight = one["0/net_dense1_weight"]  # of rank 0; rank 1 has others until they are added
+        assert (weight != two["0/net_dense1_weight"]).all()
+        gradient = (hidden @ weight.T + one["0/net_dense1_bias"] - y).T @ hidden / 2
+        for rank in (one, two):
+            assert abs(rank["1/net_dense1_weight"] - (weight - 0.05 / 8 * gradient)).max() < BOUND
+
+    @pytest.mark.parametrize("late", [0, 1])
+    def test_if_some_ranks_add_nothing_all_ranks_raise(self, train, late):
+        changes = [[1, "add", 1, 1, 1 - late], [2, "add", 1, 1]]
+        case = {"kvstore": "dist_sync", "steps": 4, "built_on": 0, "changes": changes}
+        result = train(**case, ready=True, no_step_after_errors=True)
+        assert len(result.errors) == 2
+        for _, kind, text in result.errors:
+            assert kind == "RuntimeError"
+            assert "some of the 2 ranks only: call trainer.add on every rank" in text
+        for step in (2, 3):
+            for name in FIRST | SECOND:
+                one, two = (ranks[f"{step}/{name}"] for ranks in result.ranks)
+                assert (one == two).all()
+
     def test_unfrozen_in_mid_training(self, train):
         result = train(kvstore="dist_sync", steps=4, groups={"0": 0}, changes=[[2, "set_lr_mult", 0, 1]])
         result.assert_ranks_agree()
@@ -318,6 +356,17 @@ class TestStates:
 
 class TestServersUpdate:
     """The servers update if asked to, and always under dist_async."""
+
+    @pytest.mark.parametrize("kvstore", ["dist_sync", "dist_async"])
+    def test_parameters_are_added_before_the_first_step_only(self, train, kvstore):
+        changes = [[0, "add", 1, 0.5], [1, "add", 2, 1]]
+        case = {"kvstore": kvstore, "update_on_kvstore": True, "built_on": 0, "layers": 3, "changes": changes}
+        result = train(**case, workers=1)
+        assert result.moved(0, 2) == FIRST | SECOND
+        ((step, kind, text),) = result.errors
+        assert (step, kind) == (1, "RuntimeError")
+        assert "'net_dense2_bias' cannot be added any more" in text
+        assert result.distance(train_alone(train, **{**case, "changes": changes[:1]})) < BOUND
 
     @pytest.mark.parametrize(
         "setter",

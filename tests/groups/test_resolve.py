@@ -8,7 +8,7 @@ import pytest
 from mxnet.gluon import Parameter, ParameterDict, Trainer, nn
 
 from multitrainer import MultiLRTrainer, ParamGroup, layerwise_decay
-from multitrainer.groups import OPTIMIZER, ResolvedGroup, resolve, resolve_assignment
+from multitrainer.groups import OPTIMIZER, ResolvedGroup, resolve, resolve_addition, resolve_assignment
 from support import mlp, snapshot
 
 
@@ -320,3 +320,35 @@ class TestOptimizers:
         net = mlp()
         _, group = resolve([net, ParamGroup(net[0], optimizer="Adam", optimizer_params={"wd": 1})]).groups
         assert (group.optimizer, group.optimizer_params) == ("Adam", {"wd": 1})
+
+
+class TestAddition:
+    def test_extends_the_groups_and_keeps_their_indices(self):
+        net = mlp(batchnorm=False)
+        present = resolve([(net[0], 0.1)])
+        added = resolve_addition([net[1], ParamGroup(net[1].bias, lr_mult=2, wd_mult=0)], present, [net])
+        extended = present.extended(added)
+        assert extended.parameters == [*present.parameters, *added.parameters]
+        assert [group.name for group in extended.groups] == ["net_dense0", "1", "net_dense1_bias"]
+        assert extended.groups_setting(net[0].bias, "lr_mult") == [0]
+        assert extended.groups_setting(net[1].bias, "lr_mult") == [2]
+        assert extended.deciding["wd_mult"] == {net[1].bias: 2}
+        assert extended.assignments["lr_mult"] == {net[0].weight: 0.1, net[0].bias: 0.1, net[1].bias: 2}
+        assert extended.member_of[net[1].weight] == 1
+        assert len(present.groups) == 1
+
+    def test_takes_no_parameter_twice(self):
+        net = mlp(batchnorm=False)
+        present = resolve(net[0])
+        with pytest.raises(ValueError, match=r"net_dense0_weight, net_dense0_bias \(2 of 4\) .*new here: net_dense1_w"):
+            resolve_addition(net, present)
+        twin = mlp(batchnorm=False)
+        with pytest.raises(ValueError, match="another Parameter called 'net_dense0_weight'"):
+            resolve_addition(twin[0], present)
+
+    def test_names_differ_from_those_in_use(self):
+        net = mlp(batchnorm=False)
+        present = resolve([ParamGroup(net[0], name="1")])
+        assert [group.name for group in resolve_addition(net[1], present, [net]).groups] == ["net_dense1"]
+        with pytest.raises(ValueError, match="has a group '1' already"):
+            resolve_addition(ParamGroup(net[1], name="1"), present)

@@ -111,7 +111,7 @@ def resolve_addition(params: Any, present: ResolvedGroups, blocks: Sequence[Bloc
             if name in by_name:
                 raise ValueError(
                     f"{entry.where}: another Parameter called {name!r} is in this trainer already; give the new Block "
-                    "a different prefix="
+                    "a different prefix=, or build a new trainer if it takes the place of the other one"
                 )
     return _resolve_entries(entries, ordered, blocks, [group.name for group in present.groups])
 
