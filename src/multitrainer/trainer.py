@@ -300,10 +300,8 @@ class MultiLRTrainer(Trainer):
             If a backward pass was made since the last `step`.
         """
         if self.accumulated:
-            with self._multipliers.update(self):
-                self._accumulation.check_no_backward_pending(self._params)
-                with self._accumulated_gradients(0, True) as total:
-                    super().step(total, ignore_stale_grad=True)
+            with self._multipliers.update(self), self._flushed_gradients() as total:
+                super().step(total, ignore_stale_grad=True)
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
@@ -538,6 +536,10 @@ class MultiLRTrainer(Trainer):
     def _accumulated_gradients(self, batch_size: float, ignore_stale_grad: bool) -> ContextManager[float]:
         """Surround an update with the gradients of this step and those that were collected; gives the batch size."""
         return self._accumulation.added(self._params, self._optimizer, batch_size, self._scale, ignore_stale_grad)
+
+    def _flushed_gradients(self) -> ContextManager[float]:
+        """Surround an update with the gradients that were collected; gives their batch size."""
+        return self._accumulation.flushed(self._params, self._optimizer, self._scale)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
         resolved = resolve_assignment(multipliers, field, self._params)
