@@ -67,6 +67,7 @@ def test_frozen_layers_do_not_cross_the_wire(tmp_path):
     assert sent["MultiLRTrainer", "trained"] == pytest.approx(all_of_it, rel=0.02)
     assert sent["MultiLRTrainer", "frozen"] < (head / values + 0.001) * all_of_it
     assert 0.4 * all_of_it < sent["MultiLRTrainer", "half unfrozen"] < 0.51 * all_of_it
+    assert 0.24 * all_of_it < sent["MultiLRTrainer", "accumulate=4"] < 0.26 * all_of_it
 
 
 @pytest.mark.slow

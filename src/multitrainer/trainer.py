@@ -565,11 +565,9 @@ class MultiLRTrainer(Trainer):
             If a backward pass was made since the last `step`.
         """
         if self.accumulated:
-            with self._surrounded_update():
-                self._accumulation.check_no_backward_pending(self._params)
-                with self._accumulated_gradients(0, True) as total:
-                    self._partition.rescale(self._scale, total)
-                    super().step(total, ignore_stale_grad=True)
+            with self._surrounded_update(), self._flushed_gradients() as total:
+                self._partition.rescale(self._scale, total)
+                super().step(total, ignore_stale_grad=True)
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
@@ -844,6 +842,10 @@ class MultiLRTrainer(Trainer):
     def _accumulated_gradients(self, batch_size: float, ignore_stale_grad: bool) -> ContextManager[float]:
         """Surround an update with the gradients of this step and those that were collected; gives the batch size."""
         return self._accumulation.added(self._params, self._partition, batch_size, self._scale, ignore_stale_grad)
+
+    def _flushed_gradients(self) -> ContextManager[float]:
+        """Surround an update with the gradients that were collected; gives their batch size."""
+        return self._accumulation.flushed(self._params, self._partition, self._scale)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
         resolved = resolve_assignment(multipliers, field, self._params)
