@@ -365,9 +365,9 @@ class MultiLRTrainer(Trainer):
         ------
         ValueError
             If the file is damaged or was written by stock Trainer; if it has another class of optimizer or
-            lr_scheduler, or differs in the use of AMP; if a Parameter was under the optimizer of another group; if it
-            has other Parameters, or other shapes or dtypes (all are
-            listed); or if a Parameter had a schedule in it and has none here.
+            lr_scheduler, or differs in the use of AMP; if it has other Parameters, or other shapes or dtypes (all are
+            listed); if a Parameter was under the optimizer of another group; or if a Parameter had a schedule in it and
+            has none here.
         RuntimeError
             If parameter servers update, because they hold the states; or if a Parameter has no values yet.
 
