@@ -481,7 +481,18 @@ class Program:
         self.optimizers = [self.optimizer() for _ in range(3)]
         self.ctx = CONTEXTS if self.rng.rand() < 0.3 else None
         self.hybridize = bool(self.rng.rand() < 0.5)
-        self.events = [(self.rng.rand(), int(self.rng.randint(self.layers)), self.rng.rand()) for _ in range(10)]
+        self.events = list(self.draw_events())
+
+    def draw_events(self):
+        """Draw what comes before each step; at least one layer is not frozen, for backward needs one."""
+        frozen = set()
+        for _ in range(10):
+            kind, layer, value = self.rng.rand(), int(self.rng.randint(self.layers)), self.rng.rand()
+            if kind < 0.25 and value < 0.5 and frozen | {layer} == set(range(self.layers)):
+                kind = 0.9
+            elif kind < 0.25:
+                frozen = frozen | {layer} if value < 0.5 else frozen - {layer}
+            yield kind, layer, value
 
     def optimizer(self):
         name = self.OPTIMIZERS[self.rng.randint(len(self.OPTIMIZERS))]
