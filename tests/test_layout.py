@@ -12,7 +12,7 @@ TESTS = pathlib.Path(__file__).parent
 # Each room may import what stands before it.
 ROOMS = [
     *("_mxnet", "groups", "symbolic", "freezing", "multipliers", "fused", "checkpoint", "recipes", "report"),
-    *("plotting", "trainer", "", "horovod", "cli"),
+    *("plotting", "trainer", "rate_search", "", "horovod", "cli"),
 ]
 
 

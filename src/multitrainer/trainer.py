@@ -442,6 +442,11 @@ class MultiLRTrainer(Trainer):
         if not (fusable and self._fused.update(self._updaters[0], self._params)):
             super()._update(ignore_stale_grad)
 
+    def _mean_over_ranks(self, value: float) -> float:
+        """Return the mean of the values that the ranks pass; every rank calls this."""
+        _mxnet.check_one_horovod_rank(self)
+        return value if self._comparison is None else self._comparison.mean(value)
+
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
         resolved = resolve_assignment(multipliers, field, self._params)
         self._multipliers.assign({field: resolved.assignments[field]}, resolved.blocks)

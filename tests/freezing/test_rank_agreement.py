@@ -1,5 +1,7 @@
 """All ranks raise if they train different Parameters."""
 
+import math
+
 import mxnet as mx
 import pytest
 
@@ -51,3 +53,17 @@ def test_over_a_kvstore(other):
         else:
             with pytest.raises(RuntimeError, match=r"\(1 of 4\) are frozen on some of the 2 ranks"):
                 comparison.check(params)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize(
+    ("own", "other", "mean"), [(1.5, 2.5, 2.0), (1.0, 1.0, 1.0), (float("inf"), 1.0, float("inf"))]
+)
+def test_the_mean_over_the_ranks(size, own, other, mean):
+    comparison = StoreComparison(TwoRanks([other, *[0] * (size - 1)]), 7, size)
+    for _ in range(2):
+        assert comparison.mean(own) == mean
+
+
+def test_a_loss_that_is_not_a_number_on_one_rank_is_none_on_all():
+    assert math.isnan(StoreComparison(TwoRanks([float("nan")]), 7, 1).mean(1.0))

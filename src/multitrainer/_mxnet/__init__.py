@@ -22,7 +22,14 @@ from .blocks import (
     use_global_stats,
     without_side_effects,
 )
-from .kvstores import has_sent_optimizer, let_workers_update, servers_update, workers_should_update
+from .kvstores import (
+    compresses_gradients,
+    has_sent_optimizer,
+    let_workers_update,
+    servers_update,
+    set_stored_weights,
+    workers_should_update,
+)
 from .modules import (
     fixed_parameters,
     module_optimizer,
@@ -35,7 +42,9 @@ from .multiplier_support import supports_multiplier
 from .optimizers import NOT_STATE, set_states, updater_of, weight_decays
 from .parameters import (
     STATISTICS,
+    arrays_and_gradients,
     discard_gradient,
+    fresh_gradients,
     has_fresh_gradient,
     is_auxiliary,
     is_initialized,
@@ -43,11 +52,13 @@ from .parameters import (
     layer_prefix,
     mark_gradients_used,
     restoring_owners,
+    set_fresh_gradients,
     shape,
     single_array_and_gradient,
     trainer_of,
     weight_like,
 )
+from .random_generators import cpu_generators
 from .symbols import input_count, own_symbol, set_variable, traced_symbol, variable, write_multipliers
 from .traces import (
     cached_op,
@@ -57,7 +68,7 @@ from .traces import (
     mark_for_replacement,
     set_operator_factory,
 )
-from .trainers import without_parameters
+from .trainers import check_one_horovod_rank, without_parameters
 from .update_counts import (
     ReplayableCount,
     SchedulerError,

@@ -33,3 +33,13 @@ def without_parameters(trainer: Trainer, params: Collection[Parameter]) -> Itera
         yield
     finally:
         trainer._params = everything
+
+
+def check_one_horovod_rank(trainer: Trainer) -> None:
+    """Raise a RuntimeError if ``trainer`` is one of several Horovod trainers."""
+    process_set = getattr(trainer, "_process_set", None)
+    if process_set is not None and process_set.size() > 1:
+        raise RuntimeError(
+            f"{type(trainer).__name__} cannot exchange losses with Horovod's other {process_set.size() - 1} ranks: use "
+            "multitrainer.horovod.DistributedMultiLRTrainer"
+        )

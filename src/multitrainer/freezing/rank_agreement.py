@@ -22,7 +22,7 @@ class StoreComparison:
     """
 
     def __init__(self, kvstore: Any, key: int, size: int) -> None:
-        self._kvstore, self._key = kvstore, key
+        self._kvstore, self._key, self._size = kvstore, key, size
         start = nd.zeros(size)
         kvstore.broadcast(key, start, start)
 
@@ -31,6 +31,12 @@ class StoreComparison:
         trained = nd.array([param.grad_req != "null" for param in params])
         self._kvstore.pushpull(self._key, trained, out=trained)
         check_counts(params, trained.asnumpy().tolist(), self._kvstore.num_workers)
+
+    def mean(self, value: float) -> float:
+        """Return on all ranks the mean of the values that they pass."""
+        sent = nd.array([value, *[0.0] * (self._size - 1)])
+        self._kvstore.pushpull(self._key, sent, out=sent)
+        return float(sent[0].asscalar()) / int(self._kvstore.num_workers)
 
 
 def check_counts(params: Sequence[Parameter], counts: Sequence[float], ranks: int) -> None:
