@@ -218,9 +218,9 @@ class TestErrors:
         net(DATA[0][0])
         find_learning_rate(trainer, train_step, DATA)
 
-    @pytest.mark.parametrize("options", [{"kvstore": "dist_async"}, {"kvstore": "dist_sync", "update_on_kvstore": True}])
-    def test_parameter_servers_that_update(self, options):
-        _, trainer, train_step = build(**options)
+    @pytest.mark.parametrize(("kvstore", "update_on_kvstore"), [("dist_async", None), ("dist_sync", True)])
+    def test_parameter_servers_that_update(self, kvstore, update_on_kvstore):
+        _, trainer, train_step = build(kvstore=kvstore, update_on_kvstore=update_on_kvstore)
         with pytest.raises(RuntimeError, match=r"cannot be searched if parameter servers update.*Let the workers"):
             find_learning_rate(trainer, train_step, DATA)
         assert not trainer._kv_initialized

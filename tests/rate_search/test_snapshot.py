@@ -204,6 +204,25 @@ def test_after_an_operation_of_mxnet_failed():
     assert everything(trainer, net) == before
 
 
+def test_an_interrupt_that_leaves_autograd_recording():
+    """As one at the very end of a block of ``record`` does."""
+
+    def interrupted(batch):
+        train_step(batch)
+        autograd.set_recording(True)
+        autograd.set_training(True)
+        raise KeyboardInterrupt
+
+    net, trainer, train_step = build()
+    train(net, trainer, DATA)
+    before = everything(trainer, net)
+    with pytest.raises(KeyboardInterrupt):
+        disturb(trainer, interrupted)
+    assert not autograd.is_recording()
+    assert not autograd.is_training()
+    assert everything(trainer, net) == before
+
+
 def test_an_interrupt_while_it_restores(monkeypatch):
     net, trainer, train_step = build()
     train(net, trainer, DATA)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Iterator
 
-from mxnet import nd
+from mxnet import autograd, nd
 from mxnet.base import MXNetError
 from mxnet.optimizer import Optimizer
 
@@ -33,6 +33,7 @@ class TrainerSnapshot:
 
     def __init__(self, trainer: Any, state: TrainerState) -> None:
         self._trainer, self._state = trainer, state
+        self._recording, self._training = autograd.is_recording(), autograd.is_training()
         trainable = state.multipliers.trainable
         self._multipliers = {field: {param: getattr(param, field) for param in trainable} for field in FIELDS}
         self._waiting = waiting_for_backward(trainable)
@@ -46,6 +47,8 @@ class TrainerSnapshot:
 
     def restore(self) -> None:
         """Put everything back, in the same objects. It can be called again, for example after an interrupt."""
+        # An interrupt can end a block of ``autograd.record`` without its end.
+        autograd.set_recording(False)
         with contextlib.suppress(MXNetError):  # of an operation that failed; the caller has that error already
             nd.waitall()
         self._restore_multipliers()
@@ -54,6 +57,8 @@ class TrainerSnapshot:
             _mxnet.set_stored_weights(self._trainer, self._state.multipliers.trainable)
         wait_for_backward(self._waiting)
         self._random.restore()
+        autograd.set_recording(self._recording)
+        autograd.set_training(self._training)
 
     def _restore_multipliers(self) -> None:
         changed = {
