@@ -404,6 +404,11 @@ class MultiLRTrainer(Trainer):
         """Whether this process is the one that writes, if several hold equal states."""
         return not self._distributed or self._kvstore.rank == 0
 
+    def _mean_over_ranks(self, value: float) -> float:
+        """Return the mean of the values that the ranks pass; every rank calls this."""
+        _mxnet.check_one_horovod_rank(self)
+        return value if self._comparison is None else self._comparison.mean(value)
+
     def _init_kvstore(self) -> None:
         if _mxnet.workers_should_update(self):  # every multiplier and schedule works there
             _mxnet.let_workers_update(self)
@@ -441,11 +446,6 @@ class MultiLRTrainer(Trainer):
         fusable = not (self._update_on_kvstore or hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
         if not (fusable and self._fused.update(self._updaters[0], self._params)):
             super()._update(ignore_stale_grad)
-
-    def _mean_over_ranks(self, value: float) -> float:
-        """Return the mean of the values that the ranks pass; every rank calls this."""
-        _mxnet.check_one_horovod_rank(self)
-        return value if self._comparison is None else self._comparison.mean(value)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
         resolved = resolve_assignment(multipliers, field, self._params)

@@ -22,9 +22,10 @@ class StoreComparison:
     """
 
     def __init__(self, kvstore: Any, key: int, size: int) -> None:
-        self._kvstore, self._key, self._size = kvstore, key, size
+        self._kvstore, self._key = kvstore, key
         start = nd.zeros(size)
         kvstore.broadcast(key, start, start)
+        self._shape = start.shape
 
     def check(self, params: Sequence[Parameter]) -> None:
         """Raise a RuntimeError on all ranks if they request the gradients of different ``params``."""
@@ -34,7 +35,8 @@ class StoreComparison:
 
     def mean(self, value: float) -> float:
         """Return on all ranks the mean of the values that they pass."""
-        sent = nd.array([value, *[0.0] * (self._size - 1)])
+        sent = nd.zeros(self._shape)
+        sent[0] = value
         self._kvstore.pushpull(self._key, sent, out=sent)
         return float(sent[0].asscalar()) / int(self._kvstore.num_workers)
 
