@@ -42,7 +42,6 @@ from .multiplier_support import supports_multiplier
 from .optimizers import NOT_STATE, set_states, updater_of, weight_decays
 from .parameters import (
     STATISTICS,
-    arrays_and_gradients,
     discard_gradient,
     fresh_gradients,
     has_fresh_gradient,
@@ -56,6 +55,7 @@ from .parameters import (
     shape,
     single_array_and_gradient,
     trainer_of,
+    values_and_gradients,
     weight_like,
 )
 from .random_generators import cpu_generators

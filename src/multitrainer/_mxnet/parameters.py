@@ -78,7 +78,7 @@ def set_fresh_gradients(param: Parameter, fresh: Sequence[bool]) -> None:
             array._fresh_grad = is_fresh
 
 
-def arrays_and_gradients(param: Parameter) -> tuple[list[NDArray], list[NDArray]]:
+def values_and_gradients(param: Parameter) -> tuple[list[NDArray], list[NDArray]]:
     """Return the arrays of ``param`` on all contexts, and the arrays of its gradient."""
     return list(param._data or ()), list(param._grad or ())
 

@@ -79,13 +79,13 @@ class ObjectSnapshot:
 
     def _parameter_restorer(self, param: Parameter) -> Callable[[], None]:
         """Remember the values and gradients of a Parameter, which may be in other arrays when they are put back."""
-        values, gradients = _mxnet.arrays_and_gradients(param)
+        values, gradients = _mxnet.values_and_gradients(param)
         self._found.update((id(array), array) for array in (*values, *gradients))
         fresh = _mxnet.fresh_gradients(param)
         saved = [array.copy() for array in (*values, *gradients)]
 
         def restore() -> None:
-            values, gradients = _mxnet.arrays_and_gradients(param)
+            values, gradients = _mxnet.values_and_gradients(param)
             for before, array in zip(saved, (*values, *gradients)):
                 before.copyto(array)
             _mxnet.set_fresh_gradients(param, fresh)
