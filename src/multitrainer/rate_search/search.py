@@ -189,10 +189,10 @@ class _Update:
     ) -> None:
         self._optimizers, self._train_step, self.num_calls = optimizers, train_step, num_calls
         self._may_skip = state.loss_scaler is not None  # AMP skips an update after an overflow
-        base = state.optimizer.lr
+        base = trainer.optimizer.lr
         if base == 0 and len(optimizers) > 1:
             raise ValueError("the learning rate of the trainer is 0, to which those of its groups have no ratio")
-        self._ratios = [1.0 if each is state.optimizer else each.lr / base for each in optimizers]
+        self._ratios = [1.0 if each is trainer.optimizer else each.lr / base for each in optimizers]
 
     def __call__(self, rate: float, batches: Iterable[Any]) -> float:
         """Train on ``batches`` until an update is made; return the mean loss."""
