@@ -70,5 +70,3 @@ def test_the_search_ends_if_one_of_them_has_no_batches_left(search, kind):
 def test_horovods_own_trainer_is_refused(search):
     about, _ = search("stock-horovod")
     assert all("use multitrainer.horovod.DistributedMultiLRTrainer" in each["error"] for each in about)
-
-

@@ -118,12 +118,10 @@ class TestPutsBack:
         train(net, trainer, DATA, CONTEXTS)
         before = everything(trainer, net)
         found = find_learning_rate(trainer, train_step, DATA)
-        alone = build(ctx=[mx.cpu(0)])
-        train(*alone[:2], DATA)
         assert everything(trainer, net) == before
-        # BatchNorm normalizes each context's share by itself, so only the scale agrees.
-        assert found.losses[0] == pytest.approx(np.mean([p.asnumpy() for p in train_step(DATA[0])]), rel=1e-4)
-        assert find_learning_rate(alone[1], alone[2], DATA).losses[0] == pytest.approx(found.losses[0], rel=1)
+        losses = train_step(DATA[0])
+        assert len(losses) == 2
+        assert found.losses[0] == pytest.approx(np.mean([part.asnumpy() for part in losses]), rel=1e-5)
 
     def test_a_skipped_update_of_amp_is_no_error(self):
         _, trainer, train_step = build()
