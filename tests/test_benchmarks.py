@@ -206,3 +206,13 @@ def test_transfer_trains_with_the_multipliers_of_each_way(transfer):
         "discriminative": (0.01, 1),
         "gradual unfreezing": (0, 1, multitrainer.unfreeze_at(21)),
     }
+
+
+@pytest.mark.slow
+def test_the_suggested_learning_rate_trains(tmp_path):
+    """Far better than chance, at each schedule; the accuracy itself differs from CPU to CPU."""
+    rows = run("learning_rate.py", "--quick", "--only", "digits", folder=tmp_path)
+    assert [(row["optimizer"], row["schedule"]) for row in rows] == [
+        *[("SGD", "constant"), ("SGD", "cosine"), ("Adam", "constant"), ("Adam", "cosine")]
+    ]
+    assert all(row["accuracy"] > 0.5 for row in rows)

@@ -7,6 +7,7 @@ from .groups import ParamGroup
 from .optimizers.adamw import AdamW
 from .plotting import plot_learning_rates
 from .pretrained import LoadReport, load_backbone
+from .rate_search import LearningRateSearch, find_learning_rate
 from .recipes import (
     discriminative,
     gradual_unfreezing,
@@ -23,11 +24,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdamW",
+    "LearningRateSearch",
     "LoadReport",
     "MultiLRTrainer",
     "ParamGroup",
     "WeightAverage",
     "discriminative",
+    "find_learning_rate",
     "freeze",
     "gradual_unfreezing",
     "layerwise_decay",

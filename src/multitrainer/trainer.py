@@ -772,6 +772,11 @@ class MultiLRTrainer(Trainer):
         """Count the processes that exchange gradients with this one, and this one."""
         return self._kvstore.num_workers if self._distributed else 1
 
+    def _mean_over_ranks(self, value: float) -> float:
+        """Return the mean of the values that the ranks pass; every rank calls this."""
+        _mxnet.check_one_horovod_rank(self)
+        return value if self._comparison is None else self._comparison.mean(value)
+
     def _init_kvstore(self) -> None:
         # Every multiplier and schedule works there, and a kvstore updates before the norm of all gradients is known.
         if _mxnet.workers_should_update(self) or self._clipping.max_norm is not None:

@@ -5,7 +5,7 @@ import pytest
 from mxnet.gluon import Trainer
 
 from multitrainer import _mxnet
-from support import CONTEXTS, batches, mlp, train
+from support import CONTEXTS, batches, mlp, same, train
 
 
 def make_trainer(**kwargs):
@@ -115,3 +115,55 @@ def test_a_kvstore_for_dense_parameters_takes_others(options, fits, fits_several
     assert _mxnet.kvstore_fits(trainer, param) is (fits_several_machines or not set_up)
     trainer._contains_sparse_weight = True
     assert _mxnet.kvstore_fits(trainer, param)
+
+
+@pytest.mark.parametrize("kvstore", ["device", "local"])
+def test_the_weights_that_a_kvstore_keeps_are_replaced(kvstore):
+    def run(changes):
+        net = mlp(CONTEXTS, batchnorm=False)
+        trainer = Trainer(net.collect_params(), "sgd", {"momentum": 0.9}, kvstore=kvstore, update_on_kvstore=True)
+        history = train(net, trainer, batches(2), CONTEXTS)
+        weights = [param.data(CONTEXTS[0]).copy() for param in trainer._params]
+        if changes:
+            updater = trainer._kvstore._updater
+            states = updater.get_states()
+            for param in trainer._params:
+                for array in param.list_data():
+                    array[:] = 5
+            _mxnet.set_stored_weights(trainer, trainer._params)
+            pulled = weights[0].zeros_like()
+            trainer._kvstore.pull(0, pulled)
+            assert (pulled.asnumpy() == 5).all()
+            assert trainer._kvstore._updater is updater
+            for param, weight in zip(trainer._params, weights):
+                for array in param.list_data():
+                    weight.copyto(array)
+            _mxnet.set_stored_weights(trainer, trainer._params)
+            assert updater.get_states() == states
+        return history + train(net, trainer, batches(2, seed=7), CONTEXTS)
+
+    assert same(run(True), run(False))
+
+
+def test_weights_that_are_not_named_stay_in_the_kvstore():
+    net = mlp(CONTEXTS, batchnorm=False)
+    trainer = Trainer(net.collect_params(), "sgd", update_on_kvstore=True)
+    train(net, trainer, batches(1), CONTEXTS)
+    expected = trainer._params[1].data(CONTEXTS[0]).asnumpy()
+    for param in trainer._params:
+        param.data(CONTEXTS[0])[:] = 5
+    _mxnet.set_stored_weights(trainer, trainer._params[:1])
+    pulled = mx.nd.zeros(expected.shape)
+    trainer._kvstore.pull(1, pulled)
+    assert (pulled.asnumpy() == expected).all()
+
+
+def test_whether_gradients_are_compressed():
+    assert not _mxnet.compresses_gradients(make_trainer())
+    trainer = make_trainer(compression_params={"type": "2bit", "threshold": 0.5})
+    assert _mxnet.compresses_gradients(trainer)
+    trainer._init_kvstore()
+    assert _mxnet.compresses_gradients(trainer)
+    alone = Trainer(mlp().collect_params(), "sgd", compression_params={"type": "2bit", "threshold": 0.5})
+    alone._init_kvstore()
+    assert not _mxnet.compresses_gradients(alone)  # there is no kvstore

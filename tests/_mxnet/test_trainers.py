@@ -1,5 +1,7 @@
 """Parameters that are left out of a step neither move nor change."""
 
+from types import SimpleNamespace
+
 import pytest
 from mxnet.gluon import Trainer
 
@@ -77,3 +79,15 @@ def test_appended_parameters_come_last_and_nothing_is_changed_in_place():
     before = snapshot(net)
     trainer.step(4)
     assert moved(before, snapshot(net)) == set(before) - {net[1].weight.name}
+
+
+@pytest.mark.parametrize("ranks", [None, 1, 2])
+def test_several_ranks_of_horovod_are_refused(ranks):
+    trainer = Trainer(mlp().collect_params(), "sgd")
+    if ranks is not None:
+        trainer._process_set = SimpleNamespace(size=lambda: ranks)
+    if ranks == 2:
+        with pytest.raises(RuntimeError, match=r"Horovod's other 1 ranks: use multitrainer\.horovod\.Distributed"):
+            _mxnet.check_one_horovod_rank(trainer)
+    else:
+        _mxnet.check_one_horovod_rank(trainer)

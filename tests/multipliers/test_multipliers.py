@@ -233,3 +233,51 @@ def test_collecting_is_a_step_that_counts_no_update():
     assert net[-1].weight.lr_mult == 0.5
     assert trainer.optimizer.num_update == 0
     assert net[0].weight.lr_mult == 0
+
+
+class TestHeld:
+    def test_schedules_stand_still_and_then_go_on(self):
+        net, asked = mlp(), []
+        schedule = lambda num_update: asked.append(num_update) or 1 / num_update  # noqa: E731
+        trainer = MultiLRTrainer([net, (net[0], schedule)], "sgd", {"learning_rate": 0.1})
+        train(net, trainer, batches(1))
+        asked.clear()
+        with trainer._multipliers.held():
+            train(net, trainer, batches(3))
+            assert net[0].weight.lr_mult == 0.5
+        assert asked == []
+        train(net, trainer, batches(1))
+        assert net[0].weight.lr_mult == 1 / 6
+
+    def test_what_was_assigned_before_takes_effect_first(self):
+        net = mlp()
+        trainer = MultiLRTrainer(net, "sgd")
+        net[0].weight.lr_mult = net[0].bias.lr_mult = 0
+        with trainer._multipliers.held():
+            assert net[0].weight.grad_req == "null"
+
+    def test_they_go_on_after_an_error(self):
+        net = mlp()
+        trainer = MultiLRTrainer([net, (net[0], lambda num_update: num_update)], "sgd")
+        schedules = trainer._multipliers.schedules
+
+        def fail():
+            with trainer._multipliers.held():
+                assert trainer._multipliers.schedules["lr_mult"] == {}
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
+        assert trainer._multipliers.schedules is schedules
+        assert schedules["lr_mult"]
+
+
+def test_known_parameters_are_those_of_the_trainer_and_of_its_blocks():
+    net = mlp()
+    trainer = MultiLRTrainer([net[0], net[0].bias], "sgd")
+    assert set(trainer._multipliers.known_parameters()) == set(net[0].collect_params().values())
+    trainer.set_lr_mult({net[0]: 0.5})
+    net[0].register_child(mx.gluon.nn.BatchNorm(in_channels=4, prefix="extra_"))
+    names = [param.name for param in trainer._multipliers.known_parameters()]
+    assert "extra_running_mean" in names
+    assert len(names) == len(set(names)) == 6

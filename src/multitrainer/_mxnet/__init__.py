@@ -24,11 +24,13 @@ from .blocks import (
 )
 from .kvstores import (
     chosen_update_on_kvstore,
+    compresses_gradients,
     has_sent_optimizer,
     has_sparse_weights,
     kvstore_fits,
     let_workers_update,
     servers_update,
+    set_stored_weights,
     store_updates,
     why_not_workers,
     workers_should_update,
@@ -48,6 +50,7 @@ from .parameters import (
     arrays_and_gradients,
     contexts,
     discard_gradient,
+    fresh_gradients,
     gradient_arrays,
     has_fresh_gradient,
     has_sparse_weight,
@@ -60,11 +63,14 @@ from .parameters import (
     mark_gradients_fresh,
     mark_gradients_used,
     restoring_owners,
+    set_fresh_gradients,
     shape,
     single_array_and_gradient,
     trainer_of,
+    values_and_gradients,
     weight_like,
 )
+from .random_generators import cpu_generators
 from .symbols import input_count, own_symbol, set_variable, traced_symbol, variable, write_multipliers
 from .traces import (
     cached_op,
@@ -75,7 +81,7 @@ from .traces import (
     set_operator_factory,
 )
 from .trainer_stores import number_of_trainer, sharing_connection
-from .trainers import append_parameters, scales_loss, without_parameters
+from .trainers import append_parameters, check_one_horovod_rank, scales_loss, without_parameters
 from .update_counts import (
     ReplayableCount,
     SchedulerError,

@@ -79,6 +79,23 @@ def is_fresh(weight: NDArray) -> bool:
     return bool(weight._fresh_grad)
 
 
+def fresh_gradients(param: Parameter) -> list[bool]:
+    """Tell for each array of ``param`` whether it has a gradient that no step has used yet."""
+    return [bool(array._fresh_grad) for array in param._data or ()] if param._grad is not None else []
+
+
+def set_fresh_gradients(param: Parameter, fresh: Sequence[bool]) -> None:
+    """Mark the gradients of ``param`` as `fresh_gradients` found them."""
+    for array, is_fresh in zip(param._data if param._grad is not None else (), fresh):
+        if array._fresh_grad != is_fresh:  # an array that was copied has no gradient to mark
+            array._fresh_grad = is_fresh
+
+
+def values_and_gradients(param: Parameter) -> tuple[list[NDArray], list[NDArray]]:
+    """Return the arrays of ``param`` on all contexts, and the arrays of its gradient."""
+    return list(param._data or ()), list(param._grad or ())
+
+
 def mark_gradients_used(weights: Iterable[NDArray]) -> None:
     """Mark the gradients of ``weights`` as used, as a step does."""
     for array in weights:

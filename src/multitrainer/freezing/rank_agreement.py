@@ -34,6 +34,13 @@ class StoreComparison:
         self._kvstore.pushpull(self._key, message, out=message)
         check_counts(params, message.asnumpy().tolist(), self._kvstore.num_workers)
 
+    def mean(self, value: float) -> float:
+        """Return on all ranks the mean of the values that they pass."""
+        sent = nd.zeros(self.size + 2 * NUMBER_BITS)
+        sent[0] = value
+        self._kvstore.pushpull(self._key, sent, out=sent)
+        return float(sent[0].asscalar()) / int(self._kvstore.num_workers)
+
 
 def comparison_message(params: Sequence[Parameter], added: int = 0, collected_steps: int = 0) -> list[bool]:
     """Return what a rank sends: which Parameters it trains, how many it has, and how many steps it collected.

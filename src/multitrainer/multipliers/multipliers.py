@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any, Collection, Iterable, Iterator, Mapping, Sequence
 
 from mxnet.gluon import Block, Parameter, Trainer
@@ -129,6 +130,21 @@ class Multipliers:
     def sync(self) -> None:
         """Act on the multipliers that were assigned to Parameters or to the optimizer since the last step."""
         self._sync(backward_done=False)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the multipliers as they are during the block: schedules stand still, and go on after it."""
+        self.sync()
+        schedules, self._schedules = self._schedules, Schedules()
+        try:
+            yield
+        finally:
+            self._schedules = schedules
+
+    def known_parameters(self) -> list[Parameter]:
+        """List all Parameters of the trainer and of the Blocks that it knows, each once."""
+        in_blocks = (block.collect_params().values() for block in self._freezer.blocks.roots)
+        return list(dict.fromkeys([*self._params, *itertools.chain.from_iterable(in_blocks)]))
 
     def _sync(self, backward_done: bool) -> None:
         if self._read_assignments(overridden={}) or not self._freezer.is_up_to_date:
