@@ -520,7 +520,7 @@ class MultiLRTrainer(Trainer):
         may differ in size.
 
         N can be set between updates. A multiplier that is changed between the calls acts at the update: what is frozen
-        by then drops what was collected of it, and what is unfrozen takes part with the batches since.
+        at one of the calls drops what was collected of it, and what is unfrozen takes part with the batches since.
 
         Raises
         ------
@@ -565,7 +565,9 @@ class MultiLRTrainer(Trainer):
             If a backward pass was made since the last `step`.
         """
         if self.accumulated:
-            with self._surrounded_update(), self._flushed_gradients() as total:
+            # A kvstore that updates would use the old gradients of the others.
+            without = _mxnet.without_parameters(self, self._accumulation.uncollected(self._params))
+            with self._surrounded_update(), without, self._flushed_gradients() as total:
                 self._partition.rescale(self._scale, total)
                 super().step(total, ignore_stale_grad=True)
 

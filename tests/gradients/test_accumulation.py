@@ -534,6 +534,20 @@ class TestFlush:
         for name, weight in snapshot(net).items():
             assert close(weight - before[name], -0.1 / 4 * expected[name], 1e-4)
 
+    @pytest.mark.parametrize("ctx", [None, CONTEXTS], ids=["one context", "two contexts"])
+    def test_leaves_out_what_no_step_collected(self, ctx):
+        """On two contexts a kvstore updates, with whatever the gradients hold."""
+        net, trainer = build(4, ctx)
+        train(net, trainer, batches(4), ctx)
+        trainer.set_lr_mult({net[0].bias: 0})
+        train(net, trainer, batches(1), ctx)
+        backward(net, *batches(1)[0], ctx)
+        trainer.set_lr_mult({net[0].bias: 1})
+        trainer.step(4)
+        before = snapshot(net)
+        trainer.flush()
+        assert moved(before, snapshot(net)) == (FIRST | SECOND) - {"net_dense0_bias"}
+
     def test_leaves_out_what_was_frozen_and_what_was_just_unfrozen(self):
         net, trainer = build(4, spec=lambda net: [net, (net[0], 0)])
         train(net, trainer, batches(2))

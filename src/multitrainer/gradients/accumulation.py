@@ -90,6 +90,10 @@ class Accumulation:
                 f"{self._steps} exchanges gradients and updates. Call step(), or set trainer.accumulate = 1"
             )
 
+    def uncollected(self, params: Iterable[Parameter]) -> set[Parameter]:
+        """Return those of ``params`` of which no gradient was collected."""
+        return {param for param in params if param not in self.collected.gradients}
+
     def collect(self, params: Sequence[Parameter], batch_size: float, scale: float, ignore_stale_grad: bool) -> None:
         """Add the gradients of one step to what was collected; what is not trained any more is dropped.
 
