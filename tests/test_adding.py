@@ -639,6 +639,13 @@ class TestCopies:
         assert len(trainer._params) == 6
         assert len(trainer.groups) == 3
 
+    def test_without_the_network_complain_of_stale_gradients_as_stock_does(self):
+        net, trainer = build()
+        train(net, trainer, batches(1))
+        copied = copy.deepcopy(trainer)
+        with pytest.raises(UserWarning, match="has not been updated"):
+            copied.step(4)
+
     def test_can_be_added_to(self):
         net, trainer = build()
         train(net, trainer, batches(1))

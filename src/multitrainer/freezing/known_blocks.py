@@ -76,6 +76,7 @@ class KnownBlocks:
     def _remember_structure(self) -> None:
         structure = _mxnet.Structure(self.roots)
         held = structure.parameters()
+        self._seen = self._seen or held  # in a copy of which some Blocks were left out
         self._newcomers = {**self._newcomers, **{param: None for param in held if param not in self._seen}}
         self._seen = {**self._seen, **held}
         self._held, self._structure = held, structure
@@ -86,8 +87,9 @@ class KnownBlocks:
     def __deepcopy__(self, memo: dict[int, Any]) -> KnownBlocks:
         copied = memo[id(self)] = type(self)()
         copied.roots = _copied(self.roots, memo)  # they may not be complete yet
-        copied._seen = dict.fromkeys(_copied(self._seen, memo))
-        copied._newcomers = dict.fromkeys(_copied(self._newcomers, memo))
+        if len(copied.roots) == len(self.roots):  # else what the others hold would seem to have left
+            copied._seen = dict.fromkeys(_copied(self._seen, memo))
+            copied._newcomers = dict.fromkeys(_copied(self._newcomers, memo))
         return copied
 
 
