@@ -173,8 +173,8 @@ class MultiLRTrainer(Trainer):
         workers, divided by the batch size and by AMP's loss scale. Frozen Parameters are left out. The optimizer's own
         ``clip_gradient`` acts after that. The gradients in ``param.grad()`` stay as they are.
 
-        A norm that is infinite or not a number clips nothing: the update is what it is without clipping. Under AMP
-        there is none.
+        A norm that is infinite or not a number clips nothing: the update is what it is without clipping. AMP
+        skips such an update.
 
         It can be set at any time. If it is set when the trainer is built, or before the first step, the trainer updates
         by itself also on several contexts, and not the kvstore.
