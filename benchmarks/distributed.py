@@ -229,7 +229,7 @@ def expected_bytes(section, row):
     each_way = WORKERS * 4 * row["values"]
     if section != "horovod":
         return 2 * each_way
-    compared = row["parameters"] if "MultiLR" in row["trainer"] else 0  # ranks compare what is frozen
+    compared = row["parameters"] + 2 if "MultiLR" in row["trainer"] else 0  # ranks compare what is frozen
     return each_way + WORKERS * 4 * compared
 
 

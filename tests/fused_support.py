@@ -15,6 +15,9 @@ OPTIMIZERS = [
     ("nag", {"learning_rate": 0.0123, "wd": 1.3e-4, "momentum": 0.9}),
     ("adam", {"wd": 1.3e-4}),
     ("adam", {"learning_rate": 0.0123, "beta1": 0.85, "beta2": 0.97, "epsilon": 1.7e-7}),
+    ("adamw", {}),
+    ("adamw", {"learning_rate": 0.0123, "wd": 0, "correct_bias": False}),
+    ("adamw", {"learning_rate": 0.0123, "wd": 0.3, "beta1": 0.85, "beta2": 0.97, "epsilon": 1.7e-3}),
 ]
 IDS = [f"{name} {' '.join(given)}" for name, given in OPTIMIZERS]
 

@@ -45,10 +45,10 @@ def convolution(shift=0):
     return net
 
 
-def batches(count=4, size=4, seed=5):
+def batches(count=4, size=4, seed=5, columns=2):
     """Return ``count`` batches of inputs and targets."""
     rng = np.random.RandomState(seed)
-    return [(mx.nd.array(rng.randn(size, 3)), mx.nd.array(rng.randn(size, 2))) for _ in range(count)]
+    return [(mx.nd.array(rng.randn(size, 3)), mx.nd.array(rng.randn(size, columns))) for _ in range(count)]
 
 
 def backward(net, x, y, ctx=None):
@@ -68,6 +68,14 @@ def train(net, trainer, data, ctx=None, step=None):
         (step or trainer.step)(len(x))
         history.append(snapshot(net))
     return history
+
+
+def with_gradients(net):
+    """Request the gradients of a copied network again: MXNet does not copy them."""
+    for param in net.collect_params().values():
+        grad_req, param.grad_req = param.grad_req, "null"
+        param.grad_req = grad_req
+    return net
 
 
 def snapshot(target):

@@ -78,7 +78,7 @@ def test_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["step", "scaling", "loop"])
+@pytest.mark.parametrize("name", ["step", "scaling", "loop", "average"])
 def test_what_a_step_costs(name, tmp_path):
     """The benchmarks of speed run, and make a table of their results."""
     script = BENCHMARKS / f"{name}.py"

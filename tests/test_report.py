@@ -11,12 +11,14 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto import event_pb2
 
 from multitrainer import (
+    MultiLRTrainer,
     ParamGroup,
     discriminative,
     freeze,
     gradual_unfreezing,
     layerwise_decay,
     no_weight_decay,
+    report,
     unfreeze_at,
 )
 from report_support import build_trainer
@@ -80,6 +82,16 @@ class TestSummary:
     def test_names_are_log_keys(self):
         _, trainer = build_trainer(lambda net: discriminative(net, 0.1, 1))
         assert trainer.learning_rates == pytest.approx({"stage1": 0.01, "stage2": 0.1})
+
+
+def test_members_of_groups_have_the_names_of_learning_rates():
+    net = mlp()
+    trainer = MultiLRTrainer([net, (net[0], 0.5)], "sgd")
+    net[0].bias.lr_mult = 2
+    members = report.members_of_groups(trainer._resolved, trainer._multipliers.trainable)
+    assert members.keys() == trainer.learning_rates.keys() == {"net", "0 lr_mult=0.5", "0 lr_mult=2"}
+    assert members["0 lr_mult=2"] == [net[0].bias]
+    assert sum(map(len, members.values())) == len(trainer._multipliers.trainable)
 
 
 class TestExplain:

@@ -4,25 +4,41 @@ from . import _mxnet as _mxnet  # first: on Python 3.12 it is what makes `import
 from . import symbolic as symbolic
 from .freezing import freeze, unfreeze
 from .groups import ParamGroup
+from .optimizers.adamw import AdamW
 from .plotting import plot_learning_rates
+from .pretrained import LoadReport, load_backbone
 from .rate_search import LearningRateSearch, find_learning_rate
-from .recipes import discriminative, gradual_unfreezing, layerwise_decay, no_weight_decay, stages, unfreeze_at
+from .recipes import (
+    discriminative,
+    gradual_unfreezing,
+    layerwise_decay,
+    no_weight_decay,
+    stages,
+    train_only,
+    unfreeze_at,
+)
 from .trainer import MultiLRTrainer
+from .weight_average import WeightAverage
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdamW",
     "LearningRateSearch",
+    "LoadReport",
     "MultiLRTrainer",
     "ParamGroup",
+    "WeightAverage",
     "discriminative",
     "find_learning_rate",
     "freeze",
     "gradual_unfreezing",
     "layerwise_decay",
+    "load_backbone",
     "no_weight_decay",
     "plot_learning_rates",
     "stages",
+    "train_only",
     "unfreeze",
     "unfreeze_at",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections import defaultdict
+from typing import Any, Iterator, Sequence
 
 from mxnet import nd
+from mxnet.gluon import Parameter
 
 from ._mxnet import use_plain_layout
-from .freezing.rank_agreement import check_counts
+from .freezing.rank_agreement import check_counts, comparison_message
 from .trainer import MultiLRTrainer
 
 try:
@@ -22,12 +25,19 @@ except ImportError as error:
     ) from error
 
 
+# The ranks of a process set create the same trainers in the same order, so each trainer has the same number on all.
+_numbers: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+
+
 class _HorovodTrainer(hvd.DistributedTrainer):
-    """Adds to Horovod's trainer what `MultiLRTrainer` needs: equal weights on all ranks, and checks."""
+    """Adds to Horovod's trainer what `MultiLRTrainer` needs: equal weights on all ranks, own names, and checks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._broadcast_weights()
+        number = next(_numbers[self._process_set.process_set_id])
+        if number and not self._prefix:  # Horovod fails if two trainers exchange gradients under one name at a time
+            self._prefix: str = f"trainer{number}."
+        self._broadcast_weights(self._params)
 
     def _check_contexts(self) -> Any:
         contexts = super()._check_contexts()
@@ -39,24 +49,27 @@ class _HorovodTrainer(hvd.DistributedTrainer):
         return contexts
 
     def _allreduce_grads(self) -> None:
-        if self._process_set.size() > 1 and self._process_set.included():
-            self._compare_frozen()
+        self._compare_ranks()
         super()._allreduce_grads()
 
-    def _compare_frozen(self) -> None:
-        """Raise an error if ranks train different Parameters; Horovod would wait for their gradients for ever."""
-        trained = nd.array([param.grad_req != "null" for param in self._params])
-        name = f"{self._prefix}trained"
-        counts = hvd.allreduce(trained, average=False, name=name, process_set=self._process_set).asnumpy()
-        check_counts(self._params, counts.tolist(), self._process_set.size())
+    def _compare_ranks(self, added: int = 0) -> None:
+        """Raise an error if ranks train or add different Parameters; Horovod would wait for the others for ever."""
+        if self._process_set.size() > 1 and self._process_set.included():
+            message = nd.array(comparison_message(self._params, added, self._collected_steps()))
+            name = f"{self._prefix}trained"
+            counts = hvd.allreduce(message, average=False, name=name, process_set=self._process_set).asnumpy()
+            check_counts(self._params, counts.tolist(), self._process_set.size())
 
-    def _broadcast_weights(self) -> None:
-        use_plain_layout(self._params)
+    def _collected_steps(self) -> int:
+        return 0
+
+    def _broadcast_weights(self, params: Sequence[Parameter]) -> None:
+        use_plain_layout(params)
         prefix = f"{self._prefix}initial."
         if self._process_set.process_set_id == hvd.global_process_set.process_set_id:
-            hvd.broadcast_parameters({param.name: param for param in self._params}, prefix=prefix)
+            hvd.broadcast_parameters({param.name: param for param in params}, prefix=prefix)
         elif self._process_set.included():
-            for param in self._params:
+            for param in params:
                 name = prefix + param.name
                 hvd.broadcast_(param.data(), min(self._process_set.ranks), name, process_set=self._process_set)
 
@@ -89,6 +102,9 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
     on every rank before the same step. A frozen layer takes no part in the exchange, and Horovod would wait forever
     for a rank that offers no gradient. Each step therefore compares first, with one number per Parameter, and raises
     RuntimeError on all ranks if they differ. Multipliers above 0 are not compared: if they differ, so will the weights.
+
+    *Several trainers,* such as those of a GAN, exchange their gradients under names of their own: from the second on,
+    ``prefix`` is by default the number of the trainer. Create them in the same order on every rank.
 
     *Batch size.* `step` takes the batch size of one rank, because the gradients are averaged over the ranks.
 
@@ -128,6 +144,19 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
             return value
         name = f"{self._prefix}mean"
         return float(hvd.allreduce(nd.array([value]), name=name, process_set=self._process_set).asscalar())
+
+    def _compare_addition(self, added: int) -> None:
+        self._compare_ranks(added)
+
+    def _share_added(self, params: Sequence[Parameter]) -> None:
+        super()._share_added(params)
+        self._broadcast_weights(params)
+
+    def _collected_steps(self) -> int:
+        return self.accumulated
+
+    def _num_ranks(self) -> int:
+        return self._process_set.size()
 
     def _writes_states(self) -> bool:
         return self._process_set.included() and self._process_set.rank() == 0

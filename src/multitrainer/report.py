@@ -43,6 +43,11 @@ def summary_rows(
     return rows
 
 
+def members_of_groups(resolved: ResolvedGroups, params: Sequence[Parameter]) -> dict[str, list[Parameter]]:
+    """Divide Parameters by group and by their current ``lr_mult``, under the names of ``trainer.learning_rates``."""
+    return dict(_divide(resolved, params, ("lr_mult",)))
+
+
 def format_table(rows: Sequence[SummaryRow]) -> str:
     """Return ``rows`` as aligned text."""
     head = ("group", "parameters", "values", "lr_mult", "learning rate", "wd", "state")

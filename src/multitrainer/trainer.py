@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, ContextManager, Iterable, Iterator, Mapping, Sequence
 
 from mxnet import nd
 from mxnet.gluon import Parameter, Trainer
 
 from . import _mxnet, checkpoint, report
+from .adding import check_addition, undone_on_error
+from .averages import Averages
 from .checkpoint import archive
 from .freezing.rank_agreement import StoreComparison
 from .fused.update import FusedUpdate
-from .groups import ParamGroup, resolve, resolve_assignment
+from .gradients.accumulation import NOTHING, Accumulation
+from .gradients.clipping import GradientClipping
+from .gradients.update_ratios import UpdateMeasurement, ratio
+from .groups import ParamGroup, resolve, resolve_addition, resolve_assignment
 from .groups.targets import Multiplier, known_name
 from .multipliers.initial import check_initial, inherited_multipliers
 from .multipliers.multipliers import Multipliers
@@ -37,13 +43,19 @@ class MultiLRTrainer(Trainer):
         As `gluon.Trainer` takes it.
     *args, **kwargs
         Passed on to `gluon.Trainer`: ``kvstore``, ``compression_params``, ``update_on_kvstore``.
+    max_grad_norm : float, optional
+        If the norm of the gradients of all trained Parameters together is larger, all are scaled down to it for the
+        update; see `max_grad_norm`.
+    accumulate : int, default 1
+        The number of calls of `step` that make one update, with the sum of their gradients; see `accumulate`.
 
     Raises
     ------
     TypeError, ValueError
         Before anything has changed, naming the entry: something that is not a target or not a multiplier, an empty
         target, two entries that disagree, two Parameters of one name, a multiplier that the optimizer does not support
-        (AdaDelta has no learning rate to multiply).
+        (AdaDelta has no learning rate to multiply), a ``max_grad_norm`` that is no finite number above 0, or one beside
+        a kvstore that updates.
 
     Notes
     -----
@@ -76,15 +88,21 @@ class MultiLRTrainer(Trainer):
         optimizer: Any,
         optimizer_params: dict[str, Any] | None = None,
         *args: Any,
+        max_grad_norm: float | None = None,
+        accumulate: int = 1,
         **kwargs: Any,
     ) -> None:
+        self._accumulation = Accumulation(accumulate)
         resolved = resolve(params)
+        self._clipping = GradientClipping(max_grad_norm)
         inherited = inherited_multipliers(resolved, optimizer)
         check_initial(resolved, inherited, optimizer, optimizer_params)
         self._construct_stock_trainer(resolved.parameters, optimizer, optimizer_params, *args, **kwargs)
         # Without the Blocks: one that was hybridized and called could not be copied with the trainer.
         self._resolved = resolved._replace(blocks=())
         self._fused = FusedUpdate()
+        self._averages = Averages()
+        self._measurement = UpdateMeasurement()
         self._multipliers = Multipliers(self._params, self._optimizer, inherited)
         self._multipliers.start(resolved.assignments, resolved.blocks)
 
@@ -93,6 +111,8 @@ class MultiLRTrainer(Trainer):
         with _mxnet.restoring_owners(params):
             # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
             super().__init__(dict(enumerate(params)), *args, **kwargs)
+            self._clipping.check(self)
+        self._creation_number = _mxnet.number_of_trainer(self)
 
     @property
     def groups(self) -> tuple[ParamGroup, ...]:
@@ -106,6 +126,139 @@ class MultiLRTrainer(Trainer):
         A group whose Parameters no longer share one multiplier has an entry for each.
         """
         return {row.name: row.learning_rate for row in self._rows(by=("lr_mult",))}
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The largest norm that the gradients of one update may have, all of them together; None for no clipping.
+
+        Larger gradients are multiplied with ``max_grad_norm / (norm + 1e-6)`` for the update, as by PyTorch's
+        ``clip_grad_norm_``. The norm is that of the gradients as the optimizer uses them: summed over contexts and
+        workers, divided by the batch size and by AMP's loss scale. Frozen Parameters are left out. The optimizer's own
+        ``clip_gradient`` acts after that. The gradients in ``param.grad()`` stay as they are.
+
+        A norm that is infinite or not a number clips nothing: the update is what it is without clipping. Under AMP
+        there is none.
+
+        It can be set at any time. If it is set when the trainer is built, or before the first step, the trainer updates
+        by itself also on several contexts, and not the kvstore.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When it is set: not a finite number above 0 and not None; or parameter servers update, weights are
+            row_sparse, or ``update_on_kvstore=True`` was given.
+        RuntimeError
+            When it is set: the kvstore has begun to update.
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.nn.Dense(1, in_units=2, use_bias=False, prefix='fc_')
+        >>> net.initialize(mx.init.One())
+        >>> trainer = MultiLRTrainer(net, 'sgd', {'learning_rate': 1}, max_grad_norm=1)
+        >>> with mx.autograd.record():
+        ...     loss = net(mx.nd.array([[3, 4]])).sum()
+        >>> loss.backward()
+        >>> trainer.step(1)
+        >>> trainer.total_grad_norm()
+        5.0
+        >>> net.weight.data().asnumpy().round(3)  # one minus a fifth of the gradient
+        array([[0.4, 0.2]], dtype=float32)
+        """
+        return self._clipping.max_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float | None) -> None:
+        clipping = GradientClipping(value)
+        clipping.check(self)
+        self._clipping.max_norm = clipping.max_norm
+
+    def grad_norms(self) -> dict[str, float]:
+        """Return the norm of each group's gradients in the last update, before clipping, by the name of the group.
+
+        The names are those of `learning_rates`. A norm is that of the gradients as the optimizer uses them, divided by
+        the batch size and by AMP's loss scale; see `max_grad_norm`. Parameters that were frozen, or that
+        ``ignore_stale_grad`` left out, count as 0.
+
+        Without `max_grad_norm`, the gradients are read when this is called: call it after `step` and before the
+        gradients change.
+
+        Raises
+        ------
+        RuntimeError
+            If nothing was updated yet; if the gradients of the last update are gone; or if parameter servers update,
+            because they alone have the sums.
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.nn.Dense(1, in_units=2, prefix='fc_')
+        >>> net.initialize()
+        >>> trainer = MultiLRTrainer([net, (net.bias, 2)], 'sgd')
+        >>> with mx.autograd.record():
+        ...     loss = net(mx.nd.array([[3, 4]])).sum()
+        >>> loss.backward()
+        >>> trainer.step(1)
+        >>> trainer.grad_norms()
+        {'fc': 5.0, 'fc_bias': 1.0}
+        """
+        gradients = self._clipping.last_gradients(self)
+        return {name: gradients.norm(members) for name, members in self._members_of_groups().items()}
+
+    def total_grad_norm(self) -> float:
+        """Return the norm of all gradients together in the last update, before clipping; see `grad_norms`."""
+        return self._clipping.last_gradients(self).norm()
+
+    def update_ratios(self, measure: bool = True) -> dict[str, float]:
+        """Return the norm of each group's last update over the norm of its weights before it, by name of the group.
+
+        It shows which multiplier a group needs: about 1e-3 is usual, and a group that is far below hardly learns. The
+        names are those of `learning_rates`; a frozen group has 0.
+
+        Parameters
+        ----------
+        measure : bool, default True
+            Whether later updates are measured. The first call begins with that and returns an empty dict. While it is
+            on, the trainer keeps two copies of the trained weights; False ends it and drops them.
+
+        Returns
+        -------
+        dict of str to float
+            Empty until an update was measured. If all weights of a group were 0, as biases are at first, its
+            ratio is 1, or 0 if they still are.
+
+        Raises
+        ------
+        ValueError
+            If weights are row_sparse, because only the kvstore has them.
+
+        References
+        ----------
+        A. Karpathy, CS231n, "Ratio of weights:updates": https://cs231n.github.io/neural-networks-3/#ratio
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.nn.Dense(1, in_units=2, prefix='fc_')
+        >>> net.initialize(mx.init.One())
+        >>> trainer = MultiLRTrainer([net, (net.bias, 0)], 'sgd', {'learning_rate': 0.25})
+        >>> trainer.update_ratios()
+        {}
+        >>> with mx.autograd.record():
+        ...     loss = net(mx.nd.array([[1, 1]])).sum()
+        >>> loss.backward()
+        >>> trainer.step(1)
+        >>> trainer.update_ratios()
+        {'fc': 0.25, 'fc_bias': 0.0}
+        """
+        measured = self._measurement.squares()
+        self._measurement.switch(measure, self)
+        if measured is None:
+            return {}
+        return {name: ratio(members, measured) for name, members in self._members_of_groups().items()}
 
     def summary(self) -> str:
         """Return the table of groups: parameters, values, multipliers, effective learning rate, weight decay, state.
@@ -226,28 +379,170 @@ class MultiLRTrainer(Trainer):
         """
         self._set("wd_mult", multipliers)
 
+    def add(self, params: Any) -> None:
+        """Add Parameters, such as those of a layer that was assigned to the network after the trainer was built.
+
+        The Parameters that the trainer has keep their states, counts and multipliers, bit for bit. The new ones start
+        as in a new trainer: without momentum, and with the first update for Adam's bias correction. ``num_update``, and
+        with it the lr_scheduler and all schedules, goes on.
+
+        Parameters
+        ----------
+        params : Block, ParameterDict, dict, list or tuple
+            What the constructor takes: targets, pairs, groups, schedules. All ranks add the same.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Before anything has changed: what the constructor refuses; a Parameter that this trainer has already
+            (`set_lr_mult` changes its multiplier), or another one of its name; one that is not initialized, or is on
+            other contexts.
+        RuntimeError
+            Before anything has changed: if parameter servers update and have the optimizer already; if the kvstore was
+            set up for dense Parameters and a new one is sparse; or, on all ranks, if some do not add the same number.
+
+        Notes
+        -----
+        The new Parameters take part in the next step if its backward pass reached them; if it was made before, and did
+        not, from the next backward pass on. A Parameter that left the network, such as the head that was replaced, is
+        left out of steps as long as it gets no gradient.
+
+        To resume, build the trainer on the whole network, or build and `add` as before, then `load_states`: Parameters
+        are identified by name.
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.model_zoo.vision.resnet18_v1(classes=5)
+        >>> net.initialize()
+        >>> trainer = MultiLRTrainer([net, (net.features, 0.1)], 'sgd', {'learning_rate': 0.01, 'momentum': 0.9})
+        >>> with net.name_scope():
+        ...     net.output = mx.gluon.nn.Dense(3)
+        >>> net.output.initialize()
+        >>> trainer.add([(net.output, 10)])
+        >>> trainer.learning_rates['output']
+        0.1
+        """
+        resolved = resolve_addition(params, self._resolved, self._multipliers.blocks)
+        added = resolved.parameters
+        inherited = inherited_multipliers(resolved, None)
+        check_initial(resolved, inherited, self._optimizer, None)
+        check_addition(self, added, self._contexts)
+        self._multipliers.sync()
+        self._compare_addition(len(added))
+        with undone_on_error([self, *self._multipliers.state_holders]), _mxnet.restoring_owners(added):
+            _mxnet.append_parameters(self, added)
+            self._resolved = self._resolved.extended(resolved._replace(blocks=()))
+            self._multipliers.add_parameters(added, inherited)
+            self._multipliers.start(resolved.assignments, resolved.blocks)
+        self._share_added(added)
+
+    def _compare_addition(self, added: int) -> None:
+        """Raise an error on all ranks if some of them do not add Parameters now, or add another number of them."""
+        if self._comparison is not None:
+            self._comparison.check(self._params, added)
+
+    def _share_added(self, params: Sequence[Parameter]) -> None:
+        """Give new Parameters the same values on all contexts and ranks."""
+        if self._kv_initialized and self._params_to_init:
+            self._init_params()
+
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
-        """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`."""
-        with self._multipliers.update(self):
-            super().step(batch_size, ignore_stale_grad)
+        """Make one update of every Parameter that is not frozen; see `mxnet.gluon.Trainer.step`.
+
+        If `accumulate` is more than 1, only the last of so many calls updates; the others collect gradients.
+        """
+        if self._accumulation.updates_next:
+            with self._surrounded_update(), self._accumulated_gradients(batch_size, ignore_stale_grad) as total:
+                super().step(total, ignore_stale_grad)
+        else:
+            self._averages.check_not_applied("the trainer's step")
+            with self._multipliers.collect(self):
+                if not self._kv_initialized:  # servers get the optimizer with the batch size of an update
+                    self._check_and_rescale_grad(self._scale / (self.accumulate * batch_size))
+                self._set_up_kvstore()  # now all ranks have the weights of rank 0, as after a step under stock
+                self._accumulation.collect(self._params, batch_size, self._scale, ignore_stale_grad)
+
+    @property
+    def accumulate(self) -> int:
+        """The number N of calls of `step` that make one update, as one call with all their batches would.
+
+        The first N - 1 calls add the gradients to a buffer and the batch size to a sum. The Nth call sums over
+        contexts and ranks, and updates; the update count, schedules and the lr_scheduler go by updates. The batches
+        may differ in size.
+
+        N can be set between updates. A multiplier that is changed between the calls acts at the update: what is frozen
+        by then drops what was collected of it, and what is unfrozen takes part with the batches since.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When it is set to something other than an int of 1 or more, or while gradients are collected.
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer
+        >>> net = mx.gluon.nn.Dense(1, in_units=2)
+        >>> net.initialize(mx.init.Zero())
+        >>> trainer = MultiLRTrainer(net, 'sgd', {'learning_rate': 0.5}, accumulate=2)
+        >>> for x in mx.nd.array([[1, 2]]), mx.nd.array([[3, 4]]):
+        ...     with mx.autograd.record():
+        ...         loss = net(x)
+        ...     loss.backward()
+        ...     trainer.step(1)
+        ...     print(trainer.accumulated, net.weight.data().asnumpy())
+        1 [[0. 0.]]
+        0 [[-1.  -1.5]]
+        """
+        return self._accumulation.steps
+
+    @accumulate.setter
+    def accumulate(self, steps: int) -> None:
+        self._accumulation.steps = steps
+
+    @property
+    def accumulated(self) -> int:
+        """The number of calls of `step` since the last update, whose gradients are collected; see `accumulate`."""
+        return self._accumulation.collected.steps
+
+    def flush(self) -> None:
+        """Make the update with the gradients that were collected so far, if any: at the end of an epoch or of training.
+
+        Without it, the next call of `step` goes on collecting. All ranks must call it after the same step.
+
+        Raises
+        ------
+        RuntimeError
+            If a backward pass was made since the last `step`.
+        """
+        if self.accumulated:
+            with self._surrounded_update():
+                self._accumulation.check_no_backward_pending(self._params)
+                with self._accumulated_gradients(0, True) as total:
+                    super().step(total, ignore_stale_grad=True)
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
+        self._accumulation.check_whole_steps("allreduce_grads")
         with self._multipliers.exchange(self):
             super().allreduce_grads()
 
     def update(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         """Make one update after `allreduce_grads`; see `mxnet.gluon.Trainer.update`."""
-        with self._multipliers.update(self):
+        self._accumulation.check_whole_steps("update")
+        with self._surrounded_update():
             super().update(batch_size, ignore_stale_grad)
 
     def save_states(self, fname: str | os.PathLike[str]) -> None:
         """Save everything that training needs to continue, except the weights (see `save_parameters`).
 
         Saved are the optimizer's states by parameter name, its settings and counts, the multipliers, which Parameters
-        are frozen, the lr_scheduler and AMP's loss scale. The file is an .npz of uncompressed arrays, which
-        ``numpy.load(fname)`` reads without pickle, and one JSON text, ``numpy.load(fname)['@header'].item()``. It is
-        written next to `fname`, flushed to disk and renamed, so that it is complete even if the process is killed.
+        are frozen, the lr_scheduler, AMP's loss scale, and the gradients that `accumulate` has collected. The file is
+        an .npz of uncompressed arrays, which ``numpy.load(fname)`` reads without pickle, and one JSON text,
+        ``numpy.load(fname)['@header'].item()``. It is written next to `fname`, flushed to disk and renamed, so that it
+        is complete even if the process is killed.
 
         Parameters
         ----------
@@ -259,7 +554,8 @@ class MultiLRTrainer(Trainer):
         TypeError
             If the optimizer or its lr_scheduler keeps something that such a file cannot hold (a function, an object).
         RuntimeError
-            If parameter servers update, because they hold the states; or if a Parameter has no values yet.
+            If parameter servers update, because they hold the states; if a Parameter has no values yet; or if several
+            ranks have collected gradients for their next update.
         OSError
             If the file cannot be written; an earlier file of that name is left as it was.
 
@@ -289,6 +585,7 @@ class MultiLRTrainer(Trainer):
         """
         self._multipliers.sync()
         training = self._training()
+        checkpoint.check_can_be_saved(training)
         if self._writes_states():
             checkpoint.save(Path(fname), training)
 
@@ -315,7 +612,7 @@ class MultiLRTrainer(Trainer):
         keep : str or iterable of str
             What the trainer keeps instead of restoring it: ``'learning_rate'`` (with the lr_scheduler), ``'lr_mult'``
             (with which Parameters are frozen), ``'wd_mult'``, ``'loss_scale'``, or another attribute of the optimizer,
-            such as ``'wd'`` or ``'momentum'``.
+            such as ``'wd'`` or ``'momentum'``; ``'accumulated'`` begins to collect gradients from nothing.
 
         Returns
         -------
@@ -327,7 +624,8 @@ class MultiLRTrainer(Trainer):
         ValueError
             If the file is damaged or was written by stock Trainer; if it has another class of optimizer or
             lr_scheduler, or differs in the use of AMP; if it has other Parameters, or other shapes or dtypes (all are
-            listed); or if a Parameter had a schedule in it and has none here.
+            listed); if a Parameter had a schedule in it and has none here; or if it holds gradients that were
+            collected under another `accumulate`, on another number of contexts, or by one rank of several.
         RuntimeError
             If parameter servers update, because they hold the states; or if a Parameter has no values yet.
 
@@ -337,6 +635,8 @@ class MultiLRTrainer(Trainer):
         the others are not, whatever the groups of this trainer say. A schedule of this trainer goes on from the number
         of updates in the file, unless the file says that it was ended. Classes are compared by name only, so a class
         may have moved to another module. The file may have been written with other contexts or another kvstore.
+
+        Gradients that this trainer has collected are dropped.
 
         If a kvstore updates, ``set_data`` and ``load_parameters`` drop the optimizer's states, as under stock Trainer:
         so load the weights first.
@@ -367,6 +667,7 @@ class MultiLRTrainer(Trainer):
 
     def _load_pickle(self, fname: str) -> None:
         super().load_states(fname)
+        self._accumulation.collected = NOTHING
         self._multipliers.use_optimizer(self._optimizer)
         self._multipliers.sync()  # schedules go by the update count that was loaded
 
@@ -384,10 +685,7 @@ class MultiLRTrainer(Trainer):
                 "hand them out. Let the workers update: a synchronous kvstore such as 'dist_sync', dense weights and "
                 "gradients, update_on_kvstore=False"
             )
-        if not self._kv_initialized:
-            self._init_kvstore()
-        if self._params_to_init:
-            self._init_params()
+        self._set_up_kvstore()
         updaters = [_mxnet.updater_of(self._kvstore)] if self._update_on_kvstore else self._updaters
         return checkpoint.TrainerState(
             self._params,
@@ -398,7 +696,16 @@ class MultiLRTrainer(Trainer):
             self._multipliers,
             [group.name or "" for group in self.groups],
             getattr(self, "_amp_loss_scaler", None),
+            self._accumulation,
+            self._num_ranks(),
         )
+
+    def _set_up_kvstore(self) -> None:
+        """Set up the kvstore as stock Trainer does at the first step."""
+        if not self._kv_initialized:
+            self._init_kvstore()
+        if self._params_to_init:
+            self._init_params()
 
     def _writes_states(self) -> bool:
         """Whether this process is the one that writes, if several hold equal states."""
@@ -409,10 +716,16 @@ class MultiLRTrainer(Trainer):
         _mxnet.check_one_horovod_rank(self)
         return value if self._comparison is None else self._comparison.mean(value)
 
+    def _num_ranks(self) -> int:
+        """Count the processes that exchange gradients with this one, and this one."""
+        return self._kvstore.num_workers if self._distributed else 1
+
     def _init_kvstore(self) -> None:
-        if _mxnet.workers_should_update(self):  # every multiplier and schedule works there
+        # Every multiplier and schedule works there, and a kvstore updates before the norm of all gradients is known.
+        if _mxnet.workers_should_update(self) or self._clipping.max_norm is not None:
             _mxnet.let_workers_update(self)
-        super()._init_kvstore()
+        with _mxnet.sharing_connection(self, self._creation_number):
+            super()._init_kvstore()
         if _mxnet.has_sent_optimizer(self):
             self._multipliers.sent_to_servers()
 
@@ -426,9 +739,12 @@ class MultiLRTrainer(Trainer):
         if self._distributed:
             _mxnet.use_plain_layout(self._params_to_init)
         super()._init_params()
-        if self._distributed and not self._update_on_kvstore and len(self._params_to_init) < waiting:
-            if self._comparison is None and self._kvstore.num_workers > 1:
-                self._comparison = StoreComparison(self._kvstore, len(self._params), len(self._params))
+        if not self._distributed or self._update_on_kvstore:
+            return
+        is_new = self._comparison is None or self._comparison.size != len(self._params)
+        if is_new and self._kvstore.num_workers > 1:
+            self._comparison = StoreComparison(self._kvstore, len(self._params))
+        if is_new or len(self._params_to_init) < waiting:
             # A server's key holds the initial weight until the first push and a sum of gradients after it. A rank that
             # pulls late would get gradients instead of weights, so no rank pushes before all have pulled.
             nd.waitall()
@@ -436,16 +752,38 @@ class MultiLRTrainer(Trainer):
 
     def _allreduce_grads(self) -> None:
         if self._comparison is not None:
-            self._comparison.check(self._params)
+            self._comparison.check(self._params, collected_steps=self.accumulated)
+        self._averages.include(self._params)  # a kvstore that updates does so in the exchange
+        if self._update_on_kvstore:
+            self._measurement.begin_update(self._params)
         super()._allreduce_grads()
 
     def _update(self, ignore_stale_grad: bool = False) -> None:
+        self._averages.include(self._params)
+        store_updates = bool(self._update_on_kvstore)
+        if not store_updates:
+            self._measurement.begin_update(self._params)
+        with self._clipping.update([self._optimizer], self._params, ignore_stale_grad, store_updates):
+            self._update_weights(ignore_stale_grad)
+        self._measurement.end_update()
+
+    def _update_weights(self, ignore_stale_grad: bool) -> None:
         # AMP looks for an overflow in the first gradient, and fails if no Parameter has one.
         if all(param.grad_req == "null" for param in self._params):
             return
         fusable = not (self._update_on_kvstore or hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
         if not (fusable and self._fused.update(self._updaters[0], self._params)):
             super()._update(ignore_stale_grad)
+
+    @contextlib.contextmanager
+    def _surrounded_update(self) -> Iterator[None]:
+        """Surround one update; afterwards everything is ready for the next forward pass."""
+        with self._averages.update(self), self._multipliers.update(self):
+            yield
+
+    def _accumulated_gradients(self, batch_size: float, ignore_stale_grad: bool) -> ContextManager[float]:
+        """Surround an update with the gradients of this step and those that were collected; gives the batch size."""
+        return self._accumulation.added(self._params, self._optimizer, batch_size, self._scale, ignore_stale_grad)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
         resolved = resolve_assignment(multipliers, field, self._params)
@@ -460,6 +798,9 @@ class MultiLRTrainer(Trainer):
     def _rows(self, **kwargs: Any) -> list[report.SummaryRow]:
         (rate,) = self._rates([self._optimizer.num_update + 1])
         return report.summary_rows(self._resolved, self._multipliers.trainable, rate, self._optimizer.wd, **kwargs)
+
+    def _members_of_groups(self) -> dict[str, list[Parameter]]:
+        return report.members_of_groups(self._resolved, self._multipliers.trainable)
 
     def _planned(self, num_updates: int) -> tuple[Sequence[int], list[tuple[str, list[float]]]]:
         """Give the numbers of the next updates, and the learning rates of each group at them."""

@@ -112,3 +112,20 @@ def test_whether_gradients_are_compressed():
     alone = Trainer(mlp().collect_params(), "sgd", compression_params={"type": "2bit", "threshold": 0.5})
     alone._init_kvstore()
     assert not _mxnet.compresses_gradients(alone)  # there is no kvstore
+
+
+@pytest.mark.parametrize(("given", "contexts", "updates"), [(None, 2, True), (False, 2, False), (None, 1, False)])
+def test_who_updates_once_the_kvstore_is_set_up(given, contexts, updates):
+    net = mlp(CONTEXTS[:contexts])
+    trainer = Trainer(net.collect_params(), "sgd", update_on_kvstore=given)
+    assert _mxnet.chosen_update_on_kvstore(trainer) is given
+    assert not _mxnet.store_updates(trainer)
+    train(net, trainer, batches(1), CONTEXTS[:contexts])
+    assert _mxnet.store_updates(trainer) is updates
+
+
+@pytest.mark.parametrize("stype", ["default", "row_sparse"])
+def test_sparse_weights(stype):
+    param = mx.gluon.Parameter("w", shape=(2, 2), stype=stype)
+    param.initialize()
+    assert _mxnet.has_sparse_weights(Trainer([param], "sgd")) is (stype == "row_sparse")

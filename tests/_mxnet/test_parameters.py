@@ -98,6 +98,26 @@ class TestGradients:
         _mxnet.mark_gradients_used(param.list_data())
         assert not _mxnet.has_fresh_gradient(param)
 
+    def test_marks_on_single_arrays(self):
+        param = gluon.Parameter("w", shape=(2,))
+        param.initialize(ctx=CONTEXTS)
+        first, second = param.list_data()
+        _mxnet.mark_gradients_fresh([second])
+        assert (_mxnet.is_fresh(first), _mxnet.is_fresh(second)) == (False, True)
+        _mxnet.mark_gradients_used([second])
+        assert not _mxnet.is_fresh(second)
+
+    @pytest.mark.parametrize("stype", ["default", "row_sparse"])
+    def test_arrays_and_gradients(self, stype):
+        param = gluon.Parameter("w", shape=(2, 3), stype=stype, grad_stype=stype)
+        with pytest.raises(RuntimeError, match="has not been initialized"):
+            _mxnet.arrays_and_gradients(param)
+        param.initialize(ctx=CONTEXTS)
+        both = _mxnet.arrays_and_gradients(param)
+        assert [array.context for pair in both for array in pair] == [CONTEXTS[0]] * 2 + [CONTEXTS[1]] * 2
+        assert {array.stype for pair in both for array in pair} == {stype}
+        assert all(gradient is own for (_, gradient), own in zip(both, param.list_grad()))
+
     def test_single_array_and_gradient(self):
         param = make_param()
         array, gradient = _mxnet.single_array_and_gradient(param)
@@ -153,3 +173,9 @@ def test_arrays_gradients_and_freshness_of_all_contexts(ctx):
     assert _mxnet.values_and_gradients(layer.weight) == (layer.weight.list_data(), [])
     assert _mxnet.fresh_gradients(layer.weight) == []
     _mxnet.set_fresh_gradients(layer.weight, [True] * len(ctx))  # nothing to mark
+
+
+@pytest.mark.parametrize(("stype", "grad_stype"), [("default", "row_sparse"), ("row_sparse", "row_sparse")])
+def test_a_weight_is_sparse_whatever_its_gradient_is(stype, grad_stype):
+    param = gluon.Parameter("w", shape=(3, 2), stype=stype, grad_stype=grad_stype)
+    assert _mxnet.has_sparse_weight(param) == (stype == "row_sparse")

@@ -6,7 +6,7 @@ import pytest
 from mxnet.gluon import Trainer
 
 from multitrainer import _mxnet
-from support import CONTEXTS, backward, batches, mlp, moved, snapshot
+from support import CONTEXTS, backward, batches, mlp, moved, run_python, snapshot
 
 
 @pytest.mark.parametrize("update_on_kvstore", [False, True])
@@ -24,6 +24,25 @@ def test_a_step_leaves_parameters_out(update_on_kvstore):
     assert trainer._params is params
     assert bias.grad_req == "write"
     assert _mxnet.has_fresh_gradient(bias)
+
+
+# In a process of its own, because `amp.init` patches the operators of the whole process.
+AMP = """
+from multitrainer import _mxnet
+from mxnet.contrib import amp
+from mxnet.gluon import Trainer, nn
+amp.init(target_precision_ops=[])
+net = nn.Dense(1, in_units=1)
+net.initialize()
+trainer = Trainer(net.collect_params(), 'sgd')
+print(_mxnet.scales_loss(trainer))
+amp.init_trainer(trainer)
+print(_mxnet.scales_loss(trainer))
+"""
+
+
+def test_scales_loss_under_amp():
+    assert run_python(AMP).stdout == "False\nTrue\n"
 
 
 def test_the_list_is_restored_after_an_error_and_kept_if_nothing_is_left_out():

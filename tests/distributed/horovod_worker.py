@@ -35,17 +35,21 @@ def main(case, folder):
 def rank_main(case, folder, hvd, sets, taking_part):
     from multitrainer.horovod import DistributedMultiLRTrainer
 
-    options = {key: case[key] for key in ("num_groups", "gradient_predivide_factor", "prefix") if key in case}
+    options = {
+        key: case[key] for key in ("num_groups", "gradient_predivide_factor", "prefix", "accumulate") if key in case
+    }
     if "compression" in case:
         options["compression"] = getattr(hvd.Compression, case["compression"])
     if sets:
         options["process_set"] = sets[0]
     net = make_net(case, shift=taking_part.index(hvd.rank()))
     trainer = make_trainer(DistributedMultiLRTrainer, case, net, **options)
+    average = multitrainer.WeightAverage(trainer, case["average"]) if "average" in case else None
     reduced = record_reductions(hvd)
     share = BATCH // len(taking_part)
     begin = share * taking_part.index(hvd.rank())
-    history, sizes, states = [], [], []
+    history, sizes, states, figures = [], [], [], []
+    trainer.update_ratios()
     if "resume" in case:
         net.load_parameters(str(pathlib.Path(case["resume"]) / "net"))
         trainer.load_states(pathlib.Path(case["resume"]) / "states")
@@ -57,24 +61,42 @@ def rank_main(case, folder, hvd, sets, taking_part):
         change(step, case, net, trainer, hvd.rank())
         train(step, net, trainer, slice(begin, begin + share))
         history.append(snapshot(net))
+        if average is not None:
+            average.update()
+            average.save(folder / f"average of rank {hvd.rank()}")
+            with average.applied():
+                history[-1].update({f"average {name}": array for name, array in snapshot(net).items()})
         states.append(sorted(trainer._updaters[0].states))
+        figures.append(figures_of(trainer))
         sizes.append(list(reduced))
         reduced.clear()
     arrays = {f"{step}/{name}": array for step, arrays in enumerate(history) for name, array in arrays.items()}
     np.savez(folder / f"rank{hvd.rank()}.npz", **arrays)
-    (folder / f"rank{hvd.rank()}.json").write_text(json.dumps({"reduced": sizes, "states": states}))
+    (folder / f"rank{hvd.rank()}.json").write_text(json.dumps({"reduced": sizes, "states": states, "figures": figures}))
 
 
-def train_alone(case):
-    """Train the same case on the whole batch in this process, without Horovod; return the weights after every step."""
+def train_alone(case, figures=None):
+    """Train the same case on the whole batch in this process, without Horovod; return the weights after every step.
+
+    The norms and ratios of every step are added to ``figures``.
+    """
     net = make_net(case, shift=0)
-    trainer = make_trainer(multitrainer.MultiLRTrainer, case, net)
+    options = {"accumulate": case["accumulate"]} if "accumulate" in case else {}
+    trainer = make_trainer(multitrainer.MultiLRTrainer, case, net, **options)
+    trainer.update_ratios()
     history = []
     for step in range(case.get("steps", 3)):
         change(step, case, net, trainer, rank=0)
         train(step, net, trainer, slice(0, BATCH))
         history.append(snapshot(net))
+        if figures is not None:
+            figures.append(figures_of(trainer))
     return history
+
+
+def figures_of(trainer):
+    """Return the norms of the gradients by group and of all of them, and the update ratios, of the last step."""
+    return {**trainer.grad_norms(), "total": trainer.total_grad_norm()}, trainer.update_ratios()
 
 
 def make_net(case, shift):
@@ -101,6 +123,7 @@ def make_trainer(kind, case, net, **options):
     if "schedule" in case:
         groups.append((net[case["schedule"]], lambda num_update: 1 / num_update if num_update > 1 else 0))
     params = {"learning_rate": 0.05, **case.get("optimizer_params", {})}
+    options["max_grad_norm"] = case.get("max_grad_norm")
     return kind([net, *groups], case.get("optimizer", "sgd"), params, **options)
 
 

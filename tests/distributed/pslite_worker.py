@@ -17,6 +17,7 @@ from mxnet import autograd, gluon
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from support import CONTEXTS, convolution, mlp, snapshot
 
+OPTIONS = ("update_on_kvstore", "compression_params", "max_grad_norm", "accumulate")
 CASE, FOLDER = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])
 INDEX, WORKERS = int(os.environ.get("WORKER_INDEX", "0")), int(os.environ.get("DMLC_NUM_WORKER", "1"))
 
@@ -29,11 +30,14 @@ def main():
     if CASE.get("ready"):
         kv = mx.kv.create(kv)
         INDEX = kv.rank  # not always the order in which the workers were started
-        if kv.rank:  # every rank begins with other weights; those of rank 0 must win
+        if kv.rank and CASE["ready"] != "same weights":  # those of rank 0 must win
             for param in net.collect_params().values():
                 param.set_data(param.data(ctx[0]) + 1)
     trainer = make_trainer(net, kv)
-    history, errors = {}, []
+    average = multitrainer.WeightAverage(trainer, CASE["average"]) if "average" in CASE else None
+    history, errors, figures, values = {}, [], [], count_values(kv)
+    if CASE.get("figures"):
+        trainer.update_ratios()
     if "resume" in CASE:
         net.load_parameters(str(pathlib.Path(CASE["resume"]) / "net"), ctx=ctx)
         trainer.load_states(pathlib.Path(CASE["resume"]) / "states")
@@ -45,14 +49,36 @@ def main():
             train(step, net, trainer, ctx)
         except (RuntimeError, UserWarning) as error:
             errors.append([step, type(error).__name__, str(error)])
+            if CASE.get("ends_at_error"):
+                break
         history[step] = snapshot(net)
+        if average is not None:
+            history[step].update(averages(net, average))
+        if CASE.get("figures"):
+            figures.append([norms(trainer, errors), trainer.update_ratios()])
     mx.nd.waitall()
     arrays = {f"{step}/{name}": array for step, arrays in history.items() for name, array in arrays.items()}
     np.savez(FOLDER / f"rank{INDEX}.npz", **arrays)
     about = {"errors": errors, "update_on_kvstore": bool(trainer._update_on_kvstore), "frozen": frozen(net)}
+    about["figures"] = figures
+    about["values"] = values
     (FOLDER / f"rank{INDEX}.json").write_text(json.dumps(about))
     if trainer._kvstore is not None:
         trainer._kvstore._barrier()  # no worker ends while another still pushes
+
+
+def count_values(kv):
+    """Return a list that grows by the number of values of each gradient that this rank sends."""
+    values = []
+    if CASE.get("ready"):
+        pushpull = kv.pushpull
+
+        def counting(key, value, **options):
+            values.append(sum(array.size for array in (value if isinstance(value, list) else [value])))
+            pushpull(key, value, **options)
+
+        kv.pushpull = counting
+    return values
 
 
 def make_trainer(net, kv):
@@ -64,7 +90,9 @@ def make_trainer(net, kv):
         spec = [net, *((net[int(path)], multiplier) for path, multiplier in CASE.get("groups", {}).items())]
         if "schedule" in CASE:
             spec.append((net[CASE["schedule"]], lambda num_update: 1 / num_update))
-    options = {key: CASE[key] for key in ("update_on_kvstore", "compression_params") if key in CASE}
+    options = {key: CASE[key] for key in OPTIONS if key in CASE}
+    if INDEX in CASE.get("accumulate_on", {}).get("ranks", ()):
+        options["accumulate"] = CASE["accumulate_on"]["steps"]
     optimizer = CASE.get("optimizer", "sgd")
     params = {"learning_rate": 0.05, **CASE.get("optimizer_params", {})}
     if "lr_scheduler" in CASE:
@@ -87,7 +115,7 @@ def save(net, trainer, errors):
     for what, call in calls:
         try:
             call()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             errors.append([what, type(error).__name__, str(error)])
 
 
@@ -138,6 +166,31 @@ def train(step, net, trainer, ctx):
         mx.nd.waitall()
         net(mx.nd.ones((50_000, 3)))  # still runs when the call returns
     trainer.step(CASE.get("batch_sizes", {}).get(str(step), 8), ignore_stale_grad="without_backward" in CASE)
+    for at, *ranks in CASE.get("flush_after", []):
+        if at == step and (not ranks or INDEX in ranks):
+            trainer.flush()
+
+
+def averages(net, average):
+    """Average the weights, save and load the averages; return those that were loaded."""
+    average.update()
+    rank = average._trainer._kvstore.rank
+    average.save(FOLDER / ("average" if rank == 0 else f"average of rank {rank}"))
+    average._trainer._kvstore._barrier()  # until rank 0 has written
+    loaded = multitrainer.WeightAverage(average._trainer)
+    loaded.load(FOLDER / "average")
+    average._trainer._kvstore._barrier()  # until all ranks have read
+    with loaded.applied():
+        return {f"average {name}": array for name, array in snapshot(net).items()}
+
+
+def norms(trainer, errors):
+    """Return the norms of the gradients by group, and of all of them."""
+    try:
+        return {**trainer.grad_norms(), "total": trainer.total_grad_norm()}
+    except RuntimeError as error:
+        errors.append(["norms", type(error).__name__, str(error)])
+        return {}
 
 
 def frozen(net):

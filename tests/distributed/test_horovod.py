@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 
+import gan
 import horovod_worker
 import numpy as np
 import pytest
 
+from multitrainer import MultiLRTrainer
 from support import PATIENCE, moved
 
 HERE = pathlib.Path(__file__).parent
@@ -38,6 +40,7 @@ class Result:
         about = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in ranks]
         assert all(one["reduced"] == about[0]["reduced"] for one in about), "the ranks reduced different gradients"
         self.reduced, self.states = about[0]["reduced"], about[0]["states"]
+        self.figures = [one["figures"] for one in about]
 
     @property
     def history(self):
@@ -76,11 +79,11 @@ def train(tmp_path_factory):
     return run_case
 
 
-def horovodrun(folder, case, np=2, timeout=PATIENCE, **env):
+def horovodrun(folder, case, np=2, timeout=PATIENCE, script="horovod_worker.py", **env):
     """Return the exit code and the output of one job, and end all of its processes in any case."""
     command = [shutil.which("horovodrun", path=os.path.dirname(sys.executable)), "-np", str(np)]
     command += ["-H", f"localhost:{np}", "--gloo", sys.executable, "-W", "ignore"]
-    command += [str(HERE / "horovod_worker.py"), json.dumps(case), str(folder)]
+    command += [str(HERE / script), json.dumps(case), str(folder)]
     process = subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env},
@@ -165,6 +168,33 @@ class TestAllRanksAgree:
         result = train(batchnorm=True, differ={"net_batchnorm0_running_mean", "net_batchnorm0_running_var"})
         assert moved(*[rank[-1] for rank in result.ranks]) <= BATCHNORM
 
+    def test_a_weight_average(self, train):
+        """The ranks begin with other weights, and `train` checks that they agree on the averages."""
+        result = train(average=0.5, steps=5, changes=[[0, "set_lr_mult", 0, 0], [2, "set_lr_mult", 0, 1]])
+        expected = first_weights()
+        for arrays in result.history:
+            for name in FIRST | SECOND:
+                expected[name] = 0.5 * expected[name] + 0.5 * arrays[name]
+                assert abs(arrays[f"average {name}"] - expected[name]).max() <= 1e-6 * abs(expected[name]).max()
+        assert {path.name for path in result.folder.glob("average*")} == {"average of rank 0"}
+
+
+@needs_horovod
+@pytest.mark.slow
+class TestGradients:
+    @pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+    @pytest.mark.parametrize("options", [{}, {"gradient_predivide_factor": 2}], ids=str)
+    def test_are_clipped_and_measured_as_in_one_process(self, train, options, max_grad_norm):
+        case = {"max_grad_norm": max_grad_norm, "groups": {0: 0.5}, "steps": 4, "changes": [[2, "set_lr_mult", 0, 0]]}
+        result, alone = train(**case, **options), []
+        assert result.distance(horovod_worker.train_alone(case, alone)) < BOUND
+        for figures in result.figures:
+            for step, ((norms, ratios), expected) in enumerate(zip(figures, alone)):
+                assert norms["total"] > 0.05
+                assert norms == pytest.approx(expected[0], rel=1e-6)
+                assert ratios == pytest.approx(expected[1], rel=1e-5)  # float32 weights, small updates
+                assert (norms["0"] == 0, ratios["0"] == 0) == (step >= 2, step >= 2)
+
 
 @needs_horovod
 @pytest.mark.slow
@@ -231,6 +261,29 @@ class TestFrozen:
 
 @needs_horovod
 @pytest.mark.slow
+class TestAccumulation:
+    @pytest.mark.parametrize("options", [{}, {"num_groups": 2}], ids=str)
+    def test_one_exchange_for_several_steps(self, train, options):
+        case = {
+            "accumulate": 3,
+            "steps": 9,
+            "optimizer_params": {"momentum": 0.9},
+            "changes": [[1, "set_lr_mult", 0, 0], [4, "set_lr_mult", 0, 0.5], [7, "set_lr_mult", 1, 2]],
+            **options,
+        }
+        result = train(**case)
+        assert result.distance(horovod_worker.train_alone(case)) < BOUND
+        assert [sum(call[1] for call in calls) for calls in result.reduced] == [0, 0, 2, 0, 0, 4, 0, 0, 4]
+
+    def test_states_between_two_updates_are_refused(self, tmp_path):
+        code, output = horovodrun(tmp_path, {"accumulate": 3, "save_at": 2})
+        assert code != 0
+        assert "each of the 2 ranks has collected gradients of its own in 2 of 3 steps" in output
+        assert not list(tmp_path.glob("states*"))
+
+
+@needs_horovod
+@pytest.mark.slow
 class TestStates:
     @pytest.mark.parametrize("options", [{}, {"np": 3, "process_set": [1, 2]}], ids=["all", "process set"])
     def test_saved_and_resumed_bit_for_bit(self, train, options):
@@ -265,6 +318,24 @@ class TestHorovodsOwnArguments:
     def test_process_set(self, train):
         case = {"groups": {0: 0.1}}
         assert train(np=3, process_set=[1, 2], **case).distance(horovod_worker.train_alone(case)) < BOUND
+
+
+@needs_horovod
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prefixes", "names"),
+    [([None, None], ["", "trainer1."]), (["G.", "D."], ["G.", "D."])],
+    ids=["by default", "of the user"],
+)
+def test_a_gan_equals_one_process(tmp_path, prefixes, names):
+    """Two trainers exchange gradients under names of their own, in turn and at the same time."""
+    case = {"prefixes": prefixes, "names": names}
+    code, output = horovodrun(tmp_path, case, timeout=180, script="horovod_gan_worker.py")
+    assert code == 0, output
+    networks = gan.make_networks()
+    trainers = {name: MultiLRTrainer(net, *gan.OPTIMIZER) for name, net in networks.items()}
+    expected = gan.train(networks, trainers, 5, change=gan.freeze_and_unfreeze(networks, trainers))
+    gan.assert_equal_to_one_process(tmp_path, expected)
 
 
 @needs_horovod

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cluster import run
 
-from support import PATIENCE
+from support import PATIENCE, mlp, snapshot
 
 pytestmark = pytest.mark.slow
 WORKER = pathlib.Path(__file__).parent / "pslite_worker.py"
@@ -137,6 +137,25 @@ class TestWorkersUpdate:
         ready.assert_ranks_agree()
         assert [about["update_on_kvstore"] for about in ready.about] == [False, False]
 
+    @pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+    @pytest.mark.parametrize("contexts", [1, 2])
+    def test_gradients_are_clipped_and_measured_as_in_one_process(self, train, contexts, max_grad_norm):
+        case = {
+            **{"figures": True, "max_grad_norm": max_grad_norm, "contexts": contexts, "groups": {"0": 0.5}, "steps": 4},
+            "changes": [[2, "set_lr_mult", 0, 0]],
+        }
+        result = train(kvstore="dist_sync", **case)
+        result.assert_ranks_agree()
+        alone = train_alone(train, **{**case, "contexts": 1})
+        assert result.distance(alone) < BOUND
+        for step, expected in enumerate(alone.about[0]["figures"]):
+            norms, ratios = expected
+            assert norms["total"] > 0.05
+            assert (norms["0"] == 0, ratios["0"] == 0) == (step >= 2, step >= 2)
+            for about in result.about:
+                assert about["figures"][step][0] == pytest.approx(norms, rel=1e-6)
+                assert about["figures"][step][1] == pytest.approx(ratios, rel=1e-5)  # float32 weights, small updates
+
     def test_gradient_compression_as_under_stock(self, train):
         """MXNet 1.9.1 has none for a distributed kvstore, and its error is what comes of asking for it."""
         case = {"kvstore": "dist_sync", "compression_params": {"type": "2bit", "threshold": 0.5}}
@@ -144,6 +163,68 @@ class TestWorkersUpdate:
             result = train(**case, update_on_kvstore=True, stock=stock)
             assert len(result.errors) == 2 * 3
             assert all("Compression not supported" in text for _, _, text in result.errors)
+
+
+class TestAccumulation:
+    """A rank collects gradients by itself; one exchange and one update follow."""
+
+    @pytest.mark.parametrize("update_on_kvstore", [None, True])
+    def test_a_quarter_of_the_exchanges(self, train, update_on_kvstore):
+        case = {"kvstore": "dist_sync", "update_on_kvstore": update_on_kvstore, "ready": "same weights", "steps": 8}
+        every, fourth = train(**case), train(**case, accumulate=4)
+        fourth.assert_ranks_agree()
+        assert fourth.distance(train_alone(train, **case, accumulate=4)) < BOUND
+        assert {step: bool(fourth.moved(step - 1, step)) for step in range(1, 8)} == {
+            step: step in (3, 7) for step in range(1, 8)
+        }
+        for one, other in zip(every.about, fourth.about):
+            assert sum(one["values"]) == 4 * sum(other["values"]) > 0
+
+    @pytest.mark.parametrize("update_on_kvstore", [None, True])
+    def test_weights_that_differ_at_first_agree_from_the_first_step_on(self, train, update_on_kvstore):
+        case = {"kvstore": "dist_sync", "update_on_kvstore": update_on_kvstore, "ready": True, "steps": 5}
+        result = train(**case, accumulate=4)
+        result.assert_ranks_agree()
+        assert result.errors == []
+
+    def test_everything_can_change_between(self, train):
+        case = {
+            "steps": 10,
+            "accumulate": 3,
+            "optimizer_params": {"momentum": 0.9},
+            "changes": [[1, "set_lr_mult", 0, 0], [4, "set_lr_mult", 0, 0.5], [5, "assign", 1, 2]],
+            "schedule": 0,
+            "flush_after": [[9]],
+        }
+        result = train(kvstore="dist_sync", **case)
+        assert result.errors == []
+        result.assert_ranks_agree()
+        assert result.distance(train_alone(train, **case)) < BOUND
+        assert result.moved(0, 2) == SECOND
+        assert result.moved(3, 5) == result.moved(8, 9) == FIRST | SECOND
+
+    @pytest.mark.parametrize(
+        "case",
+        [{"accumulate_on": {"ranks": [1], "steps": 4}}, {"flush_after": [[0, 1]]}],
+        ids=lambda case: next(iter(case)),
+    )
+    def test_ranks_that_differ(self, train, case):
+        result = train(kvstore="dist_sync", accumulate=3, steps=4, ends_at_error=True, **case)
+        for about in result.about:
+            assert ["the 2 ranks collected" in text for _, _, text in about["errors"]] == [True]
+
+    def test_states_can_be_saved_after_an_update(self, train):
+        case = {"kvstore": "dist_sync", "servers": 1, "optimizer": "adam", "accumulate": 2, "steps": 6}
+        first = train(**case, save_at=4)
+        assert first.errors == []
+        again = train(**case, resume=str(first.folder), first=4)
+        assert all((array == first.ranks[0][key]).all() for key, array in again.ranks[0].items())
+        refused = train(**case, save_at=3)
+        saves = [text for what, _, text in refused.errors if what == "save"]
+        assert len(saves) == 3  # rank 0 tries twice
+        assert all("each of the 2 ranks has collected gradients of its own in 1 of 2 steps" in text for text in saves)
+        assert not list(refused.folder.glob("states*"))
+        assert refused.distance(first) == 0
 
 
 class TestRanksThatDiffer:
@@ -234,6 +315,19 @@ class TestServersUpdate:
         case = {"changes": [[0, "set_wd_mult", 0, 0]], "optimizer_params": {"wd": 0.5}}
         assert train(**SERVERS, **case).distance(train_alone(train, **case)) < BOUND
 
+    def test_updates_are_measured_and_gradients_are_not(self, train):
+        """Every worker pulls the weights, and only the servers have the sums of gradients."""
+        case = {"figures": True, "groups": {"0": 0.5}}
+        result = train(**SERVERS, **case)
+        assert result.errors
+        for error in result.errors:
+            assert error[:2] == ["norms", "RuntimeError"]
+            assert "parameter servers have the sums. Let the workers update" in error[2]
+        alone = train_alone(train, **case)
+        for about in result.about:
+            for (_, ratios), (_, expected) in zip(about["figures"], alone.about[0]["figures"]):
+                assert ratios == pytest.approx(expected, rel=1e-5)
+
     def test_lars_keeps_the_trajectory_of_stock(self, train):
         # `ready` gives each worker the share of its rank: all begin with the statistics of rank 0.
         case = {**SERVERS, "optimizer": "lars", "optimizer_params": {"momentum": 0.9, "wd": 0.01}}
@@ -294,3 +388,26 @@ class TestServersUpdate:
         ours, stock = train(**case), train(**case, stock=True)
         assert ours.errors == stock.errors
         assert {(step, kind) for step, kind, _ in ours.errors} == {(1, "UserWarning")}
+
+
+class TestWeightAverage:
+    @pytest.mark.parametrize("update_on_kvstore", [None, True])
+    def test_is_the_same_on_all_ranks(self, train, update_on_kvstore):
+        changes = [[1, "set_lr_mult", 0, 0], [3, "set_lr_mult", 0, 1]]
+        result = train(
+            kvstore="dist_sync",
+            update_on_kvstore=update_on_kvstore,
+            ready=True,  # the ranks begin with other weights
+            average=0.5,
+            steps=5,
+            changes=changes,
+        )
+        assert result.errors == []
+        result.assert_ranks_agree()
+        expected = snapshot(mlp(batchnorm=False))
+        for step in range(5):
+            for name in FIRST | SECOND:
+                expected[name] = 0.5 * expected[name] + 0.5 * result.ranks[0][f"{step}/{name}"]
+                found = result.ranks[0][f"{step}/average {name}"]
+                assert abs(found - expected[name]).max() <= 1e-6 * abs(expected[name]).max()
+        assert {path.name for path in result.folder.glob("average*")} == {"average"}

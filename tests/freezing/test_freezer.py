@@ -10,7 +10,7 @@ from mxnet.gluon import loss, nn
 from freezing_support import HYBRIDIZE, build_gluoncv, image_batch, outputs_in_both_modes, train_step
 from multiplier_support import ALL_WEIGHTS, FIRST_LAYER, WAYS_TO_SET, build, changed_by
 from multitrainer import MultiLRTrainer, freeze, unfreeze
-from multitrainer.freezing.freezer import freeze_parameter, gradient_pending, unfreeze_parameters
+from multitrainer.freezing.freezer import Freezer, freeze_parameter, gradient_pending, unfreeze_parameters
 from multitrainer.freezing.state import before_freezing
 from support import CONTEXTS, backward, batches, close, mlp, moved, snapshot, train, weights
 
@@ -212,13 +212,42 @@ class TestFreezer:
         net, trainer = build()
         net.add(*(nn.Dense(2, in_units=2, prefix=f"new{i}_") for i in range(2)))
         net.initialize()
-        backward(net, *batches(1)[0])
-        message = "^new0_weight, new0_bias, new1_weight, ... received a gradient and belongs to no trainer"
+        message = r"^new0_weight, new0_bias, new1_weight, ... would never be trained: .* trainer\.add\(layer\)"
         with pytest.raises(ValueError, match=message):
             trainer.step(4)
         net[-1].collect_params().setattr("grad_req", "null")
-        with pytest.raises(ValueError, match=r"^new0_weight, new0_bias received a gradient"):
+        with pytest.raises(ValueError, match=r"^new0_weight, new0_bias would never be trained"):
             trainer.step(4)
+
+    @pytest.mark.parametrize("exchanged", [False, True])
+    @pytest.mark.parametrize("reached", [False, True])
+    def test_added_parameters_wait_for_a_backward_pass_that_reaches_them(self, reached, exchanged):
+        net = mlp(batchnorm=False)
+        known, new = (list(block.collect_params().values()) for block in net)
+        freezer = Freezer(known, known)
+        freezer.apply({}, ())
+        backward(net if reached else net[0], *batches(1, columns=2 if reached else 4)[0])
+        freezer.add_parameters([*known, *new], [*known, *new], exchanged)
+        assert freezer.left_out() == (set() if reached and not exchanged else set(new))
+        freezer.end_update()
+        assert freezer.left_out() == set()
+
+    def test_added_parameters_do_not_wait_if_no_backward_pass_is_pending(self):
+        net = mlp(batchnorm=False)
+        known, new = (list(block.collect_params().values()) for block in net)
+        freezer = Freezer(known, known)
+        freezer.add_parameters([*known, *new], [*known, *new], False)
+        assert freezer.left_out() == set()
+
+    def test_parameters_that_left_the_network_are_left_out_unless_they_have_a_gradient(self):
+        net, trainer = build()
+        freezer, old = trainer._multipliers._freezer, net[2]
+        backward(net, *batches(1)[0])
+        net._children.popitem()
+        freezer.check_no_unowned_parameter()
+        assert freezer.left_out() == set()
+        trainer.step(4)
+        assert freezer.left_out() == {old.weight, old.bias}
 
     def test_a_step_warns_of_moving_statistics_only_when_something_is_frozen(self):
         net = mlp()

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import mxnet as mx
 import pytest
 from mxnet.gluon import Trainer, nn
 
@@ -57,9 +58,18 @@ class TestRoots:
         twin, copied = copy.deepcopy((net, known))
         assert copied.unowned_parameters() == []
         add_layer(twin)
-        backward(twin, *batches(1)[0])
         assert {param.name for param in copied.unowned_parameters()} == {"new_weight", "new_bias"}
         assert known.unowned_parameters() == []
+
+    def test_copies_notice_the_layers_that_came_and_went_before(self):
+        net = mlp()
+        known = self.build(net)
+        old = net[2].collect_params()
+        net._children.popitem()
+        add_layer(net)
+        twin, params, copied = copy.deepcopy((net, list(old.values()), known))
+        assert {param.name for param in copied.unowned_parameters()} == {"new_weight", "new_bias"}
+        assert copied.departed([*params, *twin.collect_params().values()]) == params
 
 
 def add_layer(net):
@@ -80,25 +90,57 @@ class TestUnownedParameters:
         backward(net, *batches(1)[0])
         assert known.unowned_parameters() == []
 
-    def test_are_named_once_they_have_a_gradient(self):
+    @pytest.mark.parametrize("has_gradient", [False, True])
+    def test_are_named_whether_or_not_they_have_a_gradient(self, has_gradient):
         net, known = self.build()
         new = add_layer(net)
-        assert known.unowned_parameters() == []
-        backward(net, *batches(1)[0])
+        if has_gradient:
+            backward(net, *batches(1)[0])
         for _ in range(2):
-            assert set(known.unowned_parameters()) == {new.weight, new.bias}
+            assert known.unowned_parameters() == [new.weight, new.bias]
 
-    @pytest.mark.parametrize("case", ["in a trainer", "without gradients", "known to the trainer"])
+    def test_are_named_before_they_are_initialized(self):
+        net, known = self.build()
+        net.add(nn.Dense(2))
+        assert known.unowned_parameters() == [net[-1].weight, net[-1].bias]
+
+    @pytest.mark.parametrize("known_again", ["itself", "the network", "a Block around it", "nothing"])
+    def test_are_named_whatever_block_becomes_known_since(self, known_again):
+        net, known = self.build()
+        new = add_layer(net)
+        around = nn.HybridSequential()
+        around.add(net, nn.Dense(3))
+        known.add({"itself": [new], "the network": [net], "a Block around it": [around], "nothing": []}[known_again])
+        assert known.unowned_parameters() == [new.weight, new.bias]
+
+    def test_are_named_again_when_they_come_back(self):
+        net, known = self.build()
+        new = add_layer(net)
+        assert known.unowned_parameters() == [new.weight, new.bias]
+        net._children.popitem()
+        assert known.unowned_parameters() == []
+        net.register_child(new)
+        assert known.unowned_parameters() == [new.weight, new.bias]
+
+    @pytest.mark.parametrize("case", ["in a trainer", "without gradients"])
     def test_are_not_those(self, case):
         net, known = self.build()
         new = add_layer(net)
         if case == "in a trainer":
             Trainer(new.collect_params(), "sgd")
-        elif case == "without gradients":
-            new.collect_params().setattr("grad_req", "null")
         else:
-            known.add([net])
+            new.collect_params().setattr("grad_req", "null")
         backward(net, *batches(1)[0])
+        assert known.unowned_parameters() == []
+        new.weight.grad_req = "write"  # later
+        assert known.unowned_parameters() == ([new.weight] if case == "without gradients" else [])
+
+    def test_are_not_parameters_that_another_network_shares(self):
+        net, known = self.build()
+        other = nn.Dense(2, in_units=2, prefix="other_")
+        other.initialize()
+        Trainer(other.collect_params(), "sgd")
+        net.add(nn.Dense(2, in_units=2, prefix="tied_", params=other.collect_params()))
         assert known.unowned_parameters() == []
 
     def test_are_not_statistics(self):
@@ -107,5 +149,49 @@ class TestUnownedParameters:
         net[-1].initialize()
         new = add_layer(net)
         new.bias.grad_req = "null"
-        backward(net, *batches(1)[0])
         assert known.unowned_parameters() == [new.weight]
+
+
+class TestDeparted:
+    def test_are_those_that_no_known_block_holds_any_more(self):
+        net = mlp()
+        known, params = KnownBlocks(), list(net.collect_params().values())
+        known.add([net])
+        old = net._children.popitem()[1]
+        outside = nn.Dense(1, in_units=1)
+        known.unowned_parameters()
+        assert known.departed([*params, outside.weight]) == [old.weight, old.bias]
+        net.register_child(old)
+        known.unowned_parameters()
+        assert known.departed(params) == []
+
+    def test_are_not_those_that_another_known_block_holds(self):
+        net = mlp()
+        known = KnownBlocks()
+        known.add([net])
+        around = nn.HybridSequential()
+        around.add(net[2], nn.Dense(2))
+        known.add([around])
+        net._children.popitem()
+        known.unowned_parameters()
+        assert known.departed(around.collect_params().values()) == []
+
+
+def test_only_traces_around_newcomers_are_dropped():
+    inner, beside = mlp(prefix="inner_"), nn.Dense(2, in_units=2)
+    beside.initialize()
+    net = nn.HybridSequential()
+    net.add(inner, beside)
+    net.hybridize()
+    known = KnownBlocks()
+    known.add([net])
+    backward(net, *batches(1)[0])
+    beside(mx.nd.ones((1, 2)))
+    known.forget_traces_of_newcomers(inner.collect_params().values())
+    assert net._cached_op is not None
+    new = add_layer(inner)
+    assert net._cached_op is not None  # MXNet drops the one of ``inner`` only
+    known.unowned_parameters()
+    known.forget_traces_of_newcomers([new.weight])
+    assert net._cached_op is None
+    assert beside._cached_op is not None

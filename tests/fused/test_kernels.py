@@ -39,7 +39,7 @@ def test_every_bit_is_that_of_stock(name, given, stock_updates):
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6),
-    st.sampled_from(["sgd", "nag", "adam"]),
+    st.sampled_from(["sgd", "nag", "adam", "adamw"]),
     st.floats(1e-12, 1e3),
     st.just(0) | st.floats(1e-6, 0.999),
     st.just(0) | st.floats(1e-12, 10),
@@ -47,7 +47,7 @@ def test_every_bit_is_that_of_stock(name, given, stock_updates):
 )
 def test_every_bit_is_that_of_stock_for_random_shapes_and_numbers(shapes, name, rate, momentum, decay, batch_size):
     given = {"learning_rate": rate, "wd": decay}
-    given.update({"beta1": momentum} if name == "adam" else {"momentum": momentum})
+    given.update({"beta1": momentum} if "adam" in name else {"momentum": momentum})
     found = []
     for kind in (gluon.Trainer, MultiLRTrainer):
         params = parameters(shapes)
@@ -97,11 +97,11 @@ def test_stale_gradients_raise_or_are_ignored_as_with_stock(ignore):
     assert ("p003" in found[0][2]) is not ignore
 
 
-@pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "nag", "adam", "adamw"])
 @pytest.mark.parametrize("waiting", [False, True])
 def test_weights_in_a_layout_of_mkldnn_give_the_same_bits(waiting, name):
     """A prediction between backward and step changes the layout of weights, and may still be under way."""
-    given = {"learning_rate": 0.005} if name == "adam" else {"learning_rate": 0.05, "momentum": 0.9}
+    given = {"learning_rate": 0.005} if "adam" in name else {"learning_rate": 0.05, "momentum": 0.9}
     given["wd"] = 0 if name == "nag" else 1e-2  # with it, NAG depends on the layout, which varies with stock
     found = []
     for kind in (gluon.Trainer, MultiLRTrainer):

@@ -29,7 +29,7 @@ def schedule(name):
 
 
 @pytest.mark.parametrize("scheduler", ["factor", "cosine"])
-@pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "nag", "adam", "adamw"])
 def test_an_lr_scheduler_gives_the_same_bits(name, scheduler):
     found = []
     for kind in (gluon.Trainer, MultiLRTrainer):
@@ -87,7 +87,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-@pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "nag", "adam", "adamw"])
 def test_an_lr_scheduler_may_answer_or_raise_anything(answer, name):
     """It is asked what stock asks it, and an error leaves the same state as with stock."""
     expected, asked = train_with_scheduler(gluon.Trainer, name, ANSWERS[answer])
@@ -140,7 +140,7 @@ def test_fused_and_stock_updates_may_alternate(name, given, monkeypatch, stock_u
     assert len(stock_updates) == 3
 
 
-@pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "nag", "adam", "adamw"])
 def test_freezing_and_unfreezing_give_the_same_bits(name, monkeypatch):
     def between(trainer, number):
         first, second = (param.name for param in trainer._multipliers.trainable[1:3])
@@ -246,10 +246,10 @@ def test_a_step_inside_record_raises_as_with_stock():
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "nag", "adam", "adamw"])
 def test_saved_states_fit_stock_and_fused_updates(name, tmp_path, monkeypatch):
     """A run saved with one of them resumes bit for bit with the other."""
-    given = {"learning_rate": 0.01, "momentum": 0.9} if name != "adam" else {}
+    given = {"learning_rate": 0.01, "momentum": 0.9} if "adam" not in name else {}
     expected = run(*build(MultiLRTrainer, name, dict(given)), steps=4)
     params, trainer = build(MultiLRTrainer, name, dict(given))
     run(params, trainer, steps=2)
@@ -453,7 +453,7 @@ def test_a_real_network_with_worker_processes_gives_the_same_bits(monkeypatch, s
 
 
 @pytest.mark.parametrize("clear", [lambda updater: updater.states.clear(), lambda updater: updater.states.pop(0)])
-@pytest.mark.parametrize("rule", ["sgd", "nag", "adam"])
+@pytest.mark.parametrize("rule", ["sgd", "nag", "adam", "adamw"])
 def test_cleared_states_are_created_again(clear, rule, monkeypatch):
     """Users clear them to reset momentum; it works as without the fused update."""
 
@@ -463,7 +463,7 @@ def test_cleared_states_are_created_again(clear, rule, monkeypatch):
         net = mx.gluon.nn.HybridSequential(prefix="net_")
         net.add(*(mx.gluon.nn.Dense(16, in_units=16) for _ in range(16)))
         net.initialize()
-        params = {"learning_rate": 0.1, **({} if rule == "adam" else {"momentum": 0.9})}
+        params = {"learning_rate": 0.1, **({} if "adam" in rule else {"momentum": 0.9})}
         trainer = MultiLRTrainer(net, rule, params, kvstore=None)
         for turn in range(4):
             with mx.autograd.record():

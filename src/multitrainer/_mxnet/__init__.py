@@ -23,11 +23,15 @@ from .blocks import (
     without_side_effects,
 )
 from .kvstores import (
+    chosen_update_on_kvstore,
     compresses_gradients,
     has_sent_optimizer,
+    has_sparse_weights,
+    kvstore_fits,
     let_workers_update,
     servers_update,
     set_stored_weights,
+    store_updates,
     workers_should_update,
 )
 from .modules import (
@@ -42,13 +46,19 @@ from .multiplier_support import supports_multiplier
 from .optimizers import NOT_STATE, set_states, updater_of, weight_decays
 from .parameters import (
     STATISTICS,
+    arrays_and_gradients,
+    contexts,
     discard_gradient,
     fresh_gradients,
     has_fresh_gradient,
+    has_sparse_weight,
     is_auxiliary,
+    is_fresh,
     is_initialized,
     is_statistic,
     layer_prefix,
+    load_values,
+    mark_gradients_fresh,
     mark_gradients_used,
     restoring_owners,
     set_fresh_gradients,
@@ -68,7 +78,8 @@ from .traces import (
     mark_for_replacement,
     set_operator_factory,
 )
-from .trainers import check_one_horovod_rank, without_parameters
+from .trainer_stores import number_of_trainer, sharing_connection
+from .trainers import append_parameters, check_one_horovod_rank, scales_loss, without_parameters
 from .update_counts import (
     ReplayableCount,
     SchedulerError,

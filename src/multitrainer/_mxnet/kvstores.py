@@ -56,6 +56,28 @@ def set_stored_weights(trainer: Trainer, params: Collection[Parameter]) -> None:
         store._set_updater(updater)
 
 
+def store_updates(trainer: Trainer) -> bool:
+    """Whether a kvstore that was set up updates, in this process or on servers."""
+    return bool(trainer._update_on_kvstore)
+
+
+def chosen_update_on_kvstore(trainer: Trainer) -> bool | None:
+    """Return what the user, or `let_workers_update`, chose about who updates; None if that was left open."""
+    return trainer._kvstore_params["update_on_kvstore"]
+
+
+def has_sparse_weights(trainer: Trainer) -> bool:
+    """Whether a weight is stored as row_sparse; a kvstore updates it and holds it, and contexts have a few rows."""
+    return bool(trainer._contains_sparse_weight)
+
+
+def kvstore_fits(trainer: Trainer, param: Parameter) -> bool:
+    """Whether the kvstore, if it was set up, can take ``param`` too: for sparse ones, stock may choose another."""
+    if not trainer._kv_initialized or trainer._contains_sparse_weight:
+        return True
+    return param._stype == "default" and (param._grad_stype == "default" or not trainer._distributed)
+
+
 def _store_type(trainer: Trainer) -> str:
     store = trainer._kvstore_params["kvstore"]
     return store if isinstance(store, str) else getattr(store, "type", "")

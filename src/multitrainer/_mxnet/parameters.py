@@ -83,10 +83,27 @@ def values_and_gradients(param: Parameter) -> tuple[list[NDArray], list[NDArray]
     return list(param._data or ()), list(param._grad or ())
 
 
+def is_fresh(weight: NDArray) -> bool:
+    """Whether the gradient of one array is from a backward pass that no step has used yet."""
+    return bool(weight._fresh_grad)
+
+
 def mark_gradients_used(weights: Iterable[NDArray]) -> None:
     """Mark the gradients of ``weights`` as used, as a step does."""
     for array in weights:
         array._fresh_grad = False
+
+
+def mark_gradients_fresh(weights: Iterable[NDArray]) -> None:
+    """Mark the gradients of ``weights`` as not used yet, as a backward pass does."""
+    for array in weights:
+        array._fresh_grad = True
+
+
+def arrays_and_gradients(param: Parameter) -> list[tuple[NDArray, NDArray]]:
+    """Return the array of ``param`` on each context, and its gradient; raise as stock does if it has no values yet."""
+    arrays = param._check_and_get(param._data, list)  # `list_data` refuses row_sparse arrays
+    return [(array, gradient.as_nd_ndarray()) for array, gradient in zip(arrays, param.list_grad())]
 
 
 def single_array_and_gradient(param: Parameter) -> tuple[NDArray | None, NDArray | None]:
@@ -98,6 +115,11 @@ def single_array_and_gradient(param: Parameter) -> tuple[NDArray | None, NDArray
 def is_initialized(param: Parameter) -> bool:
     """Whether ``param`` has values, which a deferred one gets in the first forward pass."""
     return param._data is not None
+
+
+def has_sparse_weight(param: Parameter) -> bool:
+    """Whether the weight of ``param`` is row_sparse or csr, whatever its gradient is."""
+    return param._stype != "default"
 
 
 def shape(param: Parameter) -> tuple[int, ...] | None:
@@ -112,3 +134,13 @@ def weight_like(param: Parameter, context: Context) -> NDArray:
     if param._stype == "default":
         return param.list_data()[0].as_nd_ndarray().as_in_context(context)  # as `Updater` passes it on
     return sparse.zeros(param._stype, param.shape, ctx=context, dtype=param.dtype)
+
+
+def contexts(param: Parameter) -> list[Context]:
+    """Return where a Parameter is, or will be once its shape is known; empty if it is not initialized."""
+    return list(param.list_ctx()) if param._data is not None or param._deferred_init else []
+
+
+def load_values(param: Parameter, array: Any, ctx: Any) -> None:
+    """Give a Parameter the values of an array that fits; if it is not initialized, create it on ``ctx``."""
+    param._load_init(array, None if contexts(param) else ctx)

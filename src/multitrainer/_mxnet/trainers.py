@@ -1,9 +1,9 @@
-"""Trainers: leaving Parameters out of the exchange and the update."""
+"""Trainers: leaving Parameters out of the exchange and the update, appending others, and AMP."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Collection, Iterator
+from typing import Any, Collection, Iterator, Sequence
 
 from mxnet.gluon import Parameter, Trainer
 
@@ -18,6 +18,11 @@ class _LeftOut:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._param, name)
+
+
+def scales_loss(trainer: Trainer) -> bool:
+    """Whether ``amp.init_trainer`` was called with ``trainer``, which then skips an update if a gradient overflows."""
+    return hasattr(trainer, "_amp_loss_scaler")
 
 
 @contextlib.contextmanager
@@ -43,3 +48,24 @@ def check_one_horovod_rank(trainer: Trainer) -> None:
             f"{type(trainer).__name__} cannot exchange losses with Horovod's other {process_set.size() - 1} ranks: use "
             "multitrainer.horovod.DistributedMultiLRTrainer"
         )
+
+
+def append_parameters(trainer: Trainer, params: Sequence[Parameter]) -> None:
+    """Append ``params`` to those of ``trainer`` and of its optimizer; the earlier ones keep their indices.
+
+    Attributes are replaced and not changed in place, so a caller can put back what they were.
+
+    Raises
+    ------
+    RuntimeError
+        If a sparse Parameter belongs to another Trainer.
+    """
+    for param in params:
+        param._set_trainer(trainer)
+    added = dict(enumerate(params, len(trainer._params)))
+    trainer._param2idx = {**trainer._param2idx, **{param.name: index for index, param in added.items()}}
+    trainer._contains_sparse_weight |= any(param._stype != "default" for param in params)
+    trainer._contains_sparse_grad |= any(param._grad_stype != "default" for param in params)
+    trainer._optimizer.param_dict = {**trainer._optimizer.param_dict, **added}
+    trainer._params_to_init = [*trainer._params_to_init, *params]
+    trainer._params = [*trainer._params, *params]

@@ -4,8 +4,9 @@ A file holds the optimizer, its states and the multipliers. It does not hold wei
 these. Nothing here decides when to save or where.
 """
 
+from .accumulated import check_can_be_saved
 from .restoring import load
 from .saving import save
 from .trainer_state import TrainerState
 
-__all__ = ["TrainerState", "load", "save"]
+__all__ = ["TrainerState", "check_can_be_saved", "load", "save"]

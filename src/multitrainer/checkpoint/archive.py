@@ -97,6 +97,8 @@ class Reader:
     ----------
     path : Path
         The file.
+    written_by : str, default 'save_states'
+        The function whose files these are, for the error about a damaged one.
 
     Raises
     ------
@@ -111,8 +113,9 @@ class Reader:
         The JSON header.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, written_by: str = "save_states") -> None:
         self.path = path
+        self._written_by = written_by
         self._file = open(path, "rb")  # noqa: SIM115  closed by `close`
         self._buffer = np.empty(0, np.uint8)
         try:
@@ -158,7 +161,7 @@ class Reader:
 
     def damaged(self, reason: str) -> ValueError:
         """Create the error that says that the file is damaged, and why."""
-        return ValueError(f"{self.path} is damaged, or was not written by save_states: {reason}")
+        return ValueError(f"{self.path} is damaged, or was not written by {self._written_by}: {reason}")
 
     def _read_directory(self) -> dict[str, zipfile.ZipInfo]:
         length = self._check_zip_ends()

@@ -8,10 +8,12 @@ It is one object::
      "groups": [name], "num_update": int, "was_frozen": bool,
      "optimizer": {"class", "attributes", "by_parameter": {attribute: {name: value}}},
      "lr_scheduler": value or null, "loss_scaler": {attribute: value} or null,
-     "shared": [[path]]}
+     "shared": [[path]],
+     "accumulated": {"accumulate", "steps", "batch_size", "scale", "gradients": {name: value}}}
 
 Values and states are nodes, as in `encoding`. BatchNorm statistics and constants have only a shape and a dtype. Each
 list of "shared" holds the paths that lead to one array, list or dict; files of early versions have no such entry.
+"accumulated" is there only if gradients were collected that no update has used.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Header(NamedTuple):
     lr_scheduler: Node
     loss_scaler: dict[str, Node] | None
     shared: list[list[str]] | None
+    accumulated: dict[str, Any] | None
 
 
 def read_header(reader: Reader) -> Header:
@@ -62,6 +65,7 @@ def read_header(reader: Reader) -> Header:
         lr_scheduler=header.get("lr_scheduler"),
         loss_scaler=entry(reader, header, "loss_scaler", dict, type(None)) if "loss_scaler" in header else None,
         shared=_shared(reader) if "shared" in header else None,
+        accumulated=entry(reader, header, "accumulated", dict) if "accumulated" in header else None,
     )
 
 

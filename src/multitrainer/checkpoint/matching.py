@@ -77,6 +77,8 @@ def _mismatch_text(path: str, missing: list[str], unknown: list[str], different:
         differences = ", ".join(f"{name} ({text})" for name, text in different.items())
         parts.append(f"of another shape or dtype: {differences}")
     cure = "No Parameter is in both" if partial else "partial=True loads those that are in both"
+    if unknown and not missing:
+        cure = f"If the trainer got those with trainer.add, add them here before load_states. {cure}"
     if missing and unknown:
         cure += ". If they are the same ones under other names, give the Blocks the prefix= that they had"
     return f"{path} does not fit this trainer; {'; '.join(parts)}. {cure}"

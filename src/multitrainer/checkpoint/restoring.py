@@ -10,9 +10,11 @@ from mxnet.gluon import Parameter
 from mxnet.optimizer import Optimizer
 
 from .. import _mxnet
+from ..gradients.accumulation import NOTHING, Collected
 from ..groups.param_group import FIELDS
 from ..multipliers.object_state import check_iterations, class_name
 from ..multipliers.saved import ACTS, ENDED, PreparedRestore, SavedMultipliers
+from . import accumulated
 from .archive import Reader
 from .header import Header, count_entry, entry, read_header
 from .matching import match_parameters
@@ -21,7 +23,11 @@ from .optimizer_decoding import Source, decode_attributes, decode_states
 from .paths import SharedValues
 from .trainer_state import NOT_SAVED, TrainerState, check_loss_scale
 
-_LEARNING_RATE, _LOSS_SCALE = "learning_rate", "loss_scale"  # what `keep` can name beside attributes
+_LEARNING_RATE, _LOSS_SCALE, _ACCUMULATED = (
+    "learning_rate",
+    "loss_scale",
+    "accumulated",
+)  # what `keep` can name beside attributes
 
 
 def load(path: Path, trainer: TrainerState, partial: bool, keep: Iterable[str]) -> dict[str, str]:
@@ -45,6 +51,7 @@ class _Restoration(NamedTuple):
     counts: dict[int, int]
     states: Sequence[dict[int, Any]]  # one for each updater
     multipliers: PreparedRestore
+    collected: Collected
 
     def apply(self) -> None:
         """Change the trainer; no step of this can fail."""
@@ -57,6 +64,7 @@ class _Restoration(NamedTuple):
         for updater, states in zip(trainer.updaters, self.states):
             # A kvstore that updates may keep the weights on another context.
             _mxnet.set_states(updater, kept, states, in_place=not trainer.update_on_kvstore)
+        trainer.accumulation.collected = self.collected
         trainer.multipliers.restore(self.multipliers)
 
 
@@ -81,12 +89,15 @@ def _prepare(reader: Reader, trainer: TrainerState, partial: bool, keep: set[str
     for update in objects.updates:
         check_iterations(update.target, update.attributes, header.num_update)
     states, counts = decode_states(source, attributes), _update_counts(source)
+    collected = _collected(source, dropped=_ACCUMULATED in keep)
     reader.check_all_read()
     fields = [field for field in FIELDS if field not in keep]
     multipliers = trainer.multipliers.prepare_restore(
         _saved_multipliers(source), header.num_update, header.was_frozen, fields
     )
-    return _Restoration(trainer, match.left_out, header.num_update, objects.updates, counts, states, multipliers)
+    return _Restoration(
+        trainer, match.left_out, header.num_update, objects.updates, counts, states, multipliers, collected
+    )
 
 
 def _kept_attributes(reader: Reader, header: Header, optimizer: Optimizer, keep: set[str]) -> set[str]:
@@ -97,11 +108,11 @@ def _kept_attributes(reader: Reader, header: Header, optimizer: Optimizer, keep:
             f"{class_name(optimizer)}: build the trainer with the optimizer of the file"
         )
     attributes = sorted(set(vars(optimizer)).difference(NOT_SAVED, ["lr"]))
-    known = [_LEARNING_RATE, *FIELDS, _LOSS_SCALE, *attributes]
+    known = [_LEARNING_RATE, *FIELDS, _LOSS_SCALE, _ACCUMULATED, *attributes]
     unknown = sorted(keep.difference(known))
     if unknown:
         raise ValueError(f"keep: {unknown[0]!r} cannot be kept; choose from {', '.join(known)}")
-    return {"lr" if name == _LEARNING_RATE else name for name in keep.difference(FIELDS, [_LOSS_SCALE])}
+    return {"lr" if name == _LEARNING_RATE else name for name in keep.difference(FIELDS, [_LOSS_SCALE, _ACCUMULATED])}
 
 
 def _keep_scheduler(source: Source) -> None:
@@ -135,6 +146,16 @@ def _decode_loss_scaler(source: Source, nodes: dict[str, Any]) -> None:
     except ValueError as error:
         raise source.reader.damaged(str(error)) from error
     source.objects.updates.append(ObjectUpdate(scaler, attributes))
+
+
+def _collected(source: Source, dropped: bool) -> Collected:
+    """Return the gradients that were collected, unless they are dropped."""
+    if dropped:
+        source.reader.skip(accumulated.PATH)
+        return NOTHING
+    return accumulated.decode(
+        source.reader, source.header.accumulated, source.trainer, source.match.loaded, source.objects
+    )
 
 
 def _update_counts(source: Source) -> dict[int, int]:

@@ -12,7 +12,7 @@ from mxnet.gluon import Parameter
 from .. import _mxnet
 from ..groups.param_group import FIELDS
 from ..multipliers.object_state import attributes_of, check_settings, class_name
-from . import archive
+from . import accumulated, archive
 from .encoding import Encoder, Node, ObjectEncoder
 from .header import FORMAT, VERSION
 from .paths import component, optimizer_path
@@ -37,6 +37,7 @@ def save(path: Path, trainer: TrainerState) -> None:
         "optimizer": {"class": class_name(optimizer), "attributes": attributes, "by_parameter": by_parameter},
         "lr_scheduler": _encode_scheduler(encoder, optimizer.lr_scheduler),
         "loss_scaler": _encode_loss_scaler(encoder, trainer.loss_scaler),
+        **accumulated.encode(encoder, trainer),
         "shared": encoder.shared.groups(),
     }
     archive.write(path, header, encoder.arrays)

@@ -10,6 +10,7 @@ from mxnet.gluon import Parameter
 from mxnet.optimizer import Optimizer, Updater
 
 from .. import _mxnet
+from ..gradients.accumulation import Accumulation
 from ..multipliers.multipliers import Multipliers
 
 # Attributes of an optimizer that are not saved with the others.
@@ -27,6 +28,8 @@ class TrainerState(NamedTuple):
     multipliers: Multipliers
     groups: Sequence[str]
     loss_scaler: Any  # AMP's, or None
+    accumulation: Accumulation
+    num_ranks: int  # processes that hold equal states, and gradients of their own
 
     def updated_indices(self) -> tuple[set[int], set[int]]:
         """Return the indices of the Parameters that were updated, and of those that have a state."""

@@ -56,13 +56,40 @@ class Freezer:
         return self._changes == change_count() and all(param.grad_req == "null" for param in self._switched_off)
 
     def left_out(self) -> set[Parameter]:
-        """Give the Parameters that the next update leaves out: frozen ones, and unfrozen ones without a gradient."""
-        return {*self._frozen, *waiting_for_backward(self._trainable)}
+        """Give the Parameters that the next update leaves out.
+
+        They are the frozen ones, and of those that were unfrozen or added since the backward pass, or that left the
+        known Blocks, the ones without a gradient.
+        """
+        departed = [p for p in self.blocks.departed(self._trainable) if not _mxnet.has_fresh_gradient(p)]
+        return {*self._frozen, *waiting_for_backward(self._trainable), *departed}
 
     def add_blocks(self, blocks: Iterable[Block]) -> None:
         """Add Blocks to the known ones; the next `apply` looks at all of them."""
         self.blocks.add(blocks)
         self.recheck_blocks()
+
+    def add_parameters(self, params: Sequence[Parameter], trainable: Sequence[Parameter], exchanged: bool) -> None:
+        """Take in Parameters that were added to the trainer.
+
+        If a backward pass was made that did not reach them, they wait for the next one, as unfrozen Parameters do.
+
+        Parameters
+        ----------
+        params, trainable : sequence of Parameter
+            As for the constructor: the earlier ones, then the new ones.
+        exchanged : bool
+            Whether the gradients of the next update have been exchanged already; then those of the new ones are not
+            used.
+        """
+        new = trainable[len(self._trainable) :]
+        if exchanged:
+            for param in new:
+                _mxnet.discard_gradient(param)
+        if exchanged or gradient_pending(self._trainable):
+            wait_for_backward(new)
+        self._params, self._trainable = params, trainable
+        self.blocks.forget_traces_of_newcomers(new)
 
     def recheck_blocks(self) -> None:
         """Let the next `apply` look at all known Blocks, even if no multiplier changed."""
@@ -117,18 +144,19 @@ class Freezer:
         for param, (_, grad_req, before) in frozen.items():
             mark_frozen(param, grad_req, before)
 
-    def end_update(self) -> None:
-        """Note that an update was made: no Parameter waits any longer for its backward pass."""
+    def end_step(self) -> None:
+        """Note that the gradients were used: no Parameter waits any longer for its backward pass."""
         stop_waiting(self._trainable)
 
     def check_no_unowned_parameter(self) -> None:
-        """Raise a ValueError if a Parameter of a known Block received a gradient and belongs to no trainer."""
+        """Raise a ValueError if a Parameter came to a known Block, would train, and belongs to no trainer."""
         unowned = [param.name for param in self.blocks.unowned_parameters()]
         if unowned:
             raise ValueError(
-                f"{', '.join(unowned[:3])}{', ...' if len(unowned) > 3 else ''} received a gradient and belongs to "
-                "no trainer, so it would never be trained: the layer was added to the network after its trainer was "
-                "built. Build a new trainer on the network, or give the layer one of its own"
+                f"{', '.join(unowned[:3])}{', ...' if len(unowned) > 3 else ''} would never be trained: they came to "
+                "the network after its trainer was built, and belong to no trainer. Call trainer.add(layer), with a "
+                "multiplier if they need one: trainer.add([(layer, 10)]). If they are not to be trained, say so: "
+                "layer.collect_params().setattr('grad_req', 'null')"
             )
 
     def _freeze_and_unfreeze(self, previous: Mapping[Parameter, float], requested: Iterable[Parameter]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable
+from typing import Any, Collection, Iterable, Mapping, TypeVar
 
 from mxnet.gluon import Block, Parameter
 
@@ -10,7 +10,7 @@ from .. import _mxnet
 
 
 class KnownBlocks:
-    """The outermost Blocks that a trainer knows, and what has changed in them since they were added.
+    """The outermost Blocks that a trainer knows, and which Parameters came to them or left them since.
 
     A copy of the trainer knows the Blocks that were copied before it in the same call of `copy.deepcopy`. It copies no
     Block by itself, and pickles hold none: a network that was hybridized and called cannot be copied, but its trainer
@@ -24,41 +24,88 @@ class KnownBlocks:
 
     def __init__(self) -> None:
         self.roots: list[Block] = []
-        self._structure: _mxnet.Structure | None = None  # as it was when all its Parameters had a trainer
-        self._params: set[Parameter] = set()
+        self._structure: _mxnet.Structure | None = None  # as of the last look
+        self._held: dict[Parameter, None] = {}  # what the Blocks hold now
+        self._seen: dict[Parameter, None] = {}  # what they hold or held
+        self._newcomers: dict[Parameter, None] = {}  # came to a Block that was known already
 
     def add(self, blocks: Iterable[Block]) -> None:
-        """Add Blocks."""
+        """Add Blocks, with the Parameters that they hold now."""
+        self._refresh()  # what has come to a known Block since stays a newcomer
+        blocks = list(blocks)
+        self._seen = {**self._seen, **_mxnet.Structure(blocks).parameters()}
         self.roots = _outermost([*self.roots, *blocks])
-        self._structure = _mxnet.Structure(self.roots)
-        self._params.update(self._structure.parameters())
+        self._remember_structure()
 
     def unowned_parameters(self) -> list[Parameter]:
-        """List Parameters that were added later, received a gradient and belong to no trainer.
+        """List Parameters that came to a known Block, would train, and belong to no trainer.
 
         A layer that is assigned to a network after its trainer was built would otherwise never be trained, silently.
+        Parameters that had no trainer when their Block became known are not listed: the user left them out.
         """
-        if self._structure is None:
-            self.add(())
-        assert self._structure is not None
-        if not self._structure.changed():
-            return []
-        structure = _mxnet.Structure(self.roots)
-        new = [
-            param for param in structure.parameters() if param not in self._params and _mxnet.trainer_of(param) is None
+        self._refresh()
+        return [
+            param
+            for param in self._newcomers
+            if param in self._held
+            and _mxnet.trainer_of(param) is None
+            and not (param.grad_req == "null" or _mxnet.is_auxiliary(param))
         ]
-        trainable = [param for param in new if not (param.grad_req == "null" or _mxnet.is_auxiliary(param))]
-        if not trainable:
-            self._structure = structure
-        return [param for param in trainable if _mxnet.has_fresh_gradient(param)]
+
+    def departed(self, params: Iterable[Parameter]) -> list[Parameter]:
+        """List those of ``params`` that left the known Blocks, up to the last call of `unowned_parameters`."""
+        if len(self._held) == len(self._seen):
+            return []
+        return [param for param in params if param in self._seen and param not in self._held]
+
+    def forget_traces_of_newcomers(self, params: Iterable[Parameter]) -> None:
+        """Drop the traces of the known Blocks around those of ``params`` that came later.
+
+        MXNet drops the trace of the Block that gets a new layer, but not those of the Blocks around it.
+        """
+        self._refresh()
+        newcomers = self._newcomers.keys() & params
+        if newcomers:
+            for root in self.roots:
+                _forget_traces(root, newcomers)
+
+    def _refresh(self) -> None:
+        if self._structure is None or self._structure.changed():
+            self._remember_structure()
+
+    def _remember_structure(self) -> None:
+        structure = _mxnet.Structure(self.roots)
+        held = structure.parameters()
+        self._newcomers = {**self._newcomers, **{param: None for param in held if param not in self._seen}}
+        self._seen = {**self._seen, **held}
+        self._held, self._structure = held, structure
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KnownBlocks:
         copied = memo[id(self)] = type(self)()
-        copied.roots = [memo[id(root)] for root in self.roots if id(root) in memo]  # they may not be complete yet
+        copied.roots = _copied(self.roots, memo)  # they may not be complete yet
+        copied._seen = dict.fromkeys(_copied(self._seen, memo))
+        copied._newcomers = dict.fromkeys(_copied(self._newcomers, memo))
         return copied
+
+
+_Copied = TypeVar("_Copied")
+
+
+def _copied(originals: Iterable[_Copied], memo: Mapping[int, Any]) -> list[_Copied]:
+    """List the copies that were made already."""
+    return [memo[id(original)] for original in originals if id(original) in memo]
+
+
+def _forget_traces(block: Block, params: Collection[Parameter]) -> bool:
+    """Drop the traces of the Blocks at and below ``block`` that hold one of ``params``; tell whether any does."""
+    below = [_forget_traces(child, params) for _, child in _mxnet.children(block)]
+    holds = any(below) or not set(params).isdisjoint(_mxnet.held_parameters(block))
+    if holds:
+        _mxnet.forget_trace(block)
+    return holds
 
 
 def _outermost(blocks: Iterable[Block]) -> list[Block]:

@@ -1,4 +1,4 @@
-"""The updates of SGD, NAG and Adam for all Parameters in one operation of MXNet's engine. Needs the extra ``fast``.
+"""The updates of SGD, NAG, Adam and AdamW for all Parameters in one operation of MXNet's engine. Needs the extra ``fast``.
 
 The operation runs in the engine's thread and on the OpenMP team that MXNet's operators use. Like any operator of MXNet,
 it locks every array that it reads or writes while it runs, and it owns what it needs. `launch` hands it to the engine
@@ -28,11 +28,12 @@ if config.DISABLE_JIT:
 # many tensors, and how many arrays each tensor has (weight, gradient, states). Then come the offsets in bytes of the
 # other fields, and the addresses of C functions. The fields follow the header.
 KERNEL, TENSORS, ARRAYS_PER_TENSOR = range(3)
-HANDLES, POINTERS, MKLDNN_LAYOUT, ENDS, LEARNING_RATES, WEIGHT_DECAYS, HYPERPARAMETERS, CONTEXT, NAME = range(3, 12)
-ALLOCATE, FREE, DETACH, FREE_ARRAY, IS_MKLDNN_LAYOUT, MAKE_PLAIN, GET_DATA, PUSH, GET_FRESH, SET_FRESH = range(12, 22)
-RUN_TEAM, THREAD_NUMBER, THREAD_COUNT, WORKER, UPDATE, RELEASE, HEADER_SIZE = range(22, 29)
+HANDLES, POINTERS, MKLDNN_LAYOUT, ENDS, LEARNING_RATES, WEIGHT_DECAYS, KEPT, EPSILONS = range(3, 11)
+HYPERPARAMETERS, CONTEXT, NAME = range(11, 14)
+ALLOCATE, FREE, DETACH, FREE_ARRAY, IS_MKLDNN_LAYOUT, MAKE_PLAIN, GET_DATA, PUSH, GET_FRESH, SET_FRESH = range(14, 24)
+RUN_TEAM, THREAD_NUMBER, THREAD_COUNT, WORKER, UPDATE, RELEASE, HEADER_SIZE = range(24, 31)
 
-SGD, SGD_MOMENTUM, NAG_MOMENTUM, NAG, ADAM = range(5)  # kernels
+SGD, SGD_MOMENTUM, NAG_MOMENTUM, NAG, ADAM, ADAMW = range(6)  # kernels
 
 
 # Division by 0 gives inf, as in C++. Without fastmath, LLVM neither reorders nor contracts floating-point operations.
@@ -145,14 +146,18 @@ def _nag(w, g, lr, wd, rescale):  # type: ignore[no-untyped-def]
 
 
 @njit(**_OPTIONS)
-def _adam(w, g, m, v, lr, wd, rescale, beta1, beta2, epsilon):  # type: ignore[no-untyped-def]
-    """AdamUpdateKernel."""
+def _adam(w, g, m, v, lr, wd, kept, rescale, beta1, beta2, epsilon):  # type: ignore[no-untyped-def]
+    """AdamUpdateKernel, on ``kept * w`` in place of the weight.
+
+    Adam keeps 1, which changes no bit. AdamW has a weight decay of 0 here, as in its call of MXNet's operator.
+    """
     rest1, rest2 = np.float32(1) - beta1, np.float32(1) - beta2
     for i in range(w.size):
-        gradient = g[i] * rescale + w[i] * wd
+        weight = kept * w[i]
+        gradient = g[i] * rescale + weight * wd
         m[i] = beta1 * m[i] + rest1 * gradient
         v[i] = beta2 * v[i] + rest2 * gradient * gradient
-        w[i] = w[i] - lr * m[i] / (math.sqrt(v[i]) + epsilon)
+        w[i] = weight - lr * m[i] / (math.sqrt(v[i]) + epsilon)
 
 
 @njit(**_OPTIONS)
@@ -162,7 +167,9 @@ def _update_share(job, thread, threads):  # type: ignore[no-untyped-def]
     pointers, ends = _int64_array(base + job[POINTERS], tensors * arrays), _int64_array(base + job[ENDS], tensors)
     rates = _float32_array(base + job[LEARNING_RATES], tensors)
     decays = _float32_array(base + job[WEIGHT_DECAYS], tensors)
-    hyper = _float32_array(base + job[HYPERPARAMETERS], 4)
+    kept = _float32_array(base + job[KEPT], tensors)
+    epsilons = _float32_array(base + job[EPSILONS], tensors)
+    hyper = _float32_array(base + job[HYPERPARAMETERS], 3)
     mkldnn_layout = _int64_array(base + job[MKLDNN_LAYOUT], tensors)
     total = ends[tensors - 1]
     # Shares are multiples of 16 values, a cache line, so that no two threads write to the same one.
@@ -186,7 +193,7 @@ def _update_share(job, thread, threads):  # type: ignore[no-untyped-def]
                     _nag_momentum(w, g, m, rates[i], decays[i], hyper[0], hyper[1], mkldnn_layout[i] != 0)
                 else:
                     v = _float32_array(pointers[at + 3] + offset, count)
-                    _adam(w, g, m, v, rates[i], decays[i], hyper[0], hyper[1], hyper[2], hyper[3])
+                    _adam(w, g, m, v, rates[i], decays[i], kept[i], hyper[0], hyper[1], hyper[2], epsilons[i])
         begin = ends[i]
 
 

@@ -1,6 +1,6 @@
 """Update all Parameters with a single operation if that gives the bits that stock's operators give.
 
-SGD, NAG and Adam themselves are covered, on one CPU, with dense float32 arrays and without ``clip_gradient``. All else
+SGD, NAG, Adam and AdamW themselves are covered, on one CPU, with dense float32 arrays and without ``clip_gradient``. All else
 is left to stock, and so is everything without numba (the extra ``fast``) or with ``MULTITRAINER_FAST=0``.
 """
 
@@ -21,6 +21,7 @@ from mxnet.ndarray import NDArray
 from mxnet.optimizer import NAG, SGD, Adam, Optimizer, Updater
 
 from .. import _mxnet
+from ..optimizers.adamw import AdamW
 from .float_parsing import parse_all, parse_field, parse_tuple_element
 
 ENVIRONMENT_SWITCH = "MULTITRAINER_FAST"
@@ -44,7 +45,8 @@ TEAM_FUNCTIONS = {
     "THREAD_NUMBER": "omp_get_thread_num",
     "THREAD_COUNT": "omp_get_num_threads",
 }
-ARRAYS_PER_PARAMETER = {"SGD": 2, "SGD_MOMENTUM": 3, "NAG": 2, "NAG_MOMENTUM": 3, "ADAM": 4}  # by kernel
+ARRAYS_PER_PARAMETER = {"SGD": 2, "SGD_MOMENTUM": 3, "NAG": 2, "NAG_MOMENTUM": 3, "ADAM": 4, "ADAMW": 4}  # by kernel
+ADAMS = ("ADAM", "ADAMW")
 
 _log = logging.getLogger("multitrainer")
 
@@ -137,18 +139,16 @@ class _Operation:
 
     def _count_and_describe(self, optimizer: Optimizer, count: _mxnet.ReplayableCount) -> Any:
         """Count the update; return the job descriptor with the numbers that the optimizer has for it."""
-        job, tensors, is_adam = self._template.copy(), len(self._indices), self._kernel == "ADAM"
-        hyper = [optimizer.beta1, optimizer.beta2, optimizer.epsilon] if is_adam else [optimizer.momentum]
+        job = self._template.copy()
+        hyper = [optimizer.beta1, optimizer.beta2] if self._kernel in ADAMS else [optimizer.momentum]
         hyper = [parse_field(str(value)) for value in (optimizer.rescale_grad, *hyper)]
-        # Only the operators of SGD take tuples of rates and decays.
-        parse = parse_tuple_element if self._kernel in ("SGD", "SGD_MOMENTUM") else parse_field
         self._field(job, "HYPERPARAMETERS", len(hyper))[:] = hyper
-        decays = _mxnet.weight_decays(optimizer, self._indices)
-        self._field(job, "WEIGHT_DECAYS", tensors)[:] = parse_all(parse, decays)
-        parsed: list[float] = []
+        numbers: dict[str, list[float]] = {}
         for indices, rates in count.advance(self._indices):
-            parsed += parse_all(parse, _bias_corrected(optimizer, rates, indices) if is_adam else rates)
-        self._field(job, "LEARNING_RATES", tensors)[:] = parsed
+            for name, values in _numbers(self._kernel, optimizer, indices, rates).items():
+                numbers.setdefault(name, []).extend(values)
+        for name, values in numbers.items():
+            self._field(job, name, len(self._indices))[:] = values
         return job
 
     def _leave_to_stock(self, updater: Updater, count: _mxnet.ReplayableCount) -> None:
@@ -167,8 +167,8 @@ class _Operation:
         """Return a job descriptor without the numbers that change from update to update."""
         kernels, tensors, arrays = self._kernels, len(self._arrays), len(self._arrays[0])
         sizes = {"HANDLES": tensors * arrays, "POINTERS": tensors * arrays, "MKLDNN_LAYOUT": tensors, "ENDS": tensors}
-        sizes.update({"LEARNING_RATES": tensors, "WEIGHT_DECAYS": tensors, "HYPERPARAMETERS": 4, "CONTEXT": 1})
-        sizes["NAME"] = 2
+        sizes.update(dict.fromkeys(("LEARNING_RATES", "WEIGHT_DECAYS", "KEPT", "EPSILONS"), tensors))
+        sizes.update({"HYPERPARAMETERS": 3, "CONTEXT": 1, "NAME": 2})
         job = np.zeros(kernels.HEADER_SIZE + sum(sizes.values()), np.int64)
         begins = kernels.HEADER_SIZE + np.cumsum([0, *sizes.values()])
         for name, begin in zip(sizes, begins):
@@ -194,12 +194,12 @@ def choose_kernel(updater: Updater) -> str | None:
     """Return the name of the kernel that does what an Updater's optimizer does, or None if no kernel does."""
     optimizer = updater.optimizer
     kind = type(optimizer)  # a subclass may do anything
-    if type(updater) is not Updater or kind not in (SGD, NAG, Adam) or optimizer.clip_gradient:
+    if type(updater) is not Updater or kind not in (SGD, NAG, Adam, AdamW) or optimizer.clip_gradient:
         return None
     if any(callable(getattr(kind, name, None)) for name in vars(optimizer)):  # a method was replaced on this object
         return None
-    if kind is Adam:
-        return "ADAM"
+    if kind in (Adam, AdamW):
+        return kind.__name__.upper()
     return {SGD: ("SGD", "SGD_MOMENTUM"), NAG: ("NAG", "NAG_MOMENTUM")}[kind][optimizer.momentum > 0]
 
 
@@ -238,11 +238,34 @@ def _states(updater: Updater, index: int) -> tuple[Any, ...]:
     return () if state is None else state if isinstance(state, tuple) else (state,)
 
 
-def _bias_corrected(optimizer: Adam, rates: Sequence[float], indices: Sequence[int]) -> list[float]:
-    """Return the learning rates with Adam's bias correction, as its ``update`` computes it."""
-    counts = _mxnet.times_updated(optimizer, indices)
-    factors = {t: math.sqrt(1.0 - optimizer.beta2**t) / (1.0 - optimizer.beta1**t) for t in set(counts)}
-    return [rate * factors[t] for rate, t in zip(rates, counts)]
+def _numbers(kernel: str, optimizer: Any, indices: Sequence[int], rates: list[float]) -> dict[str, list[float]]:
+    """Return the numbers that an update has for each index, as MXNet's operators read them, by field of the job."""
+    decays = _mxnet.weight_decays(optimizer, indices)
+    if kernel not in ADAMS:
+        # Only the operators of SGD take tuples of rates and decays.
+        parse = parse_tuple_element if kernel in ("SGD", "SGD_MOMENTUM") else parse_field
+        return {"LEARNING_RATES": parse_all(parse, rates), "WEIGHT_DECAYS": parse_all(parse, decays)}
+    calculate = _adamw_numbers if kernel == "ADAMW" else _adam_numbers
+    cases = list(zip(rates, decays, _mxnet.times_updated(optimizer, indices)))
+    found = {case: calculate(optimizer, *case) for case in set(cases)}
+    rates, decays, kept, epsilons = map(list, zip(*(found[case] for case in cases)))
+    return {
+        "LEARNING_RATES": parse_all(parse_field, rates),
+        "WEIGHT_DECAYS": parse_all(parse_field, decays),
+        "KEPT": parse_all(parse_tuple_element, kept),
+        "EPSILONS": parse_all(parse_field, epsilons),
+    }
+
+
+def _adam_numbers(optimizer: Adam, lr: float, wd: float, times: int) -> tuple[float, float, float, float]:
+    """Return learning rate, weight decay, what is kept of the weight, and epsilon, as ``Adam.update`` has them."""
+    return lr * (math.sqrt(1.0 - optimizer.beta2**times) / (1.0 - optimizer.beta1**times)), wd, 1.0, optimizer.epsilon
+
+
+def _adamw_numbers(optimizer: AdamW, lr: float, wd: float, times: int) -> tuple[float, float, float, float]:
+    """Return the same numbers as ``AdamW.update`` has them."""
+    kept, rate, epsilon = optimizer.coefficients(lr, wd, times)
+    return rate, 0.0, kept, epsilon
 
 
 @functools.lru_cache(maxsize=None)

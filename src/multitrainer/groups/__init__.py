@@ -4,6 +4,14 @@
 """
 
 from .param_group import FIELDS, ParamGroup
-from .resolve import ResolvedGroup, ResolvedGroups, resolve, resolve_assignment
+from .resolve import ResolvedGroup, ResolvedGroups, resolve, resolve_addition, resolve_assignment
 
-__all__ = ["FIELDS", "ParamGroup", "ResolvedGroup", "ResolvedGroups", "resolve", "resolve_assignment"]
+__all__ = [
+    "FIELDS",
+    "ParamGroup",
+    "ResolvedGroup",
+    "ResolvedGroups",
+    "resolve",
+    "resolve_addition",
+    "resolve_assignment",
+]

@@ -11,8 +11,8 @@ from .._mxnet import children
 from .param_group import ParamGroup
 
 
-def group_names(groups: Sequence[ParamGroup], blocks: Sequence[Block]) -> list[str]:
-    """Return a unique name for each group.
+def group_names(groups: Sequence[ParamGroup], blocks: Sequence[Block], taken: Sequence[str] = ()) -> list[str]:
+    """Return a unique name for each group, none of which is ``taken``.
 
     It is the name that the user gave, else the attribute path of the target from one of ``blocks``, else Gluon's name.
     """
@@ -20,8 +20,10 @@ def group_names(groups: Sequence[ParamGroup], blocks: Sequence[Block]) -> list[s
     for name, count in Counter(by_user).items():
         if count > 1:
             raise ValueError(f"two ParamGroups are named {name!r}; names must differ")
+        if name in taken:
+            raise ValueError(f"this trainer has a group {name!r} already; names must differ")
     paths = _attribute_paths(blocks)
-    uses = dict.fromkeys(by_user, 1)
+    uses = dict.fromkeys([*taken, *by_user], 1)
     names = []
     for group in groups:
         if group.name is None:

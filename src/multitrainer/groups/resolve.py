@@ -44,6 +44,22 @@ class ResolvedGroups(NamedTuple):
     member_of: dict[Parameter, int]  # trainable Parameter -> index of the last group that holds it
     blocks: tuple[Block, ...]  # the Blocks among the targets, and the networks that recipes made groups of
 
+    def extended(self, added: ResolvedGroups) -> ResolvedGroups:
+        """Return these groups followed by ``added``, whose Parameters are others; the indices here stay."""
+        first = len(self.groups)
+        deciding = {
+            field: {**self.deciding[field], **{param: first + i for param, i in added.deciding[field].items()}}
+            for field in FIELDS
+        }
+        return ResolvedGroups(
+            [*self.parameters, *added.parameters],
+            (*self.groups, *added.groups),
+            deciding,
+            {field: {**self.assignments[field], **added.assignments[field]} for field in FIELDS},
+            {**self.member_of, **{param: first + i for param, i in added.member_of.items()}},
+            tuple(dict.fromkeys([*self.blocks, *added.blocks])),
+        )
+
     def groups_setting(self, param: Parameter, field: str) -> list[int]:
         """Return the indices of the groups that set ``field`` of ``param``; the last one decides."""
         return [
@@ -61,17 +77,63 @@ def resolve(params: Any) -> ResolvedGroups:
     TypeError, ValueError
         Naming the entry, what it was and what was expected.
     """
+    entries, ordered = _read(params)
+    return _resolve_entries(entries, ordered)
+
+
+def resolve_addition(params: Any, present: ResolvedGroups, blocks: Sequence[Block] = ()) -> ResolvedGroups:
+    """Decide which new Parameter gets which multiplier, given ``params`` in any form that `resolve` takes.
+
+    Parameters
+    ----------
+    params : targets, groups or pairs
+        As for `resolve`.
+    present : ResolvedGroups
+        The groups that the new ones are added to; see `ResolvedGroups.extended`.
+    blocks : sequence of Block
+        The Blocks that are known already, from which groups may get their names.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `resolve` does; also for a Parameter of ``present``, and for another one of its name.
+    """
+    entries, ordered = _read(params)
+    by_name = {param.name: param for param in present.parameters}
+    for entry in entries:
+        for name, param in entry.params.items():
+            if by_name.get(name) is param:
+                raise ValueError(_already_present(entry, by_name))
+            if name in by_name:
+                raise ValueError(
+                    f"{entry.where}: another Parameter called {name!r} is in this trainer already; give the new Block "
+                    "a different prefix="
+                )
+    return _resolve_entries(entries, ordered, blocks, [group.name for group in present.groups])
+
+
+def _already_present(entry: Entry, by_name: Mapping[str, Parameter]) -> str:
+    present = [name for name, param in entry.params.items() if by_name.get(name) is param]
+    new = [name for name in entry.params if name not in by_name]
+    text = (
+        f"{entry.where}: {', '.join(present[:3])}{', ...' if len(present) > 3 else ''} "
+        f"({len(present)} of {len(entry.params)}) belong to this trainer already: set_lr_mult and set_wd_mult change "
+        "their multipliers. `add` takes new Parameters only"
+    )
+    return f"{text}; new here: {', '.join(new[:3])}{', ...' if len(new) > 3 else ''}" if new else text
+
+
+def _read(params: Any) -> tuple[list[Entry], list[Parameter]]:
+    """Return the entries of ``params``, and all Parameters in the order of stock Trainer."""
     entries = parse_entries(params)
     merged = _merge(entries)
     if not merged:
         raise ValueError(f"params holds no Parameter to train: {describe(params)}")
     if isinstance(params, (list, tuple)) and all(isinstance(item, Parameter) for item in params):
-        ordered = list(merged.values())
-    elif isinstance(params, ParameterDict) or is_parameter_mapping(params):
-        ordered = list(dict.fromkeys(params[key] for key in sorted(params.keys())))
-    else:
-        ordered = [merged[name] for name in sorted(merged)]
-    return _resolve_entries(entries, ordered)
+        return entries, list(merged.values())
+    if isinstance(params, ParameterDict) or is_parameter_mapping(params):
+        return entries, list(dict.fromkeys(params[key] for key in sorted(params.keys())))
+    return entries, [merged[name] for name in sorted(merged)]
 
 
 def resolve_assignment(mapping: Mapping[Any, Any], field: str, members: Sequence[Parameter]) -> ResolvedGroups:
@@ -122,13 +184,18 @@ def _merge(entries: Sequence[Entry]) -> Parameters:
     return merged
 
 
-def _resolve_entries(entries: Sequence[Entry], parameters: list[Parameter]) -> ResolvedGroups:
+def _resolve_entries(
+    entries: Sequence[Entry],
+    parameters: list[Parameter],
+    known_blocks: Sequence[Block] = (),
+    taken_names: Sequence[str] = (),
+) -> ResolvedGroups:
     written = [entry.group for entry in entries]
     roots = [group.root for group in written if group.root is not None]
     blocks = tuple(dict.fromkeys([*roots, *(block for group in written for block in blocks_of(group.params))]))
     groups = tuple(
         ResolvedGroup(dict(sorted(entry.trainable.items())), entry.group.lr_mult, entry.group.wd_mult, name)
-        for entry, name in zip(entries, group_names(written, blocks))
+        for entry, name in zip(entries, group_names(written, [*known_blocks, *blocks], taken_names))
     )
     deciding = {field: _deciding_entries(entries, field) for field in FIELDS}
     assignments = {

@@ -25,12 +25,17 @@ class UpdateClock:
     Attributes
     ----------
     counts_updates : bool
-        Whether a Parameter was ever frozen or left out. Until then the count is MXNet's own.
+        Whether a Parameter was ever frozen, left out, or added after an update. Until then the count is MXNet's own.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.counts_updates = False
+
+    @property
+    def has_updates(self) -> bool:
+        """Whether an update was made."""
+        return self.optimizer.num_update > self.optimizer.begin_num_update
 
     @property
     def next_update(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Collection, Iterable, Iterator, Mapping, Sequence
 
 from mxnet.gluon import Block, Parameter, Trainer
 from mxnet.optimizer import Optimizer
@@ -57,6 +57,7 @@ class Multipliers:
         self._clock = UpdateClock(optimizer)
         self._clock.counts_updates = self._freezer.freezes
         self._tracker = ChangeTracker(self._params, self.trainable, optimizer)
+        self._exchanged = False  # whether the gradients of the next update were exchanged apart from it
 
     def use_optimizer(self, optimizer: Optimizer) -> None:
         """Use another optimizer from now on; the Parameters' multipliers hold, whatever its own table says."""
@@ -75,6 +76,28 @@ class Multipliers:
         attributes.share_variables(blocks)
         self.assign(given, blocks)
         attributes.write_to_symbols(self.trainable, blocks)
+
+    def add_parameters(self, params: Sequence[Parameter], inherited: Mapping[str, Numbers]) -> None:
+        """Take in Parameters that were appended to the trainer's; call `sync` before and `start` after it.
+
+        From then on ``num_update`` counts updates, for the new Parameters count from 0 and may be the first of one.
+        """
+        self._write(inherited)
+        self._params = [*self._params, *params]
+        self.trainable = [*self.trainable, *(param for param in params if not _mxnet.is_auxiliary(param))]
+        self._freezer.add_parameters(self._params, self.trainable, self._exchanged)
+        self.use_optimizer(self._clock.optimizer)
+        self._clock.counts_updates = self._clock.counts_updates or self._clock.has_updates
+
+    @property
+    def state_holders(self) -> list[Any]:
+        """The objects whose attributes `add_parameters` and `start` replace."""
+        return [self, self._freezer, self._freezer.blocks, self._schedules, self._clock, self._clock.optimizer]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The outermost Blocks that the trainer knows."""
+        return self._freezer.blocks.roots
 
     def assign(self, given: _Given, blocks: Iterable[Block] = ()) -> None:
         """Set multipliers, by field and Parameter, and freeze or unfreeze at once; `blocks` may hold the Parameters.
@@ -174,14 +197,25 @@ class Multipliers:
         trains = any(True for _ in self._trained(left_out))
         with self._clock.update(trains), _mxnet.without_parameters(trainer, left_out):
             yield
-        self._freezer.end_update()
+        self._exchanged = False
+        self._freezer.end_step()
         self._advance_schedules()
+
+    @contextlib.contextmanager
+    def collect(self, trainer: Trainer) -> Iterator[None]:
+        """Surround a step by ``trainer`` that keeps its gradients for a later update."""
+        left_out = self._begin_step()
+        warn_of_old_traces(self.trainable)
+        with _mxnet.without_parameters(trainer, left_out):
+            yield
+        self._freezer.end_step()
 
     @contextlib.contextmanager
     def exchange(self, trainer: Trainer) -> Iterator[None]:
         """Surround an exchange of gradients by ``trainer`` that is made apart from the update."""
         with _mxnet.without_parameters(trainer, self._begin_step()):
             yield
+        self._exchanged = True
 
     def _begin_step(self) -> set[Parameter]:
         """Act on assignments; return the Parameters that the step leaves out."""
@@ -219,7 +253,7 @@ class Multipliers:
 
     @property
     def was_frozen(self) -> bool:
-        """Whether a Parameter is or ever was frozen; since then, ``num_update`` counts updates."""
+        """Whether a Parameter was ever frozen, left out or added late; since then, ``num_update`` counts updates."""
         return self._clock.counts_updates
 
     def saved(self, param: Parameter) -> SavedMultipliers:

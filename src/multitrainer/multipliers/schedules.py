@@ -46,8 +46,8 @@ class Schedules:
         """Let those ``multipliers`` that are schedules act; end the earlier schedules of the same Parameters."""
         self.end(field, multipliers)
         schedules = {param: multiplier for param, multiplier in multipliers.items() if callable(multiplier)}
-        self.acting[field].update(schedules)
-        self.ended[field].difference_update(schedules)
+        self.acting = {**self.acting, field: {**self.acting[field], **schedules}}
+        self.ended = {**self.ended, field: self.ended[field].difference(schedules)}
         if schedules:
             global _last_assignment
             _last_assignment = next(_assignments)
@@ -57,9 +57,9 @@ class Schedules:
     def end(self, field: str, params: Iterable[Parameter]) -> None:
         """End the schedules of some Parameters."""
         ended = self.acting[field].keys() & params
-        for param in ended:
-            del self.acting[field][param]
-        self.ended[field] |= ended
+        remaining = {param: multiplier for param, multiplier in self.acting[field].items() if param not in ended}
+        self.acting = {**self.acting, field: remaining}
+        self.ended = {**self.ended, field: self.ended[field] | ended}
 
     def evaluate(self, num_update: int) -> dict[str, dict[Parameter, float]]:
         """Evaluate all schedules for one update, by field and Parameter."""

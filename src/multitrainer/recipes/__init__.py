@@ -5,8 +5,17 @@ them; they set no multiplier and do not depend on the trainer.
 """
 
 from .layer_rates import discriminative, layerwise_decay
+from .selection import train_only
 from .stages import stages
 from .unfreezing import gradual_unfreezing, unfreeze_at
 from .weight_decay import no_weight_decay
 
-__all__ = ["discriminative", "gradual_unfreezing", "layerwise_decay", "no_weight_decay", "stages", "unfreeze_at"]
+__all__ = [
+    "discriminative",
+    "gradual_unfreezing",
+    "layerwise_decay",
+    "no_weight_decay",
+    "stages",
+    "train_only",
+    "unfreeze_at",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 
-import mxnet as mx
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from multitrainer import ParamGroup
 from multitrainer.cli.errors import UserError
 from multitrainer.cli.ranks import parameter_servers
 from multitrainer.cli.ranks.parameter_servers import DMLC_VARIABLES, ServerRanks
-from support import batches, mlp, moved, train
+from support import mlp
 
 
 @pytest.mark.parametrize("unset", [*DMLC_VARIABLES, "DMLC_ROLE"])
@@ -44,38 +43,10 @@ def test_gradients_are_summed_over_all_ranks(ranks):
     assert ranks.step_batch_size(8) == 24
 
 
-def test_every_trainer_has_keys_of_its_own(ranks):
-    """A server keeps the first weights that it was given under a key, which a second network must not get."""
-    nets = [mlp(), mlp()]
-    for shift, net in enumerate(nets):
-        for param in net.collect_params().values():
-            param.set_data(param.data() + shift)
-        expected = mlp()
-        for name, param in expected.collect_params().items():
-            param.set_data(net.collect_params()[name].data())
-        settings = {"learning_rate": 0.1}
-        ours = train(net, ranks.make_trainer([ParamGroup(net)], "sgd", settings), batches(2))
-        stock = train(expected, mx.gluon.Trainer(expected.collect_params(), "sgd", settings, kvstore=None), batches(2))
-        for one, other in zip(ours, stock):
-            assert not moved(one, other)
-
-
-def test_two_key_ranges_of_one_store_do_not_meet():
-    store = mx.kv.create("local")
-    first, second = (parameter_servers._KeyRange(store, begin) for begin in (1000, 2000))
-    values = {}
-    for name, keys, value in (("first", first, 1.0), ("second", second, 2.0)):
-        out = mx.nd.zeros(3)
-        keys.broadcast(5, mx.nd.full(3, value), out)
-        values[name] = out.asnumpy().tolist()
-        assert (keys.type, keys.rank, keys.num_workers) == ("local", 0, 1)
-        assert not keys.is_capable("optimizer")
-    assert values == {"first": [1] * 3, "second": [2] * 3}
-    out = mx.nd.zeros(3)
-    first.pushpull(5, [mx.nd.full(3, 4.0), mx.nd.full(3, 3.0)], out)
-    assert out.asnumpy().tolist() == [7] * 3
-    store.pull(2005, out)
-    assert out.asnumpy().tolist() == [2] * 3
+def test_trainers_use_the_connection(ranks):
+    """On which each has keys of its own; tests/distributed/test_two_trainers.py has several on real servers."""
+    trainer = ranks.make_trainer([ParamGroup(mlp())], "sgd", {"learning_rate": 0.1})
+    assert trainer._kvstore_params["kvstore"] is ranks._connection
 
 
 def test_ctrl_c_has_its_handler_again_after_the_wait():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import Any, Iterator
+from typing import Iterator
 
 import mxnet as mx
 import numpy as np
@@ -16,7 +16,6 @@ from .exchange import Ranks
 from .peer_watch import PeerWatch, own_address
 
 DMLC_VARIABLES = ("DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER")
-_KEYS = 1_000_000  # more than a network has Parameters
 
 
 class ServerRanks(Ranks):
@@ -36,7 +35,6 @@ class ServerRanks(Ranks):
         with _ctrl_c_ends_process():
             self._connection = mx.kv.create(kvstore)
         self.rank, self.size = self._connection.rank, self._connection.num_workers
-        self._trainers = 0
         self._sum_keys: dict[int, int] = {}  # array length -> key on the servers
         self._watch = PeerWatch(self.rank, self.size)
         if self.size > 1:
@@ -60,10 +58,8 @@ class ServerRanks(Ranks):
         return images * self.size
 
     def make_trainer(self, groups: list[ParamGroup], optimizer: str, settings: dict[str, float]) -> MultiLRTrainer:
-        """Make a trainer with keys of its own on the servers."""
-        self._trainers += 1
-        store = _KeyRange(self._connection, self._trainers * _KEYS)
-        return MultiLRTrainer(groups, optimizer, settings, kvstore=store)
+        """Make a trainer on the connection, where it has keys of its own."""
+        return MultiLRTrainer(groups, optimizer, settings, kvstore=self._connection)
 
     def sum(self, numbers: np.ndarray) -> np.ndarray:
         """Return the sum that the servers compute."""
@@ -77,29 +73,6 @@ class ServerRanks(Ranks):
     def finish(self) -> None:
         """Let the other ranks end without ending them early."""
         self._watch.finish()
-
-
-class _KeyRange(mx.kv.KVStoreBase):
-    """A key range on the one connection to the servers, which never forget the first value of a key."""
-
-    type, rank, num_workers = "", 0, 1  # replaces properties of KVStoreBase that cannot be set
-
-    def __init__(self, connection: Any, first_key: int) -> None:
-        self._connection = connection
-        self._first_key = first_key
-        self.type, self.rank, self.num_workers = connection.type, connection.rank, connection.num_workers
-
-    def broadcast(self, key: int, value: Any, out: Any, priority: int = 0) -> None:
-        self._connection.broadcast(self._first_key + key, value, out, priority)
-
-    def pushpull(self, key: int, value: Any, out: Any = None, priority: int = 0) -> None:
-        self._connection.pushpull(self._first_key + key, value, out, priority)
-
-    def is_capable(self, capability: str) -> bool:
-        return False  # the workers update
-
-    def _barrier(self) -> None:
-        self._connection._barrier()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from mxnet import gluon
 
 from ... import _mxnet
 from ...groups.targets import closest_names
+from ...pretrained import LoadReport, match_file
 from ..errors import UserError, require
 from ..options import utf8_path
 
@@ -153,57 +154,27 @@ def load_backbone(net: gluon.HybridBlock, head: str, file: Path) -> None:
         If the file cannot be read or is not of this network.
     """
     try:
-        loaded = mx.nd.load(str(file))
-    except (mx.MXNetError, OSError) as error:
-        raise UserError(f"{file} cannot be read as MXNet parameters; check --params") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{file} holds arrays without names, not parameters; check --params")
-    arrays = {name.split(":", 1)[-1]: array for name, array in loaded.items()}
-    wanted = _backbone_names(net, head, arrays)
-    _check_fit(wanted, arrays, file)
-    for name, param in wanted.items():
-        param.set_data(arrays[name].astype(param.dtype))
+        match = match_file(net, file, head=find(net, head))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{error}; check --params") from error
+    _check_fit(match.report, file)
+    match.load()
 
 
-def _backbone_names(net: gluon.HybridBlock, head: str, arrays: dict[str, mx.nd.NDArray]) -> dict[str, gluon.Parameter]:
-    """Return the parameter for each name of the file but those of the head, which are removed from `arrays`."""
-    structural = _mxnet.parameters_by_path(net)
-    if any("." in name for name in arrays):
-        names = {path: path for path in structural}
-    else:
-        # Written by collect_params().save() or export(): parameter names, with or without the network's prefix.
-        short = {path: param.name[len(net.prefix) :] for path, param in structural.items()}
-        prefix = "" if any(name in arrays for name in short.values()) else _common_prefix(arrays)
-        names = {path: prefix + name for path, name in short.items()}
-    wanted = {}
-    for path, name in names.items():
-        if path.startswith(head + "."):
-            arrays.pop(name, None)
-        else:
-            wanted[name] = structural[path]
-    return wanted
-
-
-def _common_prefix(names: dict[str, Any]) -> str:
-    first = next(iter(names), "").split("_", 1)[0] + "_"
-    return first if all(name.startswith(first) for name in names) else ""
-
-
-def _check_fit(wanted: dict[str, gluon.Parameter], arrays: dict[str, mx.nd.NDArray], file: Path) -> None:
-    missing = [name for name in wanted if name not in arrays]
-    extra = [name for name in arrays if name not in wanted]
-    wrong = [name for name in wanted if name in arrays and arrays[name].shape != wanted[name].shape]
-    if not (missing or extra or wrong):
-        return
+def _check_fit(report: LoadReport, file: Path) -> None:
     problems = []
-    if missing:
-        problems.append(f"{len(missing)} of {len(wanted)} parameters are missing from it ({missing[0]}, ...)")
-    if extra:
+    if report.not_in_file:
+        wanted = len(report.loaded) + len(report.other_shape) + len(report.not_in_file)
+        problems.append(
+            f"{len(report.not_in_file)} of {wanted} parameters are missing from it ({report.not_in_file[0]}, ...)"
+        )
+    if report.not_in_network:
+        extra = report.not_in_network
         problems.append(f"{len(extra)} of its arrays are not in the network ({extra[0]}, ...)")
-    if wrong:
-        name = wrong[0]
-        problems.append(f"{name} has shape {arrays[name].shape} in it and {wanted[name].shape} in the network")
-    raise UserError(f"{file} does not fit this --model: {'; '.join(problems)}")
+    for name, (there, here) in list(report.other_shape.items())[:1]:
+        problems.append(f"{name} has shape {there} in it and {here} in the network")
+    if problems:
+        raise UserError(f"{file} does not fit this --model: {'; '.join(problems)}")
 
 
 def download_weights(model: str) -> Path:

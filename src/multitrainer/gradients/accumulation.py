@@ -1,0 +1,244 @@
+"""Collect the gradients of several steps, and make one update with their sum."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import numbers
+from typing import Any, Iterable, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+
+from mxnet import autograd, nd
+from mxnet.gluon import Parameter
+from mxnet.ndarray import NDArray
+from mxnet.optimizer import Optimizer
+
+from .. import _mxnet
+
+# The arrays of a Parameter, one for each context, each with its gradient.
+_Trained = List[Tuple[Parameter, List[Tuple[NDArray, NDArray]]]]
+
+
+class Collected(NamedTuple):
+    """What the steps since the last update collected.
+
+    Attributes
+    ----------
+    steps : int
+        The number of these steps.
+    batch_size : float
+        The sum of their batch sizes.
+    scale : float
+        What the update multiplies gradients with before it divides by the batch size: 1, or 1 / loss scale under AMP.
+    gradients : dict of Parameter to list of (NDArray or None)
+        The sums of gradients, one for each context, and None if no backward pass reached the Parameter there.
+    """
+
+    steps: int
+    batch_size: float
+    scale: float
+    gradients: Mapping[Parameter, Sequence[Any]]
+
+
+NOTHING = Collected(0, 0.0, 1.0, {})
+
+
+class Accumulation:
+    """Collects the gradients of all steps but every Nth, which updates with the sum of N.
+
+    An error or an interrupt leaves it, and the gradients, as they were before the step.
+
+    Parameters
+    ----------
+    steps : int
+        The number N of steps that make one update.
+
+    Attributes
+    ----------
+    collected : Collected
+        What the next update adds to its own gradients.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = check_steps(steps)
+        self.collected = NOTHING
+
+    @property
+    def steps(self) -> int:
+        """The number of steps that make one update; it can be set between updates only."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        checked = check_steps(steps)
+        if self.collected.steps and checked != self._steps:
+            raise ValueError(
+                f"accumulate cannot be set to {checked} now: {self.collected.steps} of {self._steps} steps were "
+                "collected. Set it after an update; trainer.flush() makes one with what was collected"
+            )
+        self._steps = checked
+
+    @property
+    def updates_next(self) -> bool:
+        """Whether the next step makes an update."""
+        return self.collected.steps + 1 >= self._steps
+
+    def check_whole_steps(self, method: str) -> None:
+        """Raise a RuntimeError if a step is more than an exchange and an update, which `method` makes alone."""
+        if self._steps > 1:
+            raise RuntimeError(
+                f"{method}() cannot be called with accumulate={self._steps}, because only every {self._steps}th step "
+                "exchanges gradients and updates. Call step(), or set trainer.accumulate = 1"
+            )
+
+    def check_no_backward_pending(self, params: Iterable[Parameter]) -> None:
+        """Raise a RuntimeError if a backward pass was made that no step has collected."""
+        pending = [param.name for param in params if param.grad_req != "null" and _mxnet.has_fresh_gradient(param)]
+        if pending:
+            raise RuntimeError(
+                f"the gradient of Parameter {pending[0]!r} is from a backward pass that no step has used, so its batch "
+                "size is unknown: call step() after every backward pass, then flush()"
+            )
+
+    def collect(self, params: Sequence[Parameter], batch_size: float, scale: float, ignore_stale_grad: bool) -> None:
+        """Add the gradients of one step to what was collected; what is not trained any more is dropped.
+
+        Parameters
+        ----------
+        params : sequence of Parameter
+            Those whose ``grad_req`` is 'null' are not trained.
+        batch_size : float
+            The batch size of this step.
+        scale : float
+            See `Collected`.
+        ignore_stale_grad : bool
+            Whether to pass over gradients that no backward pass has computed since the last step.
+
+        Raises
+        ------
+        UserWarning
+            As stock Trainer does, if a gradient is stale and that is not ignored.
+        ValueError, RuntimeError
+            If the batch size is not a number of 0 or more, or the scale has changed since the last update.
+        """
+        before, total = self.collected, self._total(batch_size, scale)
+        trained = _trained(params, ignore_stale_grad)
+        with autograd.pause():
+            gradients = {param: _sums(before.gradients.get(param), arrays) for param, arrays in trained}
+        fresh = [weight for _, arrays in trained for weight, _ in arrays if _mxnet.is_fresh(weight)]
+        try:
+            self.collected = Collected(before.steps + 1, total, scale, gradients)
+            _mxnet.mark_gradients_used(fresh)
+        except BaseException:
+            self.collected = before
+            _mxnet.mark_gradients_fresh(fresh)
+            raise
+
+    @contextlib.contextmanager
+    def added(
+        self,
+        params: Sequence[Parameter],
+        optimizer: Optimizer,
+        batch_size: float,
+        scale: float,
+        ignore_stale_grad: bool,
+    ) -> Iterator[float]:
+        """Surround an update: its gradients are the sum of this step's and what was collected.
+
+        The value of the context is the batch size of all of them. If the update fails before `optimizer` has counted
+        it, the gradients of this step are put back. See `collect` for the other parameters and the errors.
+        """
+        if self._steps == 1:
+            yield batch_size
+            return
+        total, trained = self._total(batch_size, scale), _trained(params, ignore_stale_grad)
+        made, own = _mxnet.updates_made(optimizer), _OwnGradients()
+        try:
+            with autograd.pause():
+                for param, arrays in trained:
+                    own.add(arrays, self.collected.gradients.get(param))
+            yield total
+            self.collected = NOTHING
+        except BaseException:
+            if made == _mxnet.updates_made(optimizer):
+                own.put_back()
+            else:
+                self.collected = NOTHING
+            raise
+        # A kvstore that updates leaves them marked as fresh, and so does AMP if it skips the update.
+        _mxnet.mark_gradients_used(weight for _, arrays in trained for weight, _ in arrays)
+
+    def _total(self, batch_size: float, scale: float) -> float:
+        """Add a batch size to those that were collected."""
+        size = float(batch_size)
+        if not 0 <= size < math.inf:
+            raise ValueError(f"batch_size must be a finite number, 0 or more, not {batch_size!r}")
+        if self.collected.steps and scale != self.collected.scale:
+            raise RuntimeError(
+                f"the gradients of {self.collected.steps} steps were collected at a scale of {self.collected.scale:g}, "
+                f"and those of this step have {scale:g}: under AMP, call amp.unscale after each backward pass or after "
+                "none, and amp.scale_loss before each"
+            )
+        return self.collected.batch_size + size
+
+
+class _OwnGradients:
+    """Keeps the gradients of one step while others are added to them."""
+
+    def __init__(self) -> None:
+        self._own: list[tuple[NDArray, NDArray, NDArray, bool]] = []
+
+    def add(self, arrays: Iterable[tuple[NDArray, NDArray]], collected: Sequence[Any] | None) -> None:
+        """Add what was collected to the gradients of one Parameter; it replaces a stale gradient."""
+        for (weight, gradient), others in zip(arrays, collected or ()):
+            if others is None:
+                continue
+            own, fresh = gradient.copy(), _mxnet.is_fresh(weight)
+            self._own.append((weight, gradient, own, fresh))
+            if fresh:
+                nd.elemwise_add(own, others, out=gradient)
+            else:
+                others.copyto(gradient)
+                _mxnet.mark_gradients_fresh([weight])
+
+    def put_back(self) -> None:
+        """Restore the gradients, and which of them are fresh."""
+        for weight, gradient, own, fresh in self._own:
+            own.copyto(gradient)
+            (_mxnet.mark_gradients_fresh if fresh else _mxnet.mark_gradients_used)([weight])
+
+
+def check_steps(steps: Any) -> int:
+    """Return the number of steps that make one update, or raise an error if it is not a whole number above 0."""
+    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
+        raise TypeError(f"accumulate must be a whole number of steps, 1 or more, not {steps!r}")
+    if steps < 1:
+        raise ValueError(f"accumulate must be 1 or more, not {steps}: it is the number of steps that make one update")
+    return int(steps)
+
+
+def _trained(params: Iterable[Parameter], ignore_stale_grad: bool) -> _Trained:
+    """Return the Parameters that train, with their arrays and gradients; raise as stock does if one is stale."""
+    trained = [(param, _mxnet.arrays_and_gradients(param)) for param in params if param.grad_req != "null"]
+    if not ignore_stale_grad:
+        for param, arrays in trained:
+            for weight, _ in arrays:
+                if not _mxnet.is_fresh(weight):
+                    raise UserWarning(
+                        f"Gradient of Parameter `{param.name}` on context {weight.context} has not been updated by "
+                        "backward since last `step`. This could mean a bug in your model that made it only use a "
+                        "subset of the Parameters (Blocks) for this iteration. If you are intentionally only using a "
+                        "subset, call step with ignore_stale_grad=True to suppress this warning and leave out "
+                        "Parameters with stale gradient"
+                    )
+    return trained
+
+
+def _sums(collected: Sequence[Any] | None, arrays: Sequence[tuple[NDArray, NDArray]]) -> list[NDArray | None]:
+    """Return new arrays with the sums of what was collected and the fresh gradients of one Parameter."""
+    sums = []
+    for others, (weight, gradient) in zip(collected or [None] * len(arrays), arrays):
+        if not _mxnet.is_fresh(weight):
+            sums.append(others)
+        else:
+            sums.append(gradient.copy() if others is None else nd.elemwise_add(others, gradient))
+    return sums

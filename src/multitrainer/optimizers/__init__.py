@@ -1,0 +1,1 @@
+"""Optimizers that MXNet lacks. How multipliers reach an optimizer, and the fused update, are elsewhere."""

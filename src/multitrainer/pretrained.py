@@ -1,0 +1,294 @@
+"""`load_backbone`: load the weights of another network as far as they fit."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+import mxnet as mx
+from mxnet.gluon import Block, Parameter
+
+from . import _mxnet
+from .groups.targets import closest_names, collect, describe
+
+_LISTED = 5  # names of a kind that a report prints
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_backbone` loaded, and what it left out. Printed, it lists the names.
+
+    Attributes
+    ----------
+    source : str
+        The file and the network.
+    loaded : tuple of str
+        The Parameters that got the values of the file, by attribute path, such as ``features.0.weight``.
+    other_shape : dict of str to tuple
+        Parameters whose shape differs: the shape in the file, and that in the network, 0 if still unknown.
+    not_in_file : tuple of str
+        Parameters that the file does not have.
+    not_in_network : tuple of str
+        Arrays of the file that the network does not have, by their names in the file.
+    head : tuple of str
+        Parameters of the ``head`` that was named, which keep their values.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import mxnet as mx
+    >>> from multitrainer import load_backbone
+    >>> net = mx.gluon.nn.Dense(2, in_units=3)
+    >>> net.initialize()
+    >>> fname = os.path.join(tempfile.mkdtemp(), 'dense.params')
+    >>> mx.nd.save(fname, {'weight': mx.nd.ones((2, 3)), 'bias': mx.nd.ones(5)})
+    >>> report = load_backbone(net, fname)
+    >>> report.loaded, report.other_shape
+    (('weight',), {'bias': ((5,), (2,))})
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    other_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    not_in_file: tuple[str, ...]
+    not_in_network: tuple[str, ...]
+    head: tuple[str, ...]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """All Parameters of the network that keep their values, each with the reason."""
+        shapes = self.other_shape.items()
+        return {
+            **{name: f"shape {there} in the file, {here} in the network" for name, (there, here) in shapes},
+            **dict.fromkeys(self.not_in_file, "not in the file"),
+            **dict.fromkeys(self.head, "part of the head"),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.left_out)} Parameters, {self.source}"]
+        for reason, names in (
+            ("other shape", [f"{name} {there} instead of {here}" for name, (there, here) in self.other_shape.items()]),
+            ("not in the file", self.not_in_file),
+            ("not in the network", self.not_in_network),
+            ("part of the head", self.head),
+        ):
+            if names:
+                more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+                lines.append(f"  {reason}: {', '.join(names[:_LISTED])}{more}")
+        return "\n".join(lines)
+
+
+def load_backbone(net: Block, fname: str | os.PathLike[str], ctx: Any = None, head: Any = None) -> LoadReport:
+    """Load from a parameter file whatever fits a network by name and shape, and report the rest.
+
+    Parameters
+    ----------
+    net : Block
+        Initialized or not, also with shapes that are still unknown, which an array of any such size fits.
+    fname : str or PathLike
+        A file of ``save_parameters``, ``collect_params().save``, ``export`` or a Module's checkpoint.
+    ctx : Context or list of Context, optional
+        Where to create Parameters that are not initialized, as for ``load_parameters``: by default on the CPU. Others
+        stay where they are.
+    head : target, optional
+        Parameters that keep their values, even if those in the file fit: the output layer of another task.
+
+    Returns
+    -------
+    LoadReport
+        What was loaded, and what was left out: of another shape, not in the file, not in the network.
+
+    Raises
+    ------
+    OSError
+        If there is no such file.
+    TypeError, ValueError
+        Before anything has changed: if the file cannot be read or has no names, if nothing in it fits, with the closest
+        names; if ``head`` is not part of ``net``, or ``ctx`` is not where its initialized Parameters are.
+
+    Notes
+    -----
+    *Names.* Attribute paths (``features.0.weight``) and Parameter names (``resnetv10_conv0_weight``) are found by
+    themselves. The file may also be of a whole network of which ``net`` is a part, or of a part of ``net``, if all of
+    the part is there. If the prefix of Parameter names differs, because Gluon numbers networks in the order in which a
+    process makes them, they are paired in that order.
+
+    *Values* are cast to the dtype of the Parameter, as by ``load_parameters(cast_dtype=True)``. Nothing else of a
+    Parameter changes: ``grad_req`` and multipliers stay, and so do traces. Create the trainer before or after; if a
+    kvstore updates, it gets the new values, as from ``load_parameters``.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import mxnet as mx
+    >>> from multitrainer import load_backbone
+    >>> make = lambda classes: mx.gluon.model_zoo.vision.mobilenet_v2_0_25(classes=classes)
+    >>> fname, trained = os.path.join(tempfile.mkdtemp(), 'net.params'), make(10)
+    >>> trained.initialize()
+    >>> _ = trained(mx.nd.zeros((1, 3, 32, 32)))
+    >>> trained.save_parameters(fname)
+    >>> net = make(3)
+    >>> net.initialize()
+    >>> report = load_backbone(net, fname)
+    >>> report.left_out
+    {'output.0.weight': 'shape (10, 1280, 1, 1) in the file, (3, 0, 1, 1) in the network'}
+    """
+    match = match_file(net, fname, head)
+    if not match.arrays:
+        names, own = list(match.file_names), list(_mxnet.parameters_by_path(net))
+        raise ValueError(
+            f"nothing in {fname} fits {describe(net)}: it has {len(names)} arrays, such as "
+            f"{', '.join(closest_names(own[0], names)) or 'none'}, and the network {', '.join(own[:3])}, ... A file of "
+            "save_parameters goes by attribute path, so the attributes must have the same names"
+        )
+    match.load(ctx)
+    return match.report
+
+
+@dataclass(frozen=True)
+class Match:
+    """The arrays of a file that fit a network, not yet loaded, and the report of the rest."""
+
+    arrays: dict[Parameter, mx.nd.NDArray]
+    file_names: Sequence[str]
+    report: LoadReport
+
+    def load(self, ctx: Any = None) -> None:
+        """Load the arrays; raise a ValueError if ``ctx`` is not where the Parameters are."""
+        wanted = None if ctx is None else set([ctx] if isinstance(ctx, mx.Context) else ctx)
+        for param in self.arrays:
+            there = _mxnet.contexts(param)
+            if wanted and there and set(there) != wanted:
+                raise ValueError(
+                    f"ctx is {ctx}, but Parameter {param.name!r} is initialized on {there}; leave ctx out, or call "
+                    "net.collect_params().reset_ctx first"
+                )
+        arrays = {param: array.astype(param.dtype) for param, array in self.arrays.items()}
+        mx.nd.waitall()  # no error of a conversion can come after the first value is set
+        for param, array in arrays.items():
+            _mxnet.load_values(param, array, ctx)
+
+
+def match_file(net: Block, fname: str | os.PathLike[str], head: Any = None) -> Match:
+    """Find what in a parameter file fits a network; see `load_backbone`."""
+    if not isinstance(net, Block):
+        raise TypeError(f"expected a network, which is a Block, got {describe(net)}")
+    paths = _mxnet.parameters_by_path(net)
+    if not paths:
+        raise ValueError(f"{describe(net)} has no Parameters")
+    kept = {} if head is None else dict.fromkeys(collect(head, "head").values())
+    foreign = [param.name for param in kept if param not in set(paths.values())]
+    if foreign:
+        raise ValueError(f"head: {describe(net)} does not hold {', '.join(foreign[:3])}; name a part of the network")
+    arrays = _read(Path(fname))
+    names = _names_in_file(net, paths, arrays)
+    known = set(names.values())
+    by_param: dict[Parameter, list[str]] = defaultdict(list)  # a shared Parameter has several paths
+    for path, param in paths.items():
+        by_param[param].append(path)
+    found, loaded, other_shape, missing = {}, [], {}, []
+    for param, own in by_param.items():
+        present = [names[path] for path in own if names[path] in arrays]
+        if param in kept:
+            continue
+        if not present:
+            missing.append(own[0])
+        elif _fits(arrays[present[0]], param):
+            found[param] = arrays[present[0]]
+            loaded.append(own[0])
+        else:
+            other_shape[own[0]] = (arrays[present[0]].shape, tuple(param.shape))
+    report = LoadReport(
+        source=f"{fname} -> {describe(net)}",
+        loaded=tuple(loaded),
+        other_shape=other_shape,
+        not_in_file=tuple(missing),
+        not_in_network=tuple(name for name in arrays if name not in known),
+        head=tuple(own[0] for param, own in by_param.items() if param in kept),
+    )
+    return Match(found, tuple(arrays), report)
+
+
+def _read(path: Path) -> dict[str, mx.nd.NDArray]:
+    """Read a parameter file; names are without the kinds that ``export`` and Module write before them."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} cannot be read as MXNet parameters: there is no such file")
+    try:
+        loaded = mx.nd.load(str(path))
+    except (mx.MXNetError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(
+            f"{path} cannot be read as MXNet parameters: it is damaged or something else ({reason})"
+        ) from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds arrays without names, not parameters")
+    return {re.sub("^(arg|aux):", "", name): array for name, array in loaded.items()}
+
+
+def _fits(array: mx.nd.NDArray, param: Parameter) -> bool:
+    own = tuple(param.shape or ())
+    return len(own) == len(array.shape) and all(size in (there, 0, -1) for size, there in zip(own, array.shape))
+
+
+def _names_in_file(net: Block, paths: dict[str, Parameter], arrays: dict[str, mx.nd.NDArray]) -> dict[str, str]:
+    """Return the name in the file for each path: the candidates that fit most, the first of equal ones."""
+    has_paths = any("." in name for name in arrays)
+    candidates = _by_path(paths, arrays) if has_paths else _by_name(net, paths, arrays)
+
+    def count(names: dict[str, str]) -> int:
+        return sum(name in arrays and _fits(arrays[name], paths[path]) for path, name in names.items())
+
+    return max(candidates, key=count)
+
+
+def _by_path(paths: dict[str, Parameter], arrays: dict[str, mx.nd.NDArray]) -> Iterator[dict[str, str]]:
+    """Yield the paths themselves, then below each part of the file or of the network that the other one equals."""
+    yield {path: path for path in paths}
+    for part in _parts(arrays):
+        if all(part + path in arrays for path in paths):
+            yield {path: part + path for path in paths}
+    for part in _parts(paths):
+        if all(part + name in paths for name in arrays):
+            yield {path: path[len(part) :] if path.startswith(part) else "" for path in paths}
+
+
+def _parts(paths: Any) -> list[str]:
+    """Return ``a.``, ``a.b.`` and so on for every path ``a.b.c``."""
+    return list(dict.fromkeys(path[: dot.end()] for path in paths for dot in re.finditer(r"\.", path)))
+
+
+def _by_name(net: Block, paths: dict[str, Parameter], arrays: dict[str, mx.nd.NDArray]) -> Iterator[dict[str, str]]:
+    """Yield the Parameters' names: as they are, with other prefixes, and with the numbers of other networks."""
+    own = {path: param.name for path, param in paths.items()}
+    yield own
+    yield {path: path for path in paths}  # that of a single layer has no dot either
+    some = next(iter(arrays), "")
+    starts = (some[: place.end()] for place in re.finditer("_", some))
+    for prefix in ["", *(start for start in starts if all(name.startswith(start) for name in arrays))]:
+        yield {
+            path: prefix + name[len(net.prefix) :] if name.startswith(net.prefix) else name
+            for path, name in own.items()
+        }
+    there, here = _numbered_prefixes(arrays), _numbered_prefixes(own.values())
+    renamed: dict[str, str] = {}
+    for stem, prefixes in here.items():
+        if len(there.get(stem, ())) == len(prefixes):
+            renamed.update(zip(prefixes, there[stem]))
+    yield {
+        path: renamed.get(first, first) + underscore + rest
+        for path, (first, underscore, rest) in ((path, name.partition("_")) for path, name in own.items())
+    }
+
+
+def _numbered_prefixes(names: Any) -> dict[str, list[str]]:
+    """Return the first parts of names by what precedes their number, in the order of the numbers."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for first in {name.partition("_")[0] for name in names}:
+        found[first.rstrip("0123456789")].append(first)
+    for stem, prefixes in found.items():
+        prefixes.sort(key=lambda first, stem=stem: int(first[len(stem) :] or -1))  # type: ignore[misc]
+    return found
