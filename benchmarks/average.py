@@ -4,8 +4,7 @@
 
 One network is trained with SGD and momentum, and every iteration is timed from the forward pass to the end of the
 update, in turn with a `WeightAverage` that is updated and without. A ratio is the median of the ratios of single
-rounds. Two averages are measured: of a network that is all trained, and of one whose backbone is frozen. Their memory is
-that of their arrays.
+rounds. A network that is all trained and one whose backbone is frozen are measured. The memory is that of the arrays.
 """
 
 from __future__ import annotations

@@ -29,15 +29,16 @@ import record
 WORKERS, BATCH, WARM_UP, LIMIT = 2, 4, 2, 150  # ranks, images a rank, steps before any is counted, seconds a job
 STOCK = ("trained", "lr_mult=0", "grad_req='null'")  # what is done to the backbone, in turn
 OURS = ("trained", "frozen", "half unfrozen")
+ACCUMULATED, CYCLE = "accumulate=4", 4  # the steps of one update; servers that update know the first batch size only
 SERVERS = {"update_on_kvstore": True}
 JOBS = (  # section, trainer, kvstore, arguments of the trainer, phases
     ("sync", "gluon.Trainer", "dist_sync", {}, STOCK),
-    ("sync", "MultiLRTrainer", "dist_sync", {}, OURS),
+    ("sync", "MultiLRTrainer", "dist_sync", {}, (*OURS, ACCUMULATED)),
     ("server", "MultiLRTrainer", "dist_sync", SERVERS, OURS),
     ("async", "gluon.Trainer", "dist_async", {}, STOCK),
     ("async", "MultiLRTrainer", "dist_async", {}, OURS),
     ("horovod", "hvd.DistributedTrainer", "horovod", {}, STOCK),
-    ("horovod", "DistributedMultiLRTrainer", "horovod", {}, OURS),
+    ("horovod", "DistributedMultiLRTrainer", "horovod", {}, (*OURS, ACCUMULATED)),
 )
 SECTIONS = {
     "sync": "dist_sync as each trainer does it by default: under stock the server updates, under ours the workers",
@@ -81,7 +82,8 @@ def rank_main(number, folder, options):
         params = list(net.collect_params().values())
         values = sum(param.data().size for param in params if param.grad_req != "null")
         row = {"backbone": phase, "values": values, "parameters": len(params)}
-        rows.append({**row, **measure(step, options.steps, barrier)})
+        steps = -(-options.steps // CYCLE) * CYCLE if phase == ACCUMULATED else options.steps  # whole cycles
+        rows.append({**row, **measure(step, steps, barrier)})
     if rank == 0:
         Path(folder, "rows.json").write_text(json.dumps(rows))
     barrier()  # no rank ends while another still waits for an answer
@@ -156,6 +158,9 @@ def set_backbone(phase, trainer, net, head, backbone):
         trainer.set_lr_mult({net: 0, head: 1})
     elif phase == "half unfrozen":
         trainer.set_lr_mult(dict.fromkeys(last_half(backbone), 1))
+    elif phase == ACCUMULATED:
+        trainer.set_lr_mult({net: 1})
+        trainer.accumulate = CYCLE
     elif phase != "trained":
         for param in backbone:
             param.lr_mult = 0
@@ -226,6 +231,11 @@ def commands(number, folder, options):
 
 def expected_bytes(section, row):
     """Return the bytes of the float32 values: a rank pushes and pulls all, or under Horovod sends half twice."""
+    updates_a_step = 1 / CYCLE if row["backbone"] == ACCUMULATED else 1
+    return updates_a_step * bytes_of_an_update(section, row)
+
+
+def bytes_of_an_update(section, row):
     each_way = WORKERS * 4 * row["values"]
     if section != "horovod":
         return 2 * each_way

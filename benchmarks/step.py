@@ -39,6 +39,7 @@ OPTIMIZERS = {
     "SGD": ("sgd", {"learning_rate": RATE, "momentum": 0.9, "wd": 1e-4}, 5),
     "NAG": ("nag", {"learning_rate": RATE, "momentum": 0.9, "wd": 1e-4}, 5),
     "Adam": ("adam", {"learning_rate": RATE, "wd": 1e-4}, 7),
+    "AdamW": ("adamw", {"learning_rate": RATE, "wd": 1e-4}, 7),
 }  # name, settings, and how often each value is read or written
 GOALS = {("ResNet-50", "SGD"): 0.35, ("ResNet-50", "Adam"): 0.5, ("160 tiny", "SGD"): 0.8}  # of stock's time
 
@@ -111,7 +112,7 @@ def pytorch(shapes, optimizer, groups, **kwargs):
     for tensor in tensors:
         tensor.grad = torch.full_like(tensor, 1e-3)
     params = [{"params": tensors[i::groups], "lr": RATE * (1 + i / groups)} for i in range(groups)]
-    if optimizer == "Adam":
+    if optimizer in ("Adam", "AdamW"):
         ready = torch.optim.AdamW(params, lr=RATE, weight_decay=1e-4, **kwargs)
     else:
         kwargs["nesterov"] = optimizer == "NAG"
@@ -194,7 +195,7 @@ def row_of(network, optimizer, groups, shapes, seconds, memory):
 
 
 def line(row):
-    cells = [f"{row['network']:12} {row['optimizer']:4} {row['groups']:3} {row[STOCK]['ms']:8.2f} ms"]
+    cells = [f"{row['network']:12} {row['optimizer']:5} {row['groups']:3} {row[STOCK]['ms']:8.2f} ms"]
     for who in WHO[1:]:
         cells.append(f"{row[who]['of stock']:8.2f}" if who in row else "        ")
     return " ".join(cells) + f"   {row[OURS]['of bandwidth']:.0%}   fastest {row[OURS]['fastest'][1]:.2f}"

@@ -1,4 +1,4 @@
-"""Every registered optimizer, and networks that stock MXNet can train with it."""
+"""Every registered optimizer of MXNet and of this package, and networks that stock MXNet can train with it."""
 
 import inspect
 
@@ -18,12 +18,17 @@ STOCK_FAILS = {
 }
 
 
+# Other tests may have registered optimizers of their own.
+REGISTERED = {
+    name: kind
+    for name, kind in sorted(Optimizer.opt_registry.items())
+    if kind.__module__.startswith(("mxnet.", "multitrainer."))
+}
+
+
 def variants():
     """Yield every registered optimizer plain, with weight decay and, if it takes one, with momentum."""
-    # Other tests may have registered optimizers of their own.
-    for name, kind in sorted(Optimizer.opt_registry.items()):
-        if not kind.__module__.startswith("mxnet."):
-            continue
+    for name, kind in REGISTERED.items():
         settings = {"plain": {}, "wd": {"wd": 0.01}}
         if "momentum" in inspect.signature(kind.__init__).parameters or name == "ccsgd":
             settings["momentum"] = {"momentum": 0.9}

@@ -501,7 +501,7 @@ class TestOrderOfCalls:
         train(net, trainer, batches(1))
         assert moved(before, snapshot(net)) == set(before)
 
-    @pytest.mark.parametrize("call", range(1, 1200, 7))
+    @pytest.mark.parametrize("call", range(2, 4700, 41))
     def test_an_interrupted_call_can_be_repeated(self, call):
         net, trainer = build()
         train(net, trainer, batches(2))
@@ -567,6 +567,14 @@ class TestCheckpoints:
     def test_with_optimizers_that_count(self, tmp_path, optimizer):
         make = lambda build, ctx, options: build(lambda net: net, ctx=ctx, **options)  # noqa: E731
         self.run(tmp_path, make, optimizer=optimizer, params={})
+
+    def test_with_one_that_goes_by_the_order_of_parameters(self, tmp_path):
+        def make(build, ctx, options):
+            net, trainer = build(lambda net: net.output, ctx=ctx, **options)
+            trainer.add(net.body)
+            return net, trainer
+
+        self.run(tmp_path, make, optimizer="nadam", params={})
 
     def test_a_trainer_that_lacks_what_was_added_says_what_to_do(self, tmp_path):
         net, trainer = build(lambda net: net.output)

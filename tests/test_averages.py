@@ -19,7 +19,7 @@ class Recorder:
         self.included = []
         trainer._averages.add(self)
 
-    def include(self, params):
+    def _include(self, params):
         self.included.append({param.name: param.list_data()[0].asnumpy() for param in params})
 
 

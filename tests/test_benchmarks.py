@@ -67,6 +67,7 @@ def test_frozen_layers_do_not_cross_the_wire(tmp_path):
     assert sent["MultiLRTrainer", "trained"] == pytest.approx(all_of_it, rel=0.02)
     assert sent["MultiLRTrainer", "frozen"] < (head / values + 0.001) * all_of_it
     assert 0.4 * all_of_it < sent["MultiLRTrainer", "half unfrozen"] < 0.51 * all_of_it
+    assert 0.24 * all_of_it < sent["MultiLRTrainer", "accumulate=4"] < 0.26 * all_of_it
 
 
 @pytest.mark.slow
@@ -78,7 +79,7 @@ def test_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["step", "scaling", "loop", "average"])
+@pytest.mark.parametrize("name", ["step", "scaling", "loop", "average", "gradients"])
 def test_what_a_step_costs(name, tmp_path):
     """The benchmarks of speed run, and make a table of their results."""
     script = BENCHMARKS / f"{name}.py"

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(multitrainer.__file__).parent
 TESTS = pathlib.Path(__file__).parent
 # Each room may import what stands before it.
 ROOMS = [
-    *("_mxnet", "groups", "symbolic", "optimizers", "freezing", "multipliers", "gradients", "fused", "checkpoint"),
+    *("_mxnet", "groups", "optimizers", "symbolic", "freezing", "multipliers", "gradients", "fused", "checkpoint"),
     *("recipes", "pretrained", "report", "plotting", "averages", "adding", "trainer", "weight_average"),
     *("rate_search", "", "horovod", "cli"),
 ]

@@ -1,4 +1,4 @@
-"""The promises Drop-in, m means m and Frozen means frozen, for every optimizer in the registry of MXNet."""
+"""The promises Drop-in, m means m and Frozen means frozen, for every optimizer of MXNet and of this package."""
 
 import inspect
 
@@ -9,7 +9,7 @@ from mxnet.gluon import Trainer, nn
 from mxnet.optimizer import Optimizer
 
 from multitrainer import MultiLRTrainer
-from optimizer_zoo import STOCK_FAILS, Embedder, mark_fresh, network, skip_what_stock_cannot, variants
+from optimizer_zoo import REGISTERED, STOCK_FAILS, Embedder, mark_fresh, network, skip_what_stock_cannot, variants
 from support import (
     CONTEXTS,
     backward,
@@ -80,7 +80,7 @@ class TestDropIn:
         else:
             assert same(run_with(Trainer), run_with(MultiLRTrainer))
 
-    @pytest.mark.parametrize("name", ["sgd", "nag", "rmsprop", "adam"])
+    @pytest.mark.parametrize("name", ["sgd", "nag", "rmsprop", "adam", "adamw"])
     def test_predictions_between_the_steps(self, name):
         """They change the layout of weights, and then NAG with momentum and weight decay is not repeatable."""
 
@@ -221,11 +221,8 @@ def train_sparse(trainer_class, spec, name, ctx=None, **kwargs):
     return history
 
 
-SPARSE = [name for name, kind in sorted(Optimizer.opt_registry.items()) if kind.__module__.startswith("mxnet.")]
-
-
 @pytest.mark.parametrize("stores", [{}, {"update_on_kvstore": True}, {"update_on_kvstore": False}], ids=str)
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", REGISTERED)
 def test_sparse_gradients(name, stores):
     """The trajectory of stock or its error; and a frozen embedding stays."""
     ctx = CONTEXTS if stores else None
@@ -266,7 +263,7 @@ def test_row_sparse_weight_frozen_and_unfrozen():
 
 
 @pytest.mark.parametrize("momentum", [0, 0.9])
-@pytest.mark.parametrize("name", ["sgd", "nag", "lars", "adam", "lamb", "signum", "rmsprop", "ftml", "lbsgd"])
+@pytest.mark.parametrize("name", ["sgd", "nag", "lars", "adam", "adamw", "lamb", "signum", "rmsprop", "ftml", "lbsgd"])
 def test_half_precision_with_master_weights(name, momentum):
     """The trajectory of stock, and frozen weights stay. Gradients are set by hand: fp16 layers do not run on CPU."""
     if momentum and "momentum" not in inspect.signature(Optimizer.opt_registry[name].__init__).parameters:

@@ -94,6 +94,56 @@ def test_members_of_groups_have_the_names_of_learning_rates():
     assert sum(map(len, members.values())) == len(trainer._multipliers.trainable)
 
 
+class TestOwnOptimizers:
+    """A group with an optimizer of its own is shown with its class, its rates and its scheduler."""
+
+    def build(self, settings, *entries, name="head"):
+        head = {"name": name, "optimizer": "adam", "optimizer_params": settings}
+        return build_trainer(lambda net: net, *entries, lambda net: ParamGroup(net[2], **head))
+
+    def test_summary(self):
+        _, trainer = self.build({"wd": 0.5}, lambda net: (net[0], 0))
+        assert trainer.summary().splitlines() == [
+            "group  optimizer  parameters  values  lr_mult  learning rate    wd  state",
+            "net    SGD                 2       8        1            0.1  0.01  trained",
+            "0      SGD                 2      16        0              0  0.01  frozen",
+            "head   Adam                2      10        1          0.001   0.5  trained",
+        ]
+
+    def test_parameters_of_one_group_under_two_optimizers_have_two_rows(self):
+        net, trainer = build_trainer(
+            lambda net: (net, 0.5), lambda net: ParamGroup(net[2].bias, optimizer_params={"learning_rate": 1})
+        )
+        assert trainer.learning_rates == {"net": 0.05, f"net {net[2].bias.name}": 0.5}
+
+    def test_explain(self):
+        _, trainer = self.build({"wd": 0.5})
+        assert trainer.explain("net_dense1_bias").splitlines() == [
+            "net_dense1_bias: 2, trained by Adam of group 'head'",
+            "  learning rate 0.001 = 0.001 * lr_mult 1",
+            "    the default; no entry sets it",
+            "  weight decay 0.5 = 0.5 * wd_mult 1",
+            "    the default; no entry sets it",
+        ]
+        assert trainer.explain("net_dense0_bias").startswith("net_dense0_bias: 4, trained by SGD of the trainer\n")
+
+    def test_repr(self):
+        _, trainer = self.build({})
+        text = "(SGD, learning_rate=0.1, 'head': Adam, learning_rate=0.001, 2 groups, 6 parameters, 0 frozen)"
+        assert repr(trainer) == f"MultiLRTrainer{text}"
+
+    def test_planned_rates_follow_each_scheduler(self):
+        scheduler = mx.lr_scheduler.FactorScheduler(2, 0.5, base_lr=1)
+        net, trainer = self.build({"learning_rate": 1.0, "lr_scheduler": scheduler})
+        train(net, trainer, batches(1))
+        trainer.set_lr_mult({net[0]: lambda num_update: num_update})
+        updates, lines = trainer._planned(4)
+        assert list(updates) == [2, 3, 4, 5]
+        assert dict(lines)["head"] == [1.0, 0.5, 0.5, 0.25]
+        assert [rates for name, rates in lines if name != "head"] == [[0.1] * 4, [0.1 * n for n in updates]]
+        assert trainer.learning_rates["head"] == 1.0
+
+
 class TestExplain:
     def test_it_names_the_entry_that_decides_and_the_one_that_this_refines(self):
         _, trainer = build_trainer(

@@ -288,6 +288,14 @@ class TestCounting:
         assert average.num_updates == 1
         assert not moved(before, averaged(net, average))
 
+    def test_after_another_trainer_was_built(self):
+        net = mlp()
+        average = WeightAverage(trainer_of(net), 0.5)
+        trainer = trainer_of(net)
+        train(net, trainer, batches(1))
+        with pytest.raises(RuntimeError, match=r"another trainer was built for .*WeightAverage\(trainer\)"):
+            average.update()
+
     def test_updates_that_amp_skips(self):
         net = mlp()
         trainer = trainer_of(net)
@@ -369,21 +377,23 @@ class TestApplied:
     def test_leaves_no_trace_in_the_training(self, make, fast, monkeypatch):
         monkeypatch.setenv("MULTITRAINER_FAST", fast)
         histories = []
-        for evaluates in (False, True):
+        for averages, evaluates in ((False, False), (True, False), (True, True)):
             net = make()
             net.hybridize()
             trainer = trainer_of(net)
-            average = WeightAverage(trainer, 0.9)
+            average = WeightAverage(trainer, 0.9) if averages else None
             history = []
             for batch in batches(6):
                 history += train(net, trainer, [batch])
-                average.update()
+                if averages:
+                    average.update()
                 if evaluates:
                     with average.applied():
                         net(batch[0]).wait_to_read()
                     history[-1] = snapshot(net)
             histories.append(history)
-        assert same(*histories)
+        assert same(histories[0], histories[1])
+        assert same(histories[0], histories[2])
 
     @pytest.mark.parametrize("hybridize", [None, {}, {"static_alloc": True, "static_shape": True}])
     def test_the_network_predicts_with_the_averages(self, hybridize):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Iterable, Iterator
 
 from mxnet.gluon import Parameter, Trainer
 
@@ -38,7 +38,7 @@ class Averages:
         self.updates = state["updates"]
 
     def add(self, average: Any) -> None:
-        """Add a `WeightAverage`, whose method `include` is called before updates."""
+        """Add a `WeightAverage`, whose method `_include` is called before updates."""
         self._members.add(average)
 
     def check_not_applied(self, call: str) -> None:
@@ -55,9 +55,9 @@ class Averages:
         This comes after the weights of all ranks were made equal.
         """
         if self._members:
-            updated: Sequence[Parameter] = [param for param in params if param.grad_req != "null"]
+            updated = [param for param in params if param.grad_req != "null"]
             for average in self._members:
-                average.include(updated)
+                average._include(updated)
 
     @contextlib.contextmanager
     def update(self, trainer: Trainer) -> Iterator[None]:
@@ -77,4 +77,8 @@ class Averages:
     @staticmethod
     def _updates_unless_skipped(trainer: Trainer) -> int | None:
         """Return the number of updates of single Parameters, or None without AMP, which skips some."""
-        return _mxnet.updates_made(trainer.optimizer) if _mxnet.scales_loss(trainer) else None
+        return (
+            sum(map(_mxnet.updates_made, (trainer.optimizer, *trainer.optimizers.values())))
+            if _mxnet.scales_loss(trainer)
+            else None
+        )

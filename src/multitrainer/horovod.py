@@ -11,6 +11,7 @@ from mxnet.gluon import Parameter
 
 from ._mxnet import use_plain_layout
 from .freezing.rank_agreement import check_counts, comparison_message
+from .groups import resolve
 from .trainer import MultiLRTrainer
 
 try:
@@ -132,7 +133,8 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        if isinstance(optimizer, hvd.DistributedOptimizer):
+        optimizers = [optimizer, *(group.optimizer for group in resolve(params).groups)]
+        if any(isinstance(each, hvd.DistributedOptimizer) for each in optimizers):
             raise TypeError(
                 "optimizer must be one that MXNet knows, not a DistributedOptimizer around it: that has divided "
                 "rescale_grad by the number of ranks already, and the trainer would divide it again"

@@ -11,9 +11,10 @@ from mxnet.gluon.utils import shape_is_known
 
 from ._mxnet import is_auxiliary
 from .groups.param_group import FIELDS
-from .groups.resolve import ResolvedGroups
+from .groups.resolve import OPTIMIZER, ResolvedGroups
 from .groups.targets import Multiplier
 from .multipliers.schedules import evaluate
+from .optimizers.partition import Partition
 
 
 class SummaryRow(NamedTuple):
@@ -25,6 +26,7 @@ class SummaryRow(NamedTuple):
     lr_mult: float
     learning_rate: float
     wd: float
+    optimizer: str = ""  # its class, if a group of the trainer has an optimizer of its own
 
     @property
     def state(self) -> str:
@@ -33,13 +35,16 @@ class SummaryRow(NamedTuple):
 
 
 def summary_rows(
-    resolved: ResolvedGroups, params: Sequence[Parameter], learning_rate: float, wd: float, by: Sequence[str] = FIELDS
+    resolved: ResolvedGroups, params: Sequence[Parameter], partition: Partition, by: Sequence[str] = FIELDS
 ) -> list[SummaryRow]:
     """Divide Parameters by group and by the current values of the fields ``by``; return a row for each part."""
+    rates = {part: part.planned_rates(1)[0] for part in partition.parts}
     rows = []
     for name, members in _divide(resolved, params, by):
-        lr_mult, wd_mult = members[0].lr_mult, members[0].wd_mult
-        rows.append(SummaryRow(name, len(members), _size(members), lr_mult, learning_rate * lr_mult, wd * wd_mult))
+        part, lr_mult, wd_mult = partition.part_of(members[0]), members[0].lr_mult, members[0].wd_mult
+        rate, wd = rates[part] * lr_mult, part.optimizer.wd * wd_mult
+        optimizer = type(part.optimizer).__name__ if partition.is_divided else ""
+        rows.append(SummaryRow(name, len(members), _size(members), lr_mult, rate, wd, optimizer))
     return rows
 
 
@@ -50,10 +55,13 @@ def members_of_groups(resolved: ResolvedGroups, params: Sequence[Parameter]) -> 
 
 def format_table(rows: Sequence[SummaryRow]) -> str:
     """Return ``rows`` as aligned text."""
-    head = ("group", "parameters", "values", "lr_mult", "learning rate", "wd", "state")
+    with_optimizer = any(row.optimizer for row in rows)
+    texts = (0, 1, 7) if with_optimizer else (0, 6)  # the columns that are aligned to the left
+    head = ("group", *["optimizer"][:with_optimizer], "parameters", "values", "lr_mult", "learning rate", "wd", "state")
     cells = [head] + [
         (
             row.name,
+            *[row.optimizer][:with_optimizer],
             str(row.parameters),
             "?" if row.values is None else f"{row.values:,}",
             f"{row.lr_mult:.4g}",
@@ -66,25 +74,28 @@ def format_table(rows: Sequence[SummaryRow]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = []
     for line in cells:
-        first, *numbers, last = (
-            text.ljust(width) if i in (0, len(head) - 1) else text.rjust(width)
-            for i, (text, width) in enumerate(zip(line, widths))
+        padded = (
+            text.ljust(width) if i in texts else text.rjust(width) for i, (text, width) in enumerate(zip(line, widths))
         )
-        lines.append("  ".join([first, *numbers, last]).rstrip())
+        lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 
 
 def explain(
     resolved: ResolvedGroups,
     param: Parameter,
-    rates: Mapping[str, float],
+    partition: Partition,
     schedules: Mapping[str, Mapping[Parameter, Multiplier]],
 ) -> str:
-    """Explain where the multipliers of ``param`` come from; ``rates`` are the optimizer's own, by field."""
+    """Explain where the multipliers of ``param`` come from, and which of the optimizers updates it."""
     shape = "shape not known yet" if not shape_is_known(param.shape) else " x ".join(map(str, param.shape))
     if is_auxiliary(param):
         return f"{param.name}: {shape}, a statistic or a constant, which no multiplier moves"
+    part = partition.part_of(param)
+    rates = {"lr_mult": part.planned_rates(1)[0], "wd_mult": part.optimizer.wd}
     lines = [f"{param.name}: {shape}, {'frozen' if param.lr_mult == 0 else 'trained'}"]
+    if partition.is_divided:
+        lines[0] += f" by {type(part.optimizer).__name__} of {part.owner}"
     for field, title in zip(FIELDS, ("learning rate", "weight decay")):
         number = getattr(param, field)
         lines.append(f"  {title} {rates[field] * number:g} = {rates[field]:g} * {field} {number:g}")
@@ -115,13 +126,15 @@ def _format_multiplier(multiplier: Multiplier) -> str:
 def planned_rates(
     resolved: ResolvedGroups,
     params: Sequence[Parameter],
+    partition: Partition,
     schedules: Mapping[Parameter, Multiplier],
     updates: Sequence[int],
-    rates: Sequence[float],
 ) -> list[tuple[str, list[float]]]:
-    """Return the name of each group with its learning rates at ``updates``; ``rates`` are the optimizer's own."""
+    """Return the name of each group with its learning rates at the next updates, whose numbers are ``updates``."""
+    rates_of = {part: part.planned_rates(len(updates)) for part in partition.parts}
     planned = []
     for name, members in _divide(resolved, params, ("lr_mult",)):
+        rates = rates_of[partition.part_of(members[0])]
         by_schedule: dict[int, Parameter] = {}
         for param in members:
             by_schedule.setdefault(id(schedules.get(param)), param)
@@ -161,12 +174,12 @@ def _divide(
 
 
 def _groups_shown(resolved: ResolvedGroups, param: Parameter, by: Sequence[str]) -> tuple[int, ...]:
-    """Return the groups that decide the fields ``by`` of a Parameter, after the one that decides its learning rate.
+    """Return the groups that decide the learning rate of a Parameter, its fields ``by`` and its optimizer.
 
     If no group sets its learning-rate multiplier, the last group that holds it stands for that one.
     """
     first = resolved.deciding["lr_mult"].get(param, resolved.member_of[param])
-    others = (resolved.deciding[field].get(param, first) for field in by)
+    others = (resolved.deciding[field].get(param, first) for field in (*by, OPTIMIZER))
     return tuple(dict.fromkeys((first, *others)))
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
+import pickle
 from pathlib import Path
 from typing import Any, ContextManager, Iterable, Iterator, Mapping, Sequence
 
 from mxnet import nd
 from mxnet.gluon import Parameter, Trainer
+from mxnet.optimizer import Optimizer, Updater
 
 from . import _mxnet, checkpoint, report
 from .adding import check_addition, undone_on_error
 from .averages import Averages
 from .checkpoint import archive
 from .freezing.rank_agreement import StoreComparison
-from .fused.update import FusedUpdate
+from .fused.parts import FusedUpdates
 from .gradients.accumulation import NOTHING, Accumulation
 from .gradients.clipping import GradientClipping
 from .gradients.update_ratios import UpdateMeasurement, ratio
@@ -24,6 +25,8 @@ from .groups import ParamGroup, resolve, resolve_addition, resolve_assignment
 from .groups.targets import Multiplier, known_name
 from .multipliers.initial import check_initial, inherited_multipliers
 from .multipliers.multipliers import Multipliers
+from .optimizers.group_optimizers import GroupOptimizer, read_group_optimizers
+from .optimizers.partition import Partition, require_workers_update
 
 
 class MultiLRTrainer(Trainer):
@@ -38,7 +41,7 @@ class MultiLRTrainer(Trainer):
         number``. A later entry refines an earlier one that contains it. Name the whole network first: then no layer
         is forgotten, and a hybridized network is traced again when freezing requires it.
     optimizer : str or mxnet.optimizer.Optimizer
-        As `gluon.Trainer` takes it.
+        As `gluon.Trainer` takes it. It updates all Parameters whose group has no optimizer of its own.
     optimizer_params : dict, optional
         As `gluon.Trainer` takes it.
     *args, **kwargs
@@ -54,8 +57,8 @@ class MultiLRTrainer(Trainer):
     TypeError, ValueError
         Before anything has changed, naming the entry: something that is not a target or not a multiplier, an empty
         target, two entries that disagree, two Parameters of one name, a multiplier that the optimizer does not support
-        (AdaDelta has no learning rate to multiply), a ``max_grad_norm`` that is no finite number above 0, or one beside
-        a kvstore that updates.
+        (AdaDelta has no learning rate to multiply), a ``max_grad_norm`` that is no finite number above 0, an optimizer
+        of a group that cannot be created, or one of these two if a kvstore updates.
 
     Notes
     -----
@@ -95,29 +98,63 @@ class MultiLRTrainer(Trainer):
         self._accumulation = Accumulation(accumulate)
         resolved = resolve(params)
         self._clipping = GradientClipping(max_grad_norm)
-        inherited = inherited_multipliers(resolved, optimizer)
-        check_initial(resolved, inherited, optimizer, optimizer_params)
-        self._construct_stock_trainer(resolved.parameters, optimizer, optimizer_params, *args, **kwargs)
+        own = read_group_optimizers(resolved, optimizer, optimizer_params)
+        inherited = inherited_multipliers(resolved, optimizer, own)
+        check_initial(resolved, inherited, optimizer, optimizer_params, own)
+        self._construct_stock_trainer(resolved.parameters, own, optimizer, optimizer_params, *args, **kwargs)
         # Without the Blocks: one that was hybridized and called could not be copied with the trainer.
         self._resolved = resolved._replace(blocks=())
-        self._fused = FusedUpdate()
+        self._fused = FusedUpdates(self._partition)
         self._averages = Averages()
         self._measurement = UpdateMeasurement()
-        self._multipliers = Multipliers(self._params, self._optimizer, inherited)
+        self._multipliers = Multipliers(self._params, self._partition, inherited)
         self._multipliers.start(resolved.assignments, resolved.blocks)
 
-    def _construct_stock_trainer(self, params: Sequence[Parameter], *args: Any, **kwargs: Any) -> None:
+    def _construct_stock_trainer(
+        self, params: Sequence[Parameter], own: Sequence[GroupOptimizer], optimizer: Any, *args: Any, **kwargs: Any
+    ) -> None:
         self._comparison: StoreComparison | None = None
-        with _mxnet.restoring_owners(params):
+        created = [each.create(params) for each in own]
+        with _mxnet.restoring_owners(params, optimizer):
             # A dict by position: Horovod sorts a list, which Parameters do not allow; sorted keys keep this order.
-            super().__init__(dict(enumerate(params)), *args, **kwargs)
+            super().__init__(dict(enumerate(params)), optimizer, *args, **kwargs)
             self._clipping.check(self)
+            if own:
+                require_workers_update(self)
         self._creation_number = _mxnet.number_of_trainer(self)
+        self._partition = Partition(self._params, self._optimizer)
+        self._divide(own, created)
+
+    def _divide(self, own: Sequence[GroupOptimizer], created: Sequence[Optimizer]) -> None:
+        """Let optimizers of groups update the Parameters of these."""
+        for each, optimizer in zip(own, created):
+            self._partition.add(each.group, optimizer, each.params)
+        if own:
+            self._updaters: list[Updater] = self._partition.divided(self._updaters)
 
     @property
     def groups(self) -> tuple[ParamGroup, ...]:
         """The groups in the order given, each with its ``params`` as a dict of name to Parameter."""
         return self._resolved.groups
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers that groups have of their own, by the name of the group; `optimizer` is the trainer's.
+
+        Examples
+        --------
+        >>> import mxnet as mx
+        >>> from multitrainer import MultiLRTrainer, ParamGroup
+        >>> net = mx.gluon.nn.HybridSequential(prefix='net_')
+        >>> net.add(mx.gluon.nn.Dense(4, in_units=2), mx.gluon.nn.Dense(1, in_units=4))
+        >>> net.initialize()
+        >>> head = ParamGroup(net[1], name='head', optimizer='adam', optimizer_params={'learning_rate': 0.001})
+        >>> trainer = MultiLRTrainer([net, head], 'sgd', {'learning_rate': 0.1, 'momentum': 0.9})
+        >>> trainer.optimizers['head'].set_learning_rate(0.002)
+        >>> trainer.learning_rates
+        {'net': 0.1, 'head': 0.002}
+        """
+        return {part.group: part.optimizer for part in self._partition.parts if part.group is not None}
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -131,7 +168,7 @@ class MultiLRTrainer(Trainer):
     def max_grad_norm(self) -> float | None:
         """The largest norm that the gradients of one update may have, all of them together; None for no clipping.
 
-        Larger gradients are multiplied with ``max_grad_norm / (norm + 1e-6)`` for the update, as by PyTorch's
+        Larger gradients are multiplied by ``max_grad_norm / (norm + 1e-6)`` for the update, as by PyTorch's
         ``clip_grad_norm_``. The norm is that of the gradients as the optimizer uses them: summed over contexts and
         workers, divided by the batch size and by AMP's loss scale. Frozen Parameters are left out. The optimizer's own
         ``clip_gradient`` acts after that. The gradients in ``param.grad()`` stay as they are.
@@ -315,15 +352,18 @@ class MultiLRTrainer(Trainer):
         """
         by_name = {param.name: param for param in self._params}
         param = by_name[known_name(name, by_name, "explain")]
-        rates = {"lr_mult": self._rates([self._optimizer.num_update + 1])[0], "wd_mult": self._optimizer.wd}
-        return report.explain(self._resolved, param, rates, self._multipliers.schedules)
+        return report.explain(self._resolved, param, self._partition, self._multipliers.schedules)
 
     def __repr__(self) -> str:
         if "_multipliers" not in vars(self):  # construction failed, and a debugger shows the object
             return object.__repr__(self)
         trainable = self._multipliers.trainable
+        own = "".join(
+            f"{name!r}: {type(optimizer).__name__}, learning_rate={optimizer.learning_rate:g}, "
+            for name, optimizer in self.optimizers.items()
+        )
         return (
-            f"{type(self).__name__}({type(self._optimizer).__name__}, learning_rate={self.learning_rate:g}, "
+            f"{type(self).__name__}({type(self._optimizer).__name__}, learning_rate={self.learning_rate:g}, {own}"
             f"{len(self.groups)} groups, {len(trainable)} parameters, {sum(p.lr_mult == 0 for p in trainable)} frozen)"
         )
 
@@ -426,13 +466,19 @@ class MultiLRTrainer(Trainer):
         """
         resolved = resolve_addition(params, self._resolved, self._multipliers.blocks)
         added = resolved.parameters
-        inherited = inherited_multipliers(resolved, None)
-        check_initial(resolved, inherited, self._optimizer, None)
+        own = read_group_optimizers(resolved, self._optimizer, None, self.optimizers)
+        inherited = inherited_multipliers(resolved, None, own)
+        check_initial(resolved, inherited, self._optimizer, None, own)
         check_addition(self, added, self._contexts)
+        created = [each.create([*self._params, *added]) for each in own]
+        if own:
+            require_workers_update(self)
         self._multipliers.sync()
         self._compare_addition(len(added))
         with undone_on_error([self, *self._multipliers.state_holders]), _mxnet.restoring_owners(added):
             _mxnet.append_parameters(self, added)
+            self._partition.append(added)
+            self._divide(own, created)
             self._resolved = self._resolved.extended(resolved._replace(blocks=()))
             self._multipliers.add_parameters(added, inherited)
             self._multipliers.start(resolved.assignments, resolved.blocks)
@@ -455,6 +501,7 @@ class MultiLRTrainer(Trainer):
         """
         if self._accumulation.updates_next:
             with self._surrounded_update(), self._accumulated_gradients(batch_size, ignore_stale_grad) as total:
+                self._partition.rescale(self._scale, total)
                 super().step(total, ignore_stale_grad)
         else:
             self._averages.check_not_applied("the trainer's step")
@@ -518,10 +565,9 @@ class MultiLRTrainer(Trainer):
             If a backward pass was made since the last `step`.
         """
         if self.accumulated:
-            with self._surrounded_update():
-                self._accumulation.check_no_backward_pending(self._params)
-                with self._accumulated_gradients(0, True) as total:
-                    super().step(total, ignore_stale_grad=True)
+            with self._surrounded_update(), self._flushed_gradients() as total:
+                self._partition.rescale(self._scale, total)
+                super().step(total, ignore_stale_grad=True)
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
@@ -533,13 +579,14 @@ class MultiLRTrainer(Trainer):
         """Make one update after `allreduce_grads`; see `mxnet.gluon.Trainer.update`."""
         self._accumulation.check_whole_steps("update")
         with self._surrounded_update():
+            self._partition.rescale(self._scale, batch_size)
             super().update(batch_size, ignore_stale_grad)
 
     def save_states(self, fname: str | os.PathLike[str]) -> None:
         """Save everything that training needs to continue, except the weights (see `save_parameters`).
 
-        Saved are the optimizer's states by parameter name, its settings and counts, the multipliers, which Parameters
-        are frozen, the lr_scheduler, AMP's loss scale, and the gradients that `accumulate` has collected. The file is
+        Saved are the optimizers' states by parameter name, their settings and counts, the multipliers, which Parameters
+        are frozen, the lr_schedulers, AMP's loss scale, and the gradients that `accumulate` has collected. The file is
         an .npz of uncompressed arrays, which ``numpy.load(fname)`` reads without pickle, and one JSON text,
         ``numpy.load(fname)['@header'].item()``. It is written next to `fname`, flushed to disk and renamed, so that it
         is complete even if the process is killed.
@@ -606,13 +653,15 @@ class MultiLRTrainer(Trainer):
             The file. Every rank loads it.
         allow_pickle : bool, default False
             Also load a file that stock `gluon.Trainer` wrote. It is a pickle, which can run any code when it is loaded,
-            identifies Parameters by position, and leaves the multipliers as they are.
+            identifies Parameters by position, and leaves the multipliers as they are. It holds one optimizer, so it is
+            refused if a group has an optimizer of its own.
         partial : bool, default False
             Load the Parameters that file and trainer share, even if others differ.
         keep : str or iterable of str
             What the trainer keeps instead of restoring it: ``'learning_rate'`` (with the lr_scheduler), ``'lr_mult'``
             (with which Parameters are frozen), ``'wd_mult'``, ``'loss_scale'``, or another attribute of the optimizer,
-            such as ``'wd'`` or ``'momentum'``; ``'accumulated'`` begins to collect gradients from nothing.
+            such as ``'wd'`` or ``'momentum'``; ``'accumulated'`` begins to collect gradients from nothing. If groups
+            have optimizers of their own, all optimizers keep it.
 
         Returns
         -------
@@ -624,8 +673,9 @@ class MultiLRTrainer(Trainer):
         ValueError
             If the file is damaged or was written by stock Trainer; if it has another class of optimizer or
             lr_scheduler, or differs in the use of AMP; if it has other Parameters, or other shapes or dtypes (all are
-            listed); if a Parameter had a schedule in it and has none here; or if it holds gradients that were
-            collected under another `accumulate`, on another number of contexts, or by one rank of several.
+            listed); if a Parameter was under the optimizer of another group; if one had a schedule in it and has none
+            here; or if it holds gradients that were collected under another `accumulate`, on another number of
+            contexts, or by one rank of several.
         RuntimeError
             If parameter servers update, because they hold the states; or if a Parameter has no values yet.
 
@@ -650,12 +700,19 @@ class MultiLRTrainer(Trainer):
                     f"{path} was not written by MultiLRTrainer.save_states: a file of stock Trainer has no names, so "
                     "it cannot be loaded with partial or keep"
                 )
+            if self._partition.is_divided:
+                raise ValueError(
+                    f"{path} was not written by MultiLRTrainer.save_states: a file of stock Trainer holds one "
+                    f"optimizer, and this trainer has {1 + len(self.optimizers)}"
+                )
             self._load_pickle(str(path))
             return {}
         return checkpoint.load(path, training, partial, keep)
 
     def set_learning_rate(self, lr: float) -> None:
-        """Set a new learning rate; see `mxnet.gluon.Trainer.set_learning_rate`.
+        """Set a new learning rate of the trainer's own optimizer; see `mxnet.gluon.Trainer.set_learning_rate`.
+
+        Groups with an optimizer of their own keep theirs: ``trainer.optimizers[name].set_learning_rate(lr)``.
 
         Raises
         ------
@@ -689,7 +746,7 @@ class MultiLRTrainer(Trainer):
         updaters = [_mxnet.updater_of(self._kvstore)] if self._update_on_kvstore else self._updaters
         return checkpoint.TrainerState(
             self._params,
-            self._optimizer,
+            self._partition,
             updaters,
             bool(self._update_on_kvstore),
             self._contexts,
@@ -724,6 +781,8 @@ class MultiLRTrainer(Trainer):
         # Every multiplier and schedule works there, and a kvstore updates before the norm of all gradients is known.
         if _mxnet.workers_should_update(self) or self._clipping.max_norm is not None:
             _mxnet.let_workers_update(self)
+        if _mxnet.servers_update(self):
+            pickle.dumps(self._optimizer, 0)  # as the kvstore will: an error comes before there is a kvstore
         with _mxnet.sharing_connection(self, self._creation_number):
             super()._init_kvstore()
         if _mxnet.has_sent_optimizer(self):
@@ -763,17 +822,21 @@ class MultiLRTrainer(Trainer):
         store_updates = bool(self._update_on_kvstore)
         if not store_updates:
             self._measurement.begin_update(self._params)
-        with self._clipping.update([self._optimizer], self._params, ignore_stale_grad, store_updates):
+        with self._clipping.update(self._partition, self._params, ignore_stale_grad, store_updates):
             self._update_weights(ignore_stale_grad)
         self._measurement.end_update()
 
     def _update_weights(self, ignore_stale_grad: bool) -> None:
-        # AMP looks for an overflow in the first gradient, and fails if no Parameter has one.
-        if all(param.grad_req == "null" for param in self._params):
-            return
         fusable = not (self._update_on_kvstore or hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
-        if not (fusable and self._fused.update(self._updaters[0], self._params)):
-            super()._update(ignore_stale_grad)
+        fused = self._fused.prepare(self._updaters[0], self._params) if fusable else []
+        covered = {param for part in fused for param in part.params}
+        # AMP looks for an overflow in the first gradient, and fails if no Parameter has one.
+        if any(param not in covered and param.grad_req != "null" for param in self._params):
+            # First, because it raises an error before anything has changed if a gradient is stale.
+            with _mxnet.without_parameters(self, covered):
+                super()._update(ignore_stale_grad)
+        for part in fused:
+            part.run()
 
     @contextlib.contextmanager
     def _surrounded_update(self) -> Iterator[None]:
@@ -783,21 +846,18 @@ class MultiLRTrainer(Trainer):
 
     def _accumulated_gradients(self, batch_size: float, ignore_stale_grad: bool) -> ContextManager[float]:
         """Surround an update with the gradients of this step and those that were collected; gives the batch size."""
-        return self._accumulation.added(self._params, self._optimizer, batch_size, self._scale, ignore_stale_grad)
+        return self._accumulation.added(self._params, self._partition, batch_size, self._scale, ignore_stale_grad)
+
+    def _flushed_gradients(self) -> ContextManager[float]:
+        """Surround an update with the gradients that were collected; gives their batch size."""
+        return self._accumulation.flushed(self._params, self._partition, self._scale)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
         resolved = resolve_assignment(multipliers, field, self._params)
         self._multipliers.assign({field: resolved.assignments[field]}, resolved.blocks)
 
-    def _rates(self, updates: Iterable[int]) -> list[float]:
-        """Evaluate the optimizer's own learning rate at ``updates``."""
-        # With a copy: schedulers count their calls, and stock Trainer asks them in order.
-        scheduler, rate = copy.deepcopy(self._optimizer.lr_scheduler), self._optimizer.lr
-        return [rate if scheduler is None else scheduler(update) for update in updates]
-
     def _rows(self, **kwargs: Any) -> list[report.SummaryRow]:
-        (rate,) = self._rates([self._optimizer.num_update + 1])
-        return report.summary_rows(self._resolved, self._multipliers.trainable, rate, self._optimizer.wd, **kwargs)
+        return report.summary_rows(self._resolved, self._multipliers.trainable, self._partition, **kwargs)
 
     def _members_of_groups(self) -> dict[str, list[Parameter]]:
         return report.members_of_groups(self._resolved, self._multipliers.trainable)
@@ -805,5 +865,5 @@ class MultiLRTrainer(Trainer):
     def _planned(self, num_updates: int) -> tuple[Sequence[int], list[tuple[str, list[float]]]]:
         """Give the numbers of the next updates, and the learning rates of each group at them."""
         updates = range(self._optimizer.num_update + 1, self._optimizer.num_update + 1 + num_updates)
-        schedules, rates = self._multipliers.schedules["lr_mult"], self._rates(updates)
-        return updates, report.planned_rates(self._resolved, self._multipliers.trainable, schedules, updates, rates)
+        trainable, schedules = self._multipliers.trainable, self._multipliers.schedules["lr_mult"]
+        return updates, report.planned_rates(self._resolved, trainable, self._partition, schedules, updates)

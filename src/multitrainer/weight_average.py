@@ -132,10 +132,12 @@ class WeightAverage:
         Raises
         ------
         RuntimeError
-            Inside `applied`, where the weights of the network are averages.
+            Inside `applied`, where the weights of the network are averages; or if another trainer was built for the
+            Parameters, because this one makes no more updates.
         """
         self._trainer._averages.check_not_applied("average.update()")
         if self._updates_seen == self._trainer._averages.updates:
+            self._check_owner()
             return
         self._updates_seen = self._trainer._averages.updates
         self._num_updates += 1
@@ -261,7 +263,15 @@ class WeightAverage:
         self._updates_seen = self._trainer._averages.updates - state.is_behind
         return left_out
 
-    def include(self, params: Iterable[Parameter]) -> None:
+    def _check_owner(self) -> None:
+        others = [p.name for p in self._trainer._multipliers.trainable if _mxnet.trainer_of(p) is not self._trainer]
+        if others:
+            raise RuntimeError(
+                f"the trainer of this average has made no update, and another trainer was built for {others[0]!r}: "
+                "average the weights of that one, WeightAverage(trainer); its load() can take over these averages"
+            )
+
+    def _include(self, params: Iterable[Parameter]) -> None:
         """Begin averages of those Parameters that have none; the trainer calls it before each update."""
         new = [param for param in params if param not in self._arrays and _mxnet.is_initialized(param)]
         _check_dense(new)

@@ -2,7 +2,11 @@
 
 import sys
 
+import pytest
+
 from support import run_python
+
+NUMPY = "numpy>=1.26,<2" if sys.version_info >= (3, 12) else "numpy<1.24"
 
 
 def test_import_leaves_numpy_as_it_was():
@@ -38,6 +42,48 @@ def test_an_unsuitable_numpy_raises_an_error_that_names_the_one_to_install():
     )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    wanted = "numpy>=1.26,<2" if sys.version_info >= (3, 12) else "numpy<1.24"
     assert last.startswith("ImportError: MXNet cannot be imported with NumPy 2.1.0")
-    assert last.endswith(f"pip install '{wanted}'")
+    assert last.endswith(f"pip install '{NUMPY}'")
+
+
+def refused(tmp_path, name, content, prepare=""):
+    """Return the output of an import beside a package of that content that stands in for MXNet."""
+    if content is not None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(content)
+    done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {prepare}\nimport multitrainer")
+    assert done.returncode == 1
+    return done.stderr
+
+
+@pytest.mark.parametrize("prepare", ["", "import mxnet"], ids=["", "imported before"])
+def test_mxnet_2_is_refused_in_one_line(tmp_path, prepare):
+    """With a package of version 2.0.0 without `mxnet.module`, because the tests run with MXNet 1.9.1."""
+    errors = refused(tmp_path, "mxnet", "__version__ = '2.0.0'", prepare)
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith(
+        "ImportError: MXNet 2.0.0 is not supported, because it has another Gluon; install 1.9.1: pip"
+    )
+    assert last.endswith(f"pip install 'mxnet>=1.9.1,<2' '{NUMPY}'")
+    assert errors.count("Traceback") == 1
+
+
+def test_mxnet_2_that_an_unsuitable_numpy_keeps_from_being_imported_is_refused_as_such(tmp_path):
+    (tmp_path / "mxnet-2.0.0b1.dist-info").mkdir()
+    (tmp_path / "mxnet-2.0.0b1.dist-info" / "METADATA").write_text("Name: mxnet\nVersion: 2.0.0b1\n")
+    errors = refused(tmp_path, "mxnet", "import numpy\nnumpy.no_such_name")
+    assert "ImportError: MXNet 2.0.0b1 is not supported" in errors.strip().splitlines()[-1]
+    assert errors.count("Traceback") == 1
+
+
+def test_a_missing_mxnet_is_named_with_what_to_install(tmp_path):
+    errors = refused(tmp_path, "", None, "sys.modules['mxnet'] = None")
+    assert errors.strip().splitlines()[-1] == (
+        f"ModuleNotFoundError: MXNet is not installed: pip install 'mxnet>=1.9.1,<2' '{NUMPY}'"
+    )
+    assert errors.count("Traceback") == 1
+
+
+def test_a_package_that_mxnet_misses_is_named_as_ever(tmp_path):
+    errors = refused(tmp_path, "mxnet", "import no_such_package")
+    assert errors.strip().splitlines()[-1] == "ModuleNotFoundError: No module named 'no_such_package'"

@@ -31,6 +31,27 @@ def test_who_updates_before_the_kvstore_is_set_up(kvstore, update_on_kvstore, wo
     assert bool(_mxnet.servers_update(trainer)) is servers
 
 
+@pytest.mark.parametrize(
+    ("kvstore", "update_on_kvstore", "reason"),
+    [
+        ("device", None, None),
+        ("dist_sync", None, None),
+        ("dist_sync", False, None),
+        (None, False, None),
+        ("local", True, "update_on_kvstore is True"),
+        ("dist_async", None, "kvstore 'dist_async' updates on the parameter servers"),
+    ],
+)
+def test_why_workers_cannot_update(kvstore, update_on_kvstore, reason):
+    trainer = make_trainer(kvstore=kvstore, update_on_kvstore=update_on_kvstore)
+    assert _mxnet.why_not_workers(trainer) == reason
+    _mxnet.let_workers_update(trainer)
+    if reason is None and kvstore != "dist_sync":
+        train(mlp(CONTEXTS), None, [], CONTEXTS)
+        trainer._init_kvstore()
+        assert not trainer._update_on_kvstore
+
+
 @pytest.mark.parametrize(("value", "servers"), [("0", False), ("1", True)])
 def test_the_environment_decides_if_the_user_does_not(value, servers, monkeypatch):
     monkeypatch.setenv("MXNET_UPDATE_ON_KVSTORE", value)
@@ -129,3 +150,20 @@ def test_sparse_weights(stype):
     param = mx.gluon.Parameter("w", shape=(2, 2), stype=stype)
     param.initialize()
     assert _mxnet.has_sparse_weights(Trainer([param], "sgd")) is (stype == "row_sparse")
+
+
+@pytest.mark.parametrize("set_up", [False, True])
+@pytest.mark.parametrize(
+    ("options", "fits", "fits_several_machines"),
+    [({}, True, True), ({"grad_stype": "row_sparse"}, True, False), ({"stype": "row_sparse"}, False, False)],
+)
+def test_a_kvstore_for_dense_parameters_takes_others(options, fits, fits_several_machines, set_up):
+    param = mx.gluon.Parameter("w", shape=(2, 2), **options)
+    trainer = make_trainer(kvstore="local")
+    if set_up:
+        trainer._init_kvstore()
+    assert _mxnet.kvstore_fits(trainer, param) is (fits or not set_up)
+    trainer._distributed = True
+    assert _mxnet.kvstore_fits(trainer, param) is (fits_several_machines or not set_up)
+    trainer._contains_sparse_weight = True
+    assert _mxnet.kvstore_fits(trainer, param)

@@ -64,6 +64,17 @@ def test_parameters_get_their_trainers_back_only_after_an_error():
     with pytest.raises(KeyError):
         fail()
     assert (_mxnet.trainer_of(first), _mxnet.trainer_of(second)) == (owner, None)
+    optimizer = owner.optimizer
+    known = optimizer.param_dict
+
+    def fail_with_optimizer():
+        with _mxnet.restoring_owners([first, second], optimizer):
+            gluon.Trainer([first, second], optimizer)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_with_optimizer()
+    assert optimizer.param_dict is known
     with _mxnet.restoring_owners([second]):
         trainer = gluon.Trainer([second], "sgd")
     assert _mxnet.trainer_of(second) is trainer
@@ -179,3 +190,15 @@ def test_arrays_gradients_and_freshness_of_all_contexts(ctx):
 def test_a_weight_is_sparse_whatever_its_gradient_is(stype, grad_stype):
     param = gluon.Parameter("w", shape=(3, 2), stype=stype, grad_stype=grad_stype)
     assert _mxnet.has_sparse_weight(param) == (stype == "row_sparse")
+
+
+def test_gradient_arrays_are_those_of_each_context():
+    net = mlp(CONTEXTS)
+    arrays = _mxnet.gradient_arrays(net[0].weight)
+    assert [array.context for array in arrays] == CONTEXTS
+    arrays[1][:] = 3
+    assert (net[0].weight.grad(CONTEXTS[1]).asnumpy() == 3).all()
+    net[0].weight.grad_req = "null"
+    deferred = gluon.Parameter("w", shape=(0, 2), allow_deferred_init=True)
+    deferred.initialize()
+    assert list(_mxnet.gradient_arrays(net[0].weight)) == list(_mxnet.gradient_arrays(deferred)) == []

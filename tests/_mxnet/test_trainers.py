@@ -72,3 +72,22 @@ def test_several_ranks_of_horovod_are_refused(ranks):
             _mxnet.check_one_horovod_rank(trainer)
     else:
         _mxnet.check_one_horovod_rank(trainer)
+
+
+def test_appended_parameters_come_last_and_nothing_is_changed_in_place():
+    net = mlp(batchnorm=False)
+    trainer = Trainer(net[0].collect_params(), "sgd", {"momentum": 0.9})
+    before, param_dict = dict(vars(trainer)), trainer.optimizer.param_dict
+    copies = {name: list(value) for name, value in before.items() if isinstance(value, (list, dict))}
+    _mxnet.append_parameters(trainer, [net[1].bias])
+    assert trainer._params == [*before["_params"], net[1].bias]
+    assert trainer._param2idx[net[1].bias.name] == 2
+    assert trainer.optimizer.param_dict == {**param_dict, 2: net[1].bias}
+    assert _mxnet.trainer_of(net[1].bias) is trainer
+    assert not trainer._contains_sparse_weight
+    assert {name: list(before[name]) for name in copies} == copies
+    assert list(param_dict) == [0, 1]
+    backward(net, *batches(1)[0])
+    before = snapshot(net)
+    trainer.step(4)
+    assert moved(before, snapshot(net)) == set(before) - {net[1].weight.name}

@@ -21,10 +21,10 @@ def test_entries_of_a_good_file(saved):
     with Reader(path) as reader:
         header = read_header(reader)
     assert list(header.parameters) == [param.name for param in run.trainer._params]
-    assert (header.num_update, header.was_frozen, header.optimizer_class) == (2, True, "SGD")
-    assert header.optimizer_attributes["momentum"] == 0.9
-    assert header.by_parameter == {}
-    assert header.lr_scheduler["object"][0] == "FactorScheduler"
+    assert (header.num_update, header.was_frozen, header.optimizers[0].kind) == (2, True, "SGD")
+    assert header.optimizers[0].attributes["momentum"] == 0.9
+    assert header.optimizers[0].by_parameter == {}
+    assert header.optimizers[0].lr_scheduler["object"][0] == "FactorScheduler"
     assert header.loss_scaler is None
     assert header.shared == []
 

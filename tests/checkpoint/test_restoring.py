@@ -39,7 +39,8 @@ class TestResume:
     @pytest.mark.parametrize("update_on_kvstore", [True, False])
     @pytest.mark.parametrize("kvstore", ["local", "device"])
     @pytest.mark.parametrize(
-        ("name", "params"), [("sgd", {"momentum": 0.9}), ("adam", {}), ("ftml", {}), ("lbsgd", {})]
+        ("name", "params"),
+        [("sgd", {"momentum": 0.9}), ("adam", {}), ("adamw", {"correct_bias": False}), ("ftml", {}), ("lbsgd", {})],
     )
     def test_two_contexts(self, name, params, kvstore, update_on_kvstore, tmp_path):
         params = {"learning_rate": 0.05, **params}
@@ -96,7 +97,7 @@ class TestResume:
 
 
 class TestKindsOfState:
-    @pytest.mark.parametrize("name", ["sgd", "nag", "adam", "lamb", "lbsgd", "signum", "ftml"])
+    @pytest.mark.parametrize("name", ["sgd", "nag", "adam", "adamw", "lamb", "lbsgd", "signum", "ftml"])
     def test_half_precision_with_master_weights(self, name, tmp_path):
         def build():
             mx.random.seed(2)

@@ -16,14 +16,18 @@ def test_keys_that_could_be_indices(value, expected):
     assert has_index_keys(value, 3) is expected
 
 
+def updated(trainer):
+    return trainer._training().updated_indices(trainer._partition.main)
+
+
 def test_updated_indices():
     net = mlp()
     trainer = MultiLRTrainer([net, (net[0], 0)], "sgd", {"momentum": 0.9})
-    assert trainer._training().updated_indices() == (set(), set())
+    assert updated(trainer) == (set(), set())
     train(net, trainer, batches(1))
     trains = {i for i, param in enumerate(trainer._params) if param.lr_mult != 0 and "running" not in param.name}
     assert len(trains) == 4
-    assert trainer._training().updated_indices() == (trains, trains)
+    assert updated(trainer) == (trains, trains)
 
 
 def test_loss_scales():

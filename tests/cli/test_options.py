@@ -70,6 +70,10 @@ class TestOptimizer:
     def test_takes_the_given_rate_and_weight_decay(self):
         assert options.parse_optimizer("Adam", 0.5, 0) == ("adam", {"wd": 0, "learning_rate": 0.5})
 
+    def test_adamw_has_a_weight_decay_of_its_own(self):
+        assert options.parse_optimizer("adamw", None, None) == ("adamw", {"wd": 0.01})
+        assert options.parse_optimizer("AdamW", 0.5, 0.1) == ("adamw", {"wd": 0.1, "learning_rate": 0.5})
+
     @pytest.mark.parametrize(
         ("name", "momentum"), [("nag", 0.9), ("sgd", 0.9), ("dcasgd", None), ("signum", None), ("adam", None)]
     )

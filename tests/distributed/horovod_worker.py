@@ -120,11 +120,14 @@ def make_net(case, shift):
 
 def make_trainer(kind, case, net, **options):
     groups = [(net[int(path)], multiplier) for path, multiplier in case.get("groups", {}).items()]
+    for path, (optimizer, params) in case.get("own", {}).items():
+        groups.append(multitrainer.ParamGroup(net[int(path)], optimizer=optimizer, optimizer_params=params))
     if "schedule" in case:
         groups.append((net[case["schedule"]], lambda num_update: 1 / num_update if num_update > 1 else 0))
     params = {"learning_rate": 0.05, **case.get("optimizer_params", {})}
     options["max_grad_norm"] = case.get("max_grad_norm")
-    return kind([net, *groups], case.get("optimizer", "sgd"), params, **options)
+    known = net if "built_on" not in case else net[case["built_on"]]
+    return kind([known, *groups], case.get("optimizer", "sgd"), params, **options)
 
 
 def change(step, case, net, trainer, rank):
@@ -134,6 +137,8 @@ def change(step, case, net, trainer, rank):
             continue
         if setter == "set_learning_rate":
             trainer.set_learning_rate(value)
+        elif setter == "add":
+            trainer.add([(net[path], value)])
         else:
             getattr(trainer, setter)({net[path]: value})
 

@@ -26,6 +26,10 @@ def main():
     global INDEX
     ctx = CONTEXTS if CASE.get("contexts") == 2 else [mx.cpu(0)]
     net = mlp(ctx, batchnorm=CASE.get("batchnorm", False)) if not CASE.get("convolution") else convolution()
+    if CASE.get("layers") == 3:  # the third one is not called
+        net.add(gluon.nn.Dense(2, in_units=2, prefix="net_dense2_"))
+        net[2].initialize()
+        net.hybrid_forward = lambda _, x: net[1](net[0](x))
     kv = CASE["kvstore"]
     if CASE.get("ready"):
         kv = mx.kv.create(kv)
@@ -44,9 +48,11 @@ def main():
     for step in range(CASE.get("first", 0), CASE.get("steps", 3)):
         if step == CASE.get("save_at"):
             save(net, trainer, errors)
+        known_errors = len(errors)
         change(step, net, trainer, errors)
         try:
-            train(step, net, trainer, ctx)
+            if len(errors) == known_errors or not CASE.get("no_step_after_errors"):
+                train(step, net, trainer, ctx)
         except (RuntimeError, UserWarning) as error:
             errors.append([step, type(error).__name__, str(error)])
             if CASE.get("ends_at_error"):
@@ -87,7 +93,10 @@ def make_trainer(net, kv):
         net[int(path)].collect_params().setattr("lr_mult", multiplier)
     spec = net.collect_params()
     if not CASE.get("stock"):
-        spec = [net, *((net[int(path)], multiplier) for path, multiplier in CASE.get("groups", {}).items())]
+        known = net if "built_on" not in CASE else net[CASE["built_on"]]
+        spec = [known, *((net[int(path)], multiplier) for path, multiplier in CASE.get("groups", {}).items())]
+        for path, (optimizer, params) in CASE.get("own", {}).items():
+            spec.append(multitrainer.ParamGroup(net[int(path)], optimizer=optimizer, optimizer_params=params))
         if "schedule" in CASE:
             spec.append((net[CASE["schedule"]], lambda num_update: 1 / num_update))
     options = {key: CASE[key] for key in OPTIONS if key in CASE}
@@ -143,6 +152,8 @@ def change(step, net, trainer, errors):
                 trainer.optimizer.lr_scheduler = mx.lr_scheduler.FactorScheduler(1, 0.5, base_lr=value)
             elif setter == "schedule":
                 trainer.set_lr_mult({net[path]: lambda num_update, value=value: value})
+            elif setter == "add":
+                trainer.add([(net[path], value)])
             else:
                 getattr(trainer, setter)({net[path]: value})
         except RuntimeError as error:

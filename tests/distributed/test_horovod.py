@@ -149,6 +149,19 @@ class TestAllRanksAgree:
         case = {"optimizer": name, "optimizer_params": params, "groups": {0: 0.1, 1: 3}, "steps": 5}
         assert train(**case).distance(horovod_worker.train_alone(case)) < (BOUND if name == "sgd" else 1e-4)
 
+    @pytest.mark.parametrize("options", [{}, {"num_groups": 2}, {"gradient_predivide_factor": 2.0}], ids=str)
+    def test_groups_with_optimizers_of_their_own(self, train, options):
+        case = {
+            "own": {1: ["nag", {"learning_rate": 0.02, "momentum": 0.5, "rescale_grad": 0.5}]},
+            "optimizer_params": {"momentum": 0.9},
+            "changes": [[1, "set_lr_mult", 1, 0], [3, "set_lr_mult", 1, 0.5], [4, "set_lr_mult", 0, 0]],
+            "steps": 6,
+            **options,
+        }
+        result = train(**case)
+        assert result.distance(horovod_worker.train_alone(case)) < BOUND
+        assert moved(*result.history[3:5]) == SECOND
+
     def test_weights_that_are_initialized_by_the_first_forward(self, train):
         case = {"deferred": True, "groups": {0: 0.1}}
         assert train(**case).distance(horovod_worker.train_alone(case)) < BOUND
@@ -284,6 +297,33 @@ class TestAccumulation:
 
 @needs_horovod
 @pytest.mark.slow
+class TestAdd:
+    @pytest.mark.parametrize("options", [{}, {"np": 3, "process_set": [1, 2]}], ids=["all", "process set"])
+    def test_before_the_first_step_as_one_process(self, train, options):
+        case = {"built_on": 0, "changes": [[0, "add", 1, 0.5]], "optimizer_params": {"momentum": 0.9}}
+        assert train(**case, **options).distance(horovod_worker.train_alone(case)) < BOUND
+
+    def test_in_mid_training_ranks_agree_from_then_on(self, train):
+        """Until it is added, the second layer has other weights on rank 1."""
+        result = train(differ=SECOND, built_on=0, steps=4, changes=[[1, "add", 1, 0.5], [3, "set_lr_mult", 1, 0]])
+        one, two = result.ranks
+        assert moved(one[0], two[0]) == SECOND
+        for step in (1, 2, 3):
+            assert not moved(one[step], two[step])
+        assert moved(one[0], one[1]) == FIRST | SECOND
+        assert moved(one[2], one[3]) == FIRST
+        assert [len(calls) for calls in result.reduced] == [2, 4, 4, 2]
+
+    def test_ranks_that_do_not_all_add_get_an_error(self, tmp_path):
+        """Rank 1 alone adds the second layer, where Horovod would wait for its broadcast forever."""
+        code, output = horovodrun(tmp_path, {"built_on": 0, "changes": [[1, "add", 1, 1, 1]]})
+        assert code != 0
+        for rank in (0, 1):
+            assert f"[{rank}]<stderr>:RuntimeError: Parameters were added to the trainers of some" in output
+
+
+@needs_horovod
+@pytest.mark.slow
 class TestStates:
     @pytest.mark.parametrize("options", [{}, {"np": 3, "process_set": [1, 2]}], ids=["all", "process set"])
     def test_saved_and_resumed_bit_for_bit(self, train, options):
@@ -295,6 +335,13 @@ class TestStates:
         assert not any(moved(one, two) for one, two in zip(first.history[3:], again.history))
         assert len(again.history) == 2
         assert moved(*again.history) == FIRST
+
+    def test_of_groups_with_optimizers_of_their_own(self, train):
+        case = {"own": {1: ["adam", {}]}, "steps": 5}
+        first = train(**case, save_at=3)
+        again = train(**case, resume=str(first.folder), first=3)
+        assert not any(moved(one, two) for one, two in zip(first.history[3:], again.history))
+        assert moved(*again.history) == FIRST | SECOND
 
 
 @needs_horovod
@@ -371,6 +418,15 @@ class TestOneProcess:
         out = python(
             "hvd.init()\n"
             "try: make(net, hvd.DistributedOptimizer(mx.optimizer.SGD()))\n"
+            "except TypeError as error: print(error)\n"
+        )
+        assert "not a DistributedOptimizer around it" in out
+
+    def test_a_distributed_optimizer_of_a_group_is_refused(self, python):
+        out = python(
+            "from multitrainer import ParamGroup\n"
+            "hvd.init()\n"
+            "try: make([net, ParamGroup(net[1], optimizer=hvd.DistributedOptimizer(mx.optimizer.SGD()))])\n"
             "except TypeError as error: print(error)\n"
         )
         assert "not a DistributedOptimizer around it" in out

@@ -113,16 +113,78 @@ class TestWorkersUpdate:
         assert result.distance(train_alone(train, **case)) < BOUND
         assert result.moved(2, 5) == SECOND
 
+    @pytest.mark.parametrize("at", [0, 2])
+    def test_parameters_are_added(self, train, at):
+        changes = [[at, "add", 1, 0.5], [4, "set_lr_mult", 0, 0], [5, "set_lr_mult", 0, 1]]
+        case = {"steps": 7, "built_on": 0, "optimizer_params": {"momentum": 0.9}, "changes": changes}
+        result = train(kvstore="dist_sync", **case)
+        assert result.errors == []
+        result.assert_ranks_agree()
+        assert result.distance(train_alone(train, **case)) < BOUND
+        assert result.moved(at, at + 1) == FIRST | SECOND
+        assert result.moved(3, 4) == SECOND
+
+    @pytest.mark.parametrize("contexts", [1, 2])
+    def test_added_parameters_have_the_values_of_rank_0_in_the_next_forward_pass(self, train, contexts):
+        case = {"kvstore": "dist_sync", "steps": 2, "built_on": 0, "changes": [[1, "add", 1, 1]]}
+        one, two = train(**case, contexts=contexts, ready=True).ranks
+        rng = np.random.RandomState(1)
+        x, y = rng.randn(8, 3), rng.randn(8, 2)
+        hidden = x @ one["0/net_dense0_weight"].T + one["0/net_dense0_bias"]
+        weight = one["0/net_dense1_weight"]  # of rank 0; rank 1 has others until they are added
+        assert (weight != two["0/net_dense1_weight"]).all()
+        gradient = (hidden @ weight.T + one["0/net_dense1_bias"] - y).T @ hidden / 2
+        for rank in (one, two):
+            assert abs(rank["1/net_dense1_weight"] - (weight - 0.05 / 8 * gradient)).max() < BOUND
+
+    @pytest.mark.parametrize("late", [0, 1])
+    def test_if_some_ranks_add_nothing_all_ranks_raise(self, train, late):
+        changes = [[1, "add", 1, 1, 1 - late], [2, "add", 1, 1]]
+        case = {"kvstore": "dist_sync", "steps": 4, "built_on": 0, "changes": changes}
+        result = train(**case, ready=True, no_step_after_errors=True)
+        assert len(result.errors) == 2
+        for _, kind, text in result.errors:
+            assert kind == "RuntimeError"
+            assert "some of the 2 ranks only: call trainer.add on every rank" in text
+        for step in (2, 3):
+            for name in FIRST | SECOND:
+                one, two = (ranks[f"{step}/{name}"] for ranks in result.ranks)
+                assert (one == two).all()
+
     def test_unfrozen_in_mid_training(self, train):
         result = train(kvstore="dist_sync", steps=4, groups={"0": 0}, changes=[[2, "set_lr_mult", 0, 1]])
         result.assert_ranks_agree()
         assert result.moved(0, 1) == SECOND
         assert result.moved(1, 3) == FIRST | SECOND
 
+    def test_adamw(self, train):
+        """With an epsilon larger than rounding errors of gradients."""
+        case = {"optimizer": "adamw", "optimizer_params": {"epsilon": 0.01}, "groups": {"0": 0.5}, "steps": 4}
+        result = train(kvstore="dist_sync", **case, changes=[[2, "set_lr_mult", 0, 0]])
+        assert result.errors == []
+        result.assert_ranks_agree()
+        assert result.distance(train_alone(train, **case, changes=[[2, "set_lr_mult", 0, 0]])) < BOUND
+        assert result.moved(1, 3) == SECOND
+
     def test_schedule(self, train):
         result = train(kvstore="dist_sync", schedule=0)
         result.assert_ranks_agree()
         assert result.distance(train_alone(train, schedule=0)) < BOUND
+
+    @pytest.mark.parametrize("contexts", [1, 2])
+    def test_groups_with_optimizers_of_their_own(self, train, contexts):
+        case = {
+            "own": {"1": ["nag", {"learning_rate": 0.02, "momentum": 0.5}]},
+            "optimizer_params": {"momentum": 0.9},
+            "changes": [[1, "set_lr_mult", 1, 0], [3, "set_lr_mult", 1, 0.5], [4, "set_lr_mult", 0, 0]],
+            "steps": 6,
+            "contexts": contexts,
+        }
+        result = train(kvstore="dist_sync", **case)
+        assert result.errors == []
+        result.assert_ranks_agree()
+        assert result.distance(train_alone(train, **case)) < BOUND
+        assert (result.moved(0, 2), result.moved(3, 5)) == (FIRST, SECOND)
 
     def test_two_contexts_a_worker(self, train):
         case = {"contexts": 2, "groups": {"0": 0.5}, "batchnorm": True}
@@ -267,6 +329,14 @@ class TestStates:
         assert all((array == first.ranks[0][key]).all() for key, array in again.ranks[0].items())
         assert again.moved(3, 4) == FIRST
 
+    def test_of_groups_with_optimizers_of_their_own(self, train):
+        case = {"kvstore": "dist_sync", "servers": 1, "own": {"1": ["adam", {}]}, "steps": 5}
+        first = train(**case, save_at=3)
+        again = train(**case, resume=str(first.folder), first=3)
+        again.assert_ranks_agree()
+        assert all((array == first.ranks[0][key]).all() for key, array in again.ranks[0].items())
+        assert again.moved(3, 4) == FIRST | SECOND
+
     def test_states_on_servers_are_refused(self, train):
         result = train(**SERVERS, servers=1, optimizer_params={"momentum": 0.9}, save_at=1, steps=2)
         kinds = sorted([error[:2] for error in about["errors"]] for about in result.about)
@@ -286,6 +356,17 @@ class TestStates:
 
 class TestServersUpdate:
     """The servers update if asked to, and always under dist_async."""
+
+    @pytest.mark.parametrize("kvstore", ["dist_sync", "dist_async"])
+    def test_parameters_are_added_before_the_first_step_only(self, train, kvstore):
+        changes = [[0, "add", 1, 0.5], [1, "add", 2, 1]]
+        case = {"kvstore": kvstore, "update_on_kvstore": True, "built_on": 0, "layers": 3, "changes": changes}
+        result = train(**case, workers=1)
+        assert result.moved(0, 2) == FIRST | SECOND
+        ((step, kind, text),) = result.errors
+        assert (step, kind) == (1, "RuntimeError")
+        assert "'net_dense2_bias' cannot be added any more" in text
+        assert result.distance(train_alone(train, **{**case, "changes": changes[:1]})) < BOUND
 
     @pytest.mark.parametrize(
         "setter",
@@ -327,6 +408,16 @@ class TestServersUpdate:
         for about in result.about:
             for (_, ratios), (_, expected) in zip(about["figures"], alone.about[0]["figures"]):
                 assert ratios == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("stock", [False, True])
+    @pytest.mark.parametrize("kvstore", ["dist_sync", "dist_async"])
+    def test_adamw_is_refused_before_it_is_sent(self, train, kvstore, stock):
+        """A server could not import it, and a synchronous one would give back gradients in place of weights."""
+        # `ready`: the servers wait for workers that end before they have a kvstore, and so would this test.
+        result = train(kvstore=kvstore, update_on_kvstore=True, optimizer="adamw", stock=stock, ready=True)
+        assert len(result.errors) == 2 * 3
+        assert all("AdamW cannot run on parameter servers" in text for _, _, text in result.errors)
+        assert result.moved(0, 2) == set()
 
     def test_lars_keeps_the_trajectory_of_stock(self, train):
         # `ready` gives each worker the share of its rank: all begin with the statistics of rank 0.

@@ -5,10 +5,13 @@ import pickle
 
 import mxnet as mx
 import pytest
+from gluoncv import model_zoo
+from mxnet import autograd
 from mxnet.gluon import Trainer, nn
 
+from multitrainer import MultiLRTrainer
 from multitrainer.freezing.known_blocks import KnownBlocks
-from support import backward, batches, mlp
+from support import backward, batches, mlp, moved, snapshot
 
 
 class TestRoots:
@@ -195,3 +198,77 @@ def test_only_traces_around_newcomers_are_dropped():
     known.forget_traces_of_newcomers([new.weight])
     assert net._cached_op is None
     assert beside._cached_op is not None
+
+
+# Of each kind of network in GluonCV's zoo, and the size of an input that it takes.
+FAST_ZOO = {"cifar_resnet20_v1": 32, "resnet18_v1b": 32, "mobilenetv3_small": 64, "mobilenetv2_0.5": 224}
+SLOW_ZOO = {
+    "alexnet": 96,
+    "densenet121": 224,
+    "dla34": 64,
+    "inceptionv3": 299,
+    "resnest14": 64,
+    "se_resnet18_v1": 64,
+    "shufflenet_v2": 224,
+    "squeezenet1.1": 224,
+    "vgg11_bn": 224,
+    "xception": 96,
+    "simple_pose_resnet18_v1b": 64,
+    "center_net_resnet18_v1b_voc": 64,
+    "fcn_resnet50_voc": 480,
+    "yolo3_mobilenet0.25_custom": 64,
+    "ssd_300_mobilenet0.25_voc": 300,
+}
+WITH_BASE = ("simple_pose", "center_net", "fcn", "yolo3", "ssd")
+ZOO = [*FAST_ZOO.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW_ZOO.items())]
+
+
+def zoo_network(name):
+    options = {"classes": ["one", "two"]} if "custom" in name else {}
+    base = {"pretrained_base": False} if name.startswith(WITH_BASE) else {}
+    net = model_zoo.get_model(name, pretrained=False, **options, **base)
+    net.initialize()
+    return net
+
+
+def zoo_step(net, trainer, size):
+    """Make a step with every output of the network as its loss."""
+    with autograd.record(train_mode="yolo" not in net.name):  # in which YOLO needs targets
+        outputs = net(mx.nd.random.normal(shape=(2, 3, size, size)))
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        value = sum(each.sum() for each in outputs if isinstance(each, mx.nd.NDArray))
+    value.backward()
+    trainer.step(2, ignore_stale_grad=True)
+
+
+@pytest.mark.parametrize(("name", "size"), ZOO)
+def test_no_network_of_the_zoo_raises_a_false_alarm(name, size):
+    net = zoo_network(name)
+    net.hybridize()
+    trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 1e-4})
+    zoo_step(net, trainer, size)
+    trainer.set_lr_mult({net: 0.5})
+    zoo_step(net, trainer, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("ssd_300_mobilenet0.25_voc", 300), ("yolo3_mobilenet0.25_custom", 64)])
+def test_a_detector_that_gets_other_classes(name, size):
+    """GluonCV's ``reset_class`` replaces the layers that predict them."""
+    net = zoo_network(name)
+    trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 1e-4})
+    zoo_step(net, trainer, size)
+    old = set(net.collect_params().values())
+    net.reset_class(["one", "two", "three"])
+    with pytest.raises(ValueError, match=r"would never be trained.*trainer\.add"):
+        zoo_step(net, trainer, size)
+    new = [param for param in net.collect_params().values() if param not in old]
+    if "yolo" in name:  # whose new layers have the names of the old ones
+        with pytest.raises(ValueError, match="or build a new trainer if it takes the place of the other one"):
+            trainer.add([(new, 10)])
+        trainer = MultiLRTrainer([net, (new, 10)], "sgd", {"learning_rate": 1e-4})
+    else:
+        trainer.add([(new, 10)])
+    before = snapshot(net)
+    zoo_step(net, trainer, size)
+    assert {param.name for param in new} & moved(before, snapshot(net))

@@ -207,6 +207,27 @@ class TestOneUpdateOfManySteps:
 
         assert run(MultiLRTrainer, 3, False) == run(Trainer, 1, True)
 
+    def test_numpy_arrays(self):
+        """Under mx.npx.set_np, Parameters hold arrays of another class."""
+        net = mlp(batchnorm=False)
+        expected = train(net, MultiLRTrainer(net, "adam", accumulate=2), batches(4))[-1]
+        with mx.util.np_shape(True), mx.util.np_array(True):
+            net = nn.Sequential(prefix="np_")
+            with net.name_scope():
+                net.add(nn.Dense(4, in_units=3), nn.Dense(2, in_units=4))
+            net.initialize()
+            first = mlp(batchnorm=False)
+            for param, other in zip(net.collect_params().values(), first.collect_params().values()):
+                param.set_data(other.data().as_np_ndarray())
+            trainer = MultiLRTrainer(net, "adam", accumulate=2)
+            for x, y in batches(4):
+                with autograd.record():
+                    loss = ((net(x.as_np_ndarray()) - y.as_np_ndarray()) ** 2).mean(axis=1) / 2
+                loss.backward()
+                trainer.step(4)
+            for param, name in zip(net.collect_params().values(), expected):
+                assert close(param.data().asnumpy(), expected[name])
+
     def test_shapes_that_the_first_forward_pass_finds(self):
         net = nn.Dense(2)
         net.initialize(mx.init.One())
@@ -493,6 +514,26 @@ class TestFlush:
         trainer.step(4)
         assert trainer.accumulated == 2
 
+    def test_gradients_that_backward_passes_add_to(self):
+        """The gradients are 0 after it, as a loop with grad_req 'add' leaves them after a step."""
+        net = mlp(batchnorm=False)
+        net.collect_params().setattr("grad_req", "add")
+        trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.1}, accumulate=4)
+
+        def step(size):
+            trainer.step(size)
+            net.collect_params().zero_grad()
+
+        data = batches(3)
+        train(net, trainer, data[:2], step=step)
+        trainer.flush()
+        before = snapshot(net)
+        expected = gradient(net, *data[2])
+        train(net, trainer, data[2:], step=step)
+        trainer.flush()
+        for name, weight in snapshot(net).items():
+            assert close(weight - before[name], -0.1 / 4 * expected[name], 1e-4)
+
     def test_leaves_out_what_was_frozen_and_what_was_just_unfrozen(self):
         net, trainer = build(4, spec=lambda net: [net, (net[0], 0)])
         train(net, trainer, batches(2))
@@ -536,6 +577,26 @@ class TestFailures:
         trainer.step(4)
         expected = train(*build(3, ctx, params={"learning_rate": 0.1, "momentum": 0.9}), data, ctx)[-1]
         assert not moved(expected, snapshot(net))
+
+    def test_a_failed_exchange_of_sparse_gradients_can_be_repeated(self):
+        def run(failures):
+            mx.random.seed(3)
+            net = nn.Embedding(10, 4, sparse_grad=True, prefix="net_")
+            net.initialize(ctx=CONTEXTS)
+            trainer = _Failing(net, "sgd", {"learning_rate": 0.5}, accumulate=2, update_on_kvstore=False)
+            for rows in ([[1, 3], [3, 4]], [[3, 9], [0, 1]]):
+                with autograd.record():
+                    losses = [(net(mx.nd.array(row, ctx=ctx)) ** 2).sum() for row, ctx in zip(rows, CONTEXTS)]
+                autograd.backward(losses)
+                for _ in range(failures * trainer.accumulated):
+                    trainer.fails = True
+                    with pytest.raises(OSError, match="down"):
+                        trainer.step(4)
+                trainer.fails = False
+                trainer.step(4)
+            return snapshot(net)
+
+        assert not moved(run(0), run(2))
 
     @pytest.mark.parametrize("fails_at", [0, 2])
     def test_an_optimizer_that_fails(self, fails_at):

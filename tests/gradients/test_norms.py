@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import mxnet as mx
 import numpy as np
@@ -107,11 +108,27 @@ class TestOnDemand:
         with pytest.raises(RuntimeError, match=r"'net_dense._(weight|bias)' has a new gradient.*right after the step"):
             trainer.grad_norms()
 
-    def test_gradients_that_a_freeze_dropped_raise(self):
-        net, trainer, _ = stepped()
+    def test_a_freeze_leaves_them(self):
+        net, trainer, found = stepped()
         trainer.set_lr_mult({net[0]: 0})
-        with pytest.raises(RuntimeError, match=r"'net_dense0_(weight|bias)' was frozen since"):
-            trainer.grad_norms()
+        assert trainer.grad_norms() == pytest.approx(expected(found), rel=1e-6)
+
+    def test_a_schedule_that_freezes_within_the_step_leaves_them(self):
+        def schedule(num_update):
+            return float(num_update == 1)
+
+        net, trainer, found = stepped(lambda net: [net, (net[0], schedule)])
+        assert net[0].weight.grad_req == "null"
+        assert trainer.grad_norms() == pytest.approx(expected(found), rel=1e-6)
+        backward(net, *batches(1)[0])
+        trainer.step(4)
+        assert trainer.grad_norms()["0"] == 0
+
+    def test_a_copy_has_no_gradients(self):
+        net, trainer, _ = stepped()
+        _, twin = copy.deepcopy((net, trainer))
+        with pytest.raises(RuntimeError, match="gone: this trainer is a copy"):
+            twin.grad_norms()
 
     def test_asked_once_they_stay(self):
         net, trainer, _ = stepped()
@@ -225,9 +242,10 @@ class TestCases:
         trainer.update(4)
         assert trainer.grad_norms() == pytest.approx(expected(found), rel=1e-6)
 
-    @pytest.mark.parametrize("max_grad_norm", [None, 1e-3])
-    def test_copies(self, max_grad_norm):
-        net, trainer, found = stepped(max_grad_norm=max_grad_norm)
-        _, twin = copy.deepcopy((net, trainer))
+    @pytest.mark.parametrize("way", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+    def test_copies(self, way):
+        net, trainer, found = stepped(max_grad_norm=1e-3)
+        _, twin = way((net, trainer))
+        assert twin.max_grad_norm == 1e-3
         train(net, trainer, batches(2))
         assert twin.grad_norms() == pytest.approx(expected(found), rel=1e-6)

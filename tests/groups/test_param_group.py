@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import mxnet as mx
 import pytest
 from mxnet.gluon import nn
 
@@ -26,9 +27,38 @@ def test_it_shows_what_was_given():
     assert repr(group) == "ParamGroup(Dense 'fc', lr_mult=unfreeze_at(3), wd_mult=0.0, name='head')"
 
 
+def test_an_optimizer_of_its_own():
+    assert ParamGroup(mlp()).optimizer_choice is None
+    settings = {"learning_rate": 0.5}
+    group = ParamGroup(nn.Dense(2, prefix="fc_"), optimizer="Adam", optimizer_params=settings)
+    settings["learning_rate"] = 1  # the group has a copy
+    assert (group.optimizer, group.optimizer_params) == ("Adam", {"learning_rate": 0.5})
+    assert group.optimizer_choice == ("adam", {"learning_rate": 0.5})
+    assert repr(group) == "ParamGroup(Dense 'fc', optimizer='adam' with {'learning_rate': 0.5})"
+    own = mx.optimizer.Adam()
+    group = ParamGroup(nn.Dense(2, prefix="fc_"), optimizer=own)
+    assert group.optimizer_choice == (own, {})
+    assert repr(group) == "ParamGroup(Dense 'fc', optimizer=Adam)"
+    assert ParamGroup(mlp(), optimizer_params={}).optimizer_choice == (None, {})
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"optimizer": mx.optimizer.Adam}, TypeError, r"^optimizer of ParamGroup\(Dense 'fc'\) must be the name of"),
+        ({"optimizer": ""}, TypeError, r"^optimizer of ParamGroup\(Dense 'fc'\) must be .*got ''"),
+        ({"optimizer": ("adam", {})}, TypeError, "^optimizer of .*must be the name of an optimizer"),
+        (
+            {"optimizer": "adam", "optimizer_params": 0.1},
+            TypeError,
+            r"^optimizer_params of .*must be a .*got 0\.1",
+        ),
+        ({"optimizer_params": {1: 2}}, TypeError, r"^optimizer_params of .*must be a dict of setting to value"),
+        (
+            {"optimizer": mx.optimizer.Adam(), "optimizer_params": {}},
+            ValueError,
+            r"^optimizer_params of ParamGroup\(Dense 'fc'\): its Adam object has its settings already",
+        ),
         ({"lr_mult": -1}, ValueError, r"^lr_mult of ParamGroup\(Dense 'fc'\) must be .*got -1"),
         ({"lr_mult": "a"}, TypeError, r"^lr_mult of ParamGroup\(Dense 'fc'\) must be .*got 'a' of type str"),
         ({"wd_mult": -1}, ValueError, r"^wd_mult of ParamGroup\(Dense 'fc'\) must be .*got -1"),

@@ -8,7 +8,7 @@ import pytest
 from mxnet.gluon import Parameter, ParameterDict, Trainer, nn
 
 from multitrainer import MultiLRTrainer, ParamGroup, layerwise_decay
-from multitrainer.groups import ResolvedGroup, resolve, resolve_assignment
+from multitrainer.groups import OPTIMIZER, ResolvedGroup, resolve, resolve_addition, resolve_assignment
 from support import mlp, snapshot
 
 
@@ -283,3 +283,72 @@ class TestAssignment:
         resolved = resolve_assignment({net: 0.5, "net_dense1_bias": 2}, "lr_mult", members)
         assert resolved.assignments["lr_mult"][net[2].bias] == 2
         assert resolved.assignments["lr_mult"][net[2].weight] == 0.5
+
+
+class TestOptimizers:
+    """The optimizer is decided as a multiplier is."""
+
+    def deciding(self, *entries):
+        return resolve(list(entries)).deciding[OPTIMIZER]
+
+    def test_nobody_asks_for_one(self):
+        assert self.deciding(mlp()) == {}
+
+    def test_a_later_entry_refines_an_earlier_one(self):
+        net = mlp(batchnorm=False)
+        whole, layer = ParamGroup(net, optimizer="adam"), ParamGroup(net[1], optimizer_params={"wd": 1})
+        weight = ParamGroup(net[1].weight, lr_mult=3)  # keeps the optimizer that it has
+        found = self.deciding(whole, layer, weight)
+        assert found == {net[0].weight: 0, net[0].bias: 0, net[1].weight: 1, net[1].bias: 1}
+
+    def test_entries_that_agree_may_overlap(self):
+        net = mlp(batchnorm=False)
+        first, second = ParamGroup(net[0], optimizer="adam"), ParamGroup([net[0].bias, net[1]], optimizer="ADAM")
+        assert self.deciding(first, second)[net[0].bias] == 1
+
+    @pytest.mark.parametrize(
+        "other",
+        [{"optimizer": "nag"}, {"optimizer": "adam", "optimizer_params": {"wd": 1}}, {"optimizer_params": {}}],
+        ids=str,
+    )
+    def test_entries_that_disagree_raise(self, other):
+        net = mlp(batchnorm=False)
+        with pytest.raises(ValueError, match=r"dense0_bias' gets the optimizer 'adam' from entry 0 .* from entry 1"):
+            self.deciding(ParamGroup(net[0], optimizer="adam"), ParamGroup([net[0].bias, net[1]], **other))
+
+    def test_groups_keep_what_was_given(self):
+        net = mlp()
+        _, group = resolve([net, ParamGroup(net[0], optimizer="Adam", optimizer_params={"wd": 1})]).groups
+        assert (group.optimizer, group.optimizer_params) == ("Adam", {"wd": 1})
+
+
+class TestAddition:
+    def test_extends_the_groups_and_keeps_their_indices(self):
+        net = mlp(batchnorm=False)
+        present = resolve([(net[0], 0.1)])
+        added = resolve_addition([net[1], ParamGroup(net[1].bias, lr_mult=2, wd_mult=0)], present, [net])
+        extended = present.extended(added)
+        assert extended.parameters == [*present.parameters, *added.parameters]
+        assert [group.name for group in extended.groups] == ["net_dense0", "1", "net_dense1_bias"]
+        assert extended.groups_setting(net[0].bias, "lr_mult") == [0]
+        assert extended.groups_setting(net[1].bias, "lr_mult") == [2]
+        assert extended.deciding["wd_mult"] == {net[1].bias: 2}
+        assert extended.assignments["lr_mult"] == {net[0].weight: 0.1, net[0].bias: 0.1, net[1].bias: 2}
+        assert extended.member_of[net[1].weight] == 1
+        assert len(present.groups) == 1
+
+    def test_takes_no_parameter_twice(self):
+        net = mlp(batchnorm=False)
+        present = resolve(net[0])
+        with pytest.raises(ValueError, match=r"net_dense0_weight, net_dense0_bias \(2 of 4\) .*new here: net_dense1_w"):
+            resolve_addition(net, present)
+        twin = mlp(batchnorm=False)
+        with pytest.raises(ValueError, match="another Parameter called 'net_dense0_weight'"):
+            resolve_addition(twin[0], present)
+
+    def test_names_differ_from_those_in_use(self):
+        net = mlp(batchnorm=False)
+        present = resolve([ParamGroup(net[0], name="1")])
+        assert [group.name for group in resolve_addition(net[1], present, [net]).groups] == ["net_dense1"]
+        with pytest.raises(ValueError, match="has a group '1' already"):
+            resolve_addition(ParamGroup(net[1], name="1"), present)

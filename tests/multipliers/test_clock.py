@@ -8,13 +8,14 @@ import pytest
 from multiplier_support import ALL_WEIGHTS, FIRST_LAYER, build, changed_by
 from multitrainer import MultiLRTrainer, freeze, unfreeze
 from multitrainer.multipliers.clock import UpdateClock
+from multitrainer.optimizers.partition import Partition
 from support import Overflow, backward, batches, mlp, moved, snapshot, train
 
 
 class TestUpdateClock:
     def build(self, counts_updates):
         optimizer = mx.optimizer.SGD()
-        clock = UpdateClock(optimizer)
+        clock = UpdateClock(Partition([], optimizer))
         clock.counts_updates = counts_updates
         return optimizer, clock
 
@@ -24,24 +25,56 @@ class TestUpdateClock:
         optimizer.num_update = 6
         assert clock.next_update == 7
 
+    def test_tells_whether_an_update_was_made(self):
+        clock = UpdateClock(mx.optimizer.SGD(begin_num_update=5))
+        assert not clock.has_updates
+        clock.optimizer._update_count(0)
+        assert clock.has_updates
+
     def test_leaves_the_count_to_mxnet_until_something_is_frozen(self):
         optimizer, clock = self.build(False)
-        assert UpdateClock(optimizer).counts_updates is False
-        with clock.update(True):
+        assert UpdateClock(Partition([], optimizer)).counts_updates is False
+        with clock.update([True]):
             assert optimizer.num_update == 0
         assert optimizer.num_update == 0
 
     def test_counts_an_update_before_it_is_made(self):
         optimizer, clock = self.build(True)
         optimizer.num_update = 6
-        with clock.update(True):
+        with clock.update([True]):
             assert optimizer.num_update == 7
             optimizer._update_count(3)  # the first update of this Parameter
         assert optimizer.num_update == 7
 
+    def build_two(self):
+        main, clock = self.build(True)
+        own = mx.optimizer.SGD()
+        clock._partition.add("head", own, [])
+        return main, own, clock
+
+    def test_counts_an_update_in_which_one_of_two_optimizers_trains(self):
+        main, own, clock = self.build_two()
+        own.num_update = 3
+        for trained, trains in [(main, [True, False]), (own, [False, True])]:
+            with clock.update(trains):
+                trained._update_count(0)
+        assert (main.num_update, own.num_update) == (2, 5)
+
+    def test_does_not_count_for_an_optimizer_whose_gradients_were_all_stale(self):
+        main, own, clock = self.build_two()
+        with clock.update([True, True]):
+            own._update_count(0)
+        assert (main.num_update, own.num_update) == (0, 1)
+
+    def test_does_not_count_an_update_that_no_optimizer_made(self):
+        main, own, clock = self.build_two()
+        with clock.update([False, True]):
+            pass
+        assert (main.num_update, own.num_update) == (0, 0)
+
     def test_counts_an_update_in_which_nothing_trains(self):
         optimizer, clock = self.build(True)
-        with clock.update(False):
+        with clock.update([False]):
             pass
         assert optimizer.num_update == 1
 
@@ -49,7 +82,7 @@ class TestUpdateClock:
     def test_does_not_count_an_update_that_was_not_made(self, fails):
         optimizer, clock = self.build(True)
         optimizer.num_update = 6
-        with pytest.raises(KeyError) if fails else contextlib.nullcontext(), clock.update(True):
+        with pytest.raises(KeyError) if fails else contextlib.nullcontext(), clock.update([True]):
             if fails:
                 raise KeyError
         assert optimizer.num_update == 6

@@ -6,7 +6,7 @@ from mxnet.gluon import Trainer
 from mxnet.optimizer import Optimizer
 
 from multitrainer import MultiLRTrainer
-from multitrainer.multipliers.supported import check_supported, optimizer_class
+from multitrainer.multipliers.supported import check_supported
 from support import batches, mlp, moved, same, train, weights
 
 
@@ -79,12 +79,6 @@ def test_an_optimizer_that_calls_the_update_of_its_base_class(optimizer):
         return train(net, trainer_class(net.collect_params(), optimizer(learning_rate=0.1)), batches())
 
     assert same(run(Trainer), run(MultiLRTrainer))
-
-
-def test_optimizer_class():
-    assert optimizer_class(mx.optimizer.Adam()) is mx.optimizer.Adam
-    assert optimizer_class("adam") is optimizer_class("Adam") is mx.optimizer.Adam
-    assert optimizer_class("unknown") is Optimizer
 
 
 def test_a_schedule_is_checked_only_once_it_was_evaluated():

@@ -1,5 +1,6 @@
 """The tracker finds what was assigned to Parameters or to the optimizer's table, and checks it."""
 
+import mxnet as mx
 import pytest
 from mxnet.gluon import Trainer
 
@@ -14,7 +15,7 @@ class TestChanges:
     def build(self):
         net = mlp(batchnorm=False)
         trainer = Trainer(net.collect_params(), "sgd")
-        return net, trainer.optimizer, ChangeTracker(trainer._params, trainer._params, trainer.optimizer)
+        return net, trainer.optimizer, ChangeTracker(trainer._params, trainer._params, [trainer.optimizer])
 
     def test_are_none_at_first(self):
         net, _, tracker = self.build()
@@ -46,6 +47,20 @@ class TestChanges:
         net[0].weight.lr_mult = 0.5
         optimizer.set_lr_mult({"net_dense0_weight": 0.5})
         assert tracker.changes({})["lr_mult"] == {net[0].weight: 0.5}
+
+    def test_in_the_tables_of_several_optimizers(self):
+        net, optimizer, _ = self.build()
+        params, other = list(net.collect_params().values()), mx.optimizer.Adam()
+        other.param_dict = dict(enumerate(params))
+        tracker = ChangeTracker(params, params, [optimizer, other])
+        optimizer.set_lr_mult({"net_dense0_weight": 0.5})
+        other.set_lr_mult({"net_dense1_bias": 0.25})
+        assert tracker.changes({})["lr_mult"] == {net[0].weight: 0.5, net[1].bias: 0.25}
+        other.set_lr_mult({"net_dense0_weight": 0.25})
+        with pytest.raises(ValueError, match=r"'net_dense0_weight' was set to 0\.5 .* and to 0\.25 by"):
+            tracker.changes({})
+        tracker.remember()
+        assert optimizer.lr_mult == other.lr_mult == dict.fromkeys(net.collect_params(), 1.0)
 
     def test_different_values_on_a_parameter_and_in_the_table_raise(self):
         net, optimizer, tracker = self.build()

@@ -18,7 +18,7 @@ from multitrainer import AdamW, MultiLRTrainer
 from multitrainer.fused import update
 from multitrainer.optimizers import adamw
 from pytorch_adamw import CASES, GROUPS, PAUSE, STEPS, gradient, weight
-from support import CONTEXTS, bits, run_python
+from support import CONTEXTS, backward, batches, bits, mlp, moved, run_python, snapshot
 
 BOUND = 1e-6  # relative
 
@@ -296,5 +296,18 @@ class TestCopies:
 
     def test_none_goes_to_parameter_servers(self):
         """MXNet pickles for them by protocol 0; a server could not import the class."""
-        with pytest.raises(RuntimeError, match="cannot run on parameter servers.*update_on_kvstore=False"):
+        with pytest.raises(RuntimeError, match=r"cannot run on parameter servers.*update_on_kvstore=False"):
             pickle.dumps(AdamW(), 0)
+
+    @pytest.mark.parametrize(
+        "options", [{"kvstore": "dist_async"}, {"kvstore": "dist_sync", "update_on_kvstore": True}]
+    )
+    def test_a_step_is_refused_before_there_is_a_kvstore(self, options):
+        """There is no scheduler in this test, which a kvstore would look for."""
+        net = mlp()
+        trainer = MultiLRTrainer(net, "adamw", **options)
+        backward(net, *batches(1)[0])
+        before = snapshot(net)
+        with pytest.raises(RuntimeError, match="cannot run on parameter servers"):
+            trainer.step(4)
+        assert not moved(before, snapshot(net))

@@ -15,7 +15,7 @@ MODES = (
     {"static_alloc": True},
     {"static_alloc": True, "static_shape": True},
 )
-DOUBLE = ("sgd", "nag", "adam", "nadam")  # the others' states are float32 whatever the weight is
+DOUBLE = ("sgd", "nag", "adam", "adamw", "nadam")  # the others' states are float32 whatever the weight is
 # Those whose update depends on the size of the gradient, too, and with an epsilon larger than rounding errors.
 OPTIMIZERS = (
     ("sgd", {"learning_rate": 0.1}),
@@ -23,6 +23,7 @@ OPTIMIZERS = (
     ("sgd", {"learning_rate": 0.03, "momentum": 0.9, "wd": 0.01}),
     ("nag", {"learning_rate": 0.03, "momentum": 0.9}),
     ("adam", {"learning_rate": 0.02, "epsilon": 0.01, "wd": 0.01}),
+    ("adamw", {"learning_rate": 0.02, "epsilon": 0.01, "wd": 0.1}),
     ("adagrad", {"learning_rate": 0.05, "eps": 0.01}),
     ("rmsprop", {"learning_rate": 0.02, "epsilon": 0.01}),
     ("nadam", {"learning_rate": 0.02, "epsilon": 0.01}),

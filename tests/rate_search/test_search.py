@@ -6,7 +6,7 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
-from multitrainer import MultiLRTrainer, WeightAverage, find_learning_rate
+from multitrainer import MultiLRTrainer, ParamGroup, WeightAverage, find_learning_rate
 from search_support import batches, build, dropout_mlp, everything, make_step
 from support import CONTEXTS, Overflow, same, train
 
@@ -98,6 +98,17 @@ class TestSweep:
             return [train_step(batch).asnumpy().tobytes() for batch in [*loader, *loader]]
 
         assert run(False) == run(True)
+
+    def test_groups_with_an_optimizer_of_their_own_keep_their_ratio(self):
+        net, calls = dropout_mlp(), []
+        head = ParamGroup(net[2], 0.5, name="head", optimizer="adam", optimizer_params={"learning_rate": 0.002})
+        trainer = MultiLRTrainer([net, head], "sgd", {"learning_rate": 0.1, "momentum": 0.9})
+        train(net, trainer, DATA[:1])
+        before = everything(trainer, net)
+        find_learning_rate(trainer, make_step(net, trainer, calls=calls), DATA, highest=0.1)
+        assert [rates["net"] for rates in calls] == pytest.approx(np.geomspace(1e-6, 0.1, 100))
+        assert [rates["head"] / rates["net"] for rates in calls] == pytest.approx([0.5 * 0.02] * 100)
+        assert everything(trainer, net) == before
 
 
 class TestPutsBack:

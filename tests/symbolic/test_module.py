@@ -310,7 +310,9 @@ class TestSupported:
         assert optimizer_of(module).lr_mult == {"conv1_weight": 0.5}
         symbolic.set_wd_mult(module, WEIGHT)
 
-    @pytest.mark.parametrize("name", ["sgd", "nag", "adam", "rmsprop", "signum", "nadam", "adagrad", "lamb", "lars"])
+    @pytest.mark.parametrize(
+        "name", ["sgd", "nag", "adam", "adamw", "rmsprop", "signum", "nadam", "adagrad", "lamb", "lars"]
+    )
     def test_0_is_accepted_if_it_holds_the_weight(self, name):
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)

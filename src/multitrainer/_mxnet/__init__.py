@@ -32,6 +32,7 @@ from .kvstores import (
     servers_update,
     set_stored_weights,
     store_updates,
+    why_not_workers,
     workers_should_update,
 )
 from .modules import (
@@ -50,6 +51,7 @@ from .parameters import (
     contexts,
     discard_gradient,
     fresh_gradients,
+    gradient_arrays,
     has_fresh_gradient,
     has_sparse_weight,
     is_auxiliary,

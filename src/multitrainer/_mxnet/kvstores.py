@@ -24,6 +24,20 @@ def let_workers_update(trainer: Trainer) -> None:
     trainer._kvstore_params["update_on_kvstore"] = False
 
 
+def why_not_workers(trainer: Trainer) -> str | None:
+    """Say why the workers cannot update, or were told not to; None if they can."""
+    store, is_sparse = _store_type(trainer), trainer._contains_sparse_weight or trainer._contains_sparse_grad
+    if trainer._kvstore_params["update_on_kvstore"]:
+        return "update_on_kvstore is True"
+    if trainer._update_on_kvstore:
+        return "the kvstore was set up to update, with the first step"
+    if "async" in store:
+        return f"kvstore {store!r} updates on the parameter servers"
+    if trainer._contains_sparse_weight or (is_sparse and "dist" in store):
+        return f"row_sparse weights, and row_sparse gradients on several machines, are updated by kvstore {store!r}"
+    return None
+
+
 def servers_update(trainer: Trainer) -> bool:
     """Whether parameter servers update, or will once the kvstore is set up."""
     if trainer._kv_initialized:

@@ -40,14 +40,17 @@ def trainer_of(param: Parameter) -> Any:
 
 
 @contextlib.contextmanager
-def restoring_owners(params: Sequence[Parameter]) -> Iterator[None]:
-    """Give ``params`` back to the Trainers they belonged to if what is done here fails."""
+def restoring_owners(params: Sequence[Parameter], optimizer: Any = None) -> Iterator[None]:
+    """Give ``params`` and an Optimizer back to the Trainers they belonged to if what is done here fails."""
     owners = [param._trainer for param in params]
+    known = getattr(optimizer, "param_dict", None)
     try:
         yield
     except BaseException:
         for param, trainer in zip(params, owners):
             param._trainer = trainer
+        if known is not None:
+            optimizer.param_dict = known
         raise
 
 
@@ -59,6 +62,11 @@ def discard_gradient(param: Parameter) -> None:
         array._fresh_grad = False
     if param.grad_req == "add":
         param.zero_grad()
+
+
+def gradient_arrays(param: Parameter) -> Sequence[NDArray]:
+    """Return the gradient of ``param`` on each context; nothing if it requests none or is not initialized."""
+    return param._grad or ()
 
 
 def has_fresh_gradient(param: Parameter) -> bool:

@@ -51,7 +51,7 @@ def check_one_horovod_rank(trainer: Trainer) -> None:
 
 
 def append_parameters(trainer: Trainer, params: Sequence[Parameter]) -> None:
-    """Append ``params`` to those of ``trainer`` and of its optimizer; the earlier ones keep their indices.
+    """Append ``params`` to those of ``trainer``; the earlier ones keep their indices.
 
     Attributes are replaced and not changed in place, so a caller can put back what they were.
 
@@ -66,6 +66,5 @@ def append_parameters(trainer: Trainer, params: Sequence[Parameter]) -> None:
     trainer._param2idx = {**trainer._param2idx, **{param.name: index for index, param in added.items()}}
     trainer._contains_sparse_weight |= any(param._stype != "default" for param in params)
     trainer._contains_sparse_grad |= any(param._grad_stype != "default" for param in params)
-    trainer._optimizer.param_dict = {**trainer._optimizer.param_dict, **added}
     trainer._params_to_init = [*trainer._params_to_init, *params]
     trainer._params = [*trainer._params, *params]

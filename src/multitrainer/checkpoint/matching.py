@@ -1,16 +1,19 @@
-"""Match the Parameters of a file with those of a trainer, by name."""
+"""Match the Parameters of a file with those of a trainer, by name, and the optimizers by their Parameters."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Collection, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from mxnet.gluon import Parameter
 
+from ..multipliers.object_state import class_name
+from ..optimizers.partition import Part
 from .archive import Reader
 from .decoding import is_shape
-from .header import entry
-from .paths import component
+from .header import Header, OptimizerRecord, entry
+from .paths import component, group_optimizer_path
+from .trainer_state import TrainerState
 
 _Kinds = Dict[str, Tuple[str, List[int]]]  # dtype and shape, by name
 
@@ -20,6 +23,10 @@ class Match(NamedTuple):
 
     loaded: dict[str, int]  # name -> index in the trainer
     left_out: dict[str, str]  # the others of the file or of the trainer: name -> reason
+
+    def restricted_to(self, indices: Collection[int]) -> Match:
+        """Return the match of those Parameters that have one of the ``indices``."""
+        return Match({name: i for name, i in self.loaded.items() if i in indices}, self.left_out)
 
 
 def match_parameters(reader: Reader, records: dict[str, Any], params: Sequence[Parameter], partial: bool) -> Match:
@@ -50,6 +57,46 @@ def match_parameters(reader: Reader, records: dict[str, Any], params: Sequence[P
     for name in left_out:
         reader.skip(component(name))
     return Match({name: i for i, name in enumerate(here) if name not in left_out}, left_out)
+
+
+def match_optimizers(
+    reader: Reader, header: Header, trainer: TrainerState, match: Match
+) -> list[tuple[OptimizerRecord, Part]]:
+    """Pair the optimizers that update the same Parameters, in the file and in the trainer; the main ones come first.
+
+    The arrays of optimizers without a Parameter that is loaded are skipped.
+
+    Raises
+    ------
+    ValueError
+        If a Parameter is updated by another optimizer than before, or two optimizers differ in their class.
+    """
+    partition = trainer.partition
+    part_of, number_of = {0: partition.main}, {partition.main: 0}
+    for name, index in match.loaded.items():
+        if "lr_mult" in header.parameters[name]:  # the others are never updated
+            number, part = header.optimizer_of(name), partition.part_of(trainer.params[index])
+            if part_of.setdefault(number, part) is not part or number_of.setdefault(part, number) != number:
+                raise ValueError(_moved_text(reader, name, header.optimizers[number], part))
+    pairs = [(header.optimizers[number], part) for number, part in sorted(part_of.items(), key=lambda item: item[0])]
+    for record, part in pairs:
+        if record.kind != class_name(part.optimizer):
+            raise ValueError(
+                f"{reader.path} holds states of {record.kind}, but the optimizer of {part.owner} is "
+                f"{class_name(part.optimizer)}: build the trainer with the optimizer of the file"
+            )
+    for number in set(range(1, len(header.optimizers))).difference(part_of):
+        reader.skip(group_optimizer_path(number - 1))
+    return pairs
+
+
+def _moved_text(reader: Reader, name: str, record: OptimizerRecord, part: Part) -> str:
+    there = "the trainer" if record.group is None else f"group {record.group!r}"
+    return (
+        f"{reader.path}: {name!r} was updated by {record.kind}, the optimizer of {there}, when the states were saved, "
+        f"and is updated by {class_name(part.optimizer)}, the optimizer of {part.owner}, here, or shares it with other "
+        "Parameters than before; give the groups of this trainer the optimizers that those of the file had"
+    )
 
 
 def _kinds(reader: Reader, records: dict[str, Any]) -> _Kinds:

@@ -1,4 +1,4 @@
-"""Decode what a file holds of an optimizer: its attributes, and the states of the Parameters."""
+"""Decode what a file holds of an optimizer: its attributes, and the states of the Parameters that it updates."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from mxnet.optimizer import Optimizer
 
 from .. import _mxnet
 from ..multipliers.object_state import attributes_of, class_name, copy_arrays, identical, with_type_of
+from ..optimizers.partition import Part
 from .archive import Reader
 from .decoding import Decoder, InPlaceDecoder
 from .encoding import Encoder
-from .header import Header
+from .header import Header, OptimizerRecord
 from .matching import Match
 from .object_decoding import ObjectDecoder, ObjectUpdate, can_be_added
 from .paths import SharedPaths, component, optimizer_path
@@ -21,14 +22,20 @@ from .trainer_state import NOT_SAVED, TrainerState, has_index_keys
 
 
 class Source(NamedTuple):
-    """A file that is open for loading, and the trainer that it is loaded into."""
+    """An optimizer in a file that is open for loading, and the optimizer of the trainer that it is loaded into."""
 
     reader: Reader
     header: Header
     trainer: TrainerState
-    match: Match
+    record: OptimizerRecord
+    part: Part
+    match: Match  # of the Parameters that the optimizer updates
     kept: set[str]  # attributes of the optimizer that keep the trainer's value
     objects: ObjectDecoder
+
+    def path(self, *names: str) -> str:
+        """Create the path of an attribute of the optimizer, and of a part of it that belongs to a Parameter."""
+        return optimizer_path(*names, root=self.record.root)
 
 
 def decode_attributes(source: Source) -> dict[str, Any]:
@@ -39,21 +46,21 @@ def decode_attributes(source: Source) -> dict[str, Any]:
     ValueError
         If the file is damaged, or an attribute is missing, does not fit or could be by index of the Parameters or not.
     """
-    optimizer, objects, ignored = source.trainer.optimizer, source.objects, NOT_SAVED | source.kept
+    optimizer, objects, ignored = source.part.optimizer, source.objects, NOT_SAVED | source.kept
     for name in source.kept:
-        source.reader.skip(optimizer_path(name))
+        source.reader.skip(source.path(name))
     current = {name: value for name, value in attributes_of(optimizer).items() if name not in ignored}
     index_in_file = {param: i for i, param in enumerate(source.header.parameters)}
     by_index = {
         name: _decode_by_index(source, name, nodes, current.get(name), index_in_file)
-        for name, nodes in source.header.by_parameter.items()
+        for name, nodes in source.record.by_parameter.items()
         if name not in source.kept
     }
-    nodes = {name: node for name, node in source.header.optimizer_attributes.items() if name not in source.kept}
+    nodes = {name: node for name, node in source.record.attributes.items() if name not in source.kept}
     others = {name: value for name, value in current.items() if name not in by_index}
-    attributes = objects.decode_attributes(nodes, others, {*by_index, *NOT_SAVED}, type(optimizer), "@optimizer")
+    attributes = objects.decode_attributes(nodes, others, {*by_index, *NOT_SAVED}, type(optimizer), source.record.root)
     attributes = {
-        name: objects.shared.resolve(optimizer_path(name), _reindexed(source, name, value, current.get(name)))
+        name: objects.shared.resolve(source.path(name), _reindexed(source, name, value, current.get(name)))
         for name, value in {**attributes, **by_index}.items()
     }
     objects.updates.append(ObjectUpdate(optimizer, attributes))
@@ -64,12 +71,12 @@ def _decode_by_index(
     source: Source, name: str, nodes: Any, current: Any, index_in_file: Mapping[str, int]
 ) -> dict[int, Any]:
     """Decode an attribute that the file has by Parameter name, as a dict by the indices at the time of saving."""
-    is_possible = isinstance(current, dict) or (current is None and can_be_added(name, type(source.trainer.optimizer)))
+    is_possible = isinstance(current, dict) or (current is None and can_be_added(name, type(source.part.optimizer)))
     is_by_name = isinstance(nodes, dict) and nodes.keys() <= index_in_file.keys()
     if not (is_possible and is_by_name) or name in NOT_SAVED:
         raise source.reader.damaged(f"{name!r} of the optimizer is not by Parameter name")
     return {
-        index_in_file[param]: source.objects.values.decode(node, optimizer_path(name, param))
+        index_in_file[param]: source.objects.values.decode(node, source.path(name, param))
         for param, node in nodes.items()
     }
 
@@ -93,7 +100,7 @@ def _reindexed(source: Source, name: str, value: Any, current: Any) -> Any:
         candidates.append({**own, **loaded})
     if not candidates or not identical(candidates[0], candidates[-1]):
         raise ValueError(
-            f"{name!r} of {class_name(source.trainer.optimizer)} has whole numbers for keys. They may be indices of "
+            f"{name!r} of {class_name(source.part.optimizer)} has whole numbers for keys. They may be indices of "
             f"Parameters, and the Parameters of this trainer differ from those of {source.reader.path} or are in "
             "another order. Build the trainer with the same ones in the same order, or keep the attribute as it is "
             f"here: keep={name!r}"
@@ -103,9 +110,13 @@ def _reindexed(source: Source, name: str, value: Any, current: Any) -> Any:
 
 def _is_by_index(source: Source, value: dict[int, Any], current: Any) -> bool:
     """Whether the keys are the Parameters that were updated, in the file and in this trainer."""
-    records = source.header.parameters.values()
+    number = source.header.optimizers.index(source.record)
+    records = [
+        record if source.header.optimizer_of(name) == number else {}
+        for name, record in source.header.parameters.items()
+    ]
     updated = [{i for i, record in enumerate(records) if field in record} for field in ("updates", "state")]
-    updated_here = set.union(*source.trainer.updated_indices())
+    updated_here = set.union(*source.trainer.updated_indices(source.part))
     return (not value or value.keys() in updated) and isinstance(current, dict) and current.keys() <= updated_here
 
 
@@ -121,8 +132,8 @@ def decode_states(source: Source, attributes: Mapping[str, Any]) -> list[dict[in
     """
     trainer, match = source.trainer, source.match
     # A copy, because an optimizer may keep the states that it creates in its attributes.
-    optimizer = object.__new__(type(trainer.optimizer))
-    vars(optimizer).update(copy_arrays({**vars(trainer.optimizer), **attributes}))
+    optimizer = object.__new__(type(source.part.optimizer))
+    vars(optimizer).update(copy_arrays({**vars(source.part.optimizer), **attributes}))
     templates = {
         name: _create_state(optimizer, index, _mxnet.weight_like(trainer.params[index], trainer.contexts[0]), name)
         for name, index in match.loaded.items()
@@ -167,11 +178,11 @@ def _guess_shared(source: Source, optimizer: Optimizer, states: Mapping[str, Any
     for name, value in vars(optimizer).items():
         if name in NOT_SAVED | source.kept:
             continue
-        if name in source.header.by_parameter and has_index_keys(value, len(names)):
-            encoder.shared.add(optimizer_path(name), value)
-            values.update((optimizer_path(name, names[i]), part) for i, part in value.items())
+        if name in source.record.by_parameter and has_index_keys(value, len(names)):
+            encoder.shared.add(source.path(name), value)
+            values.update((source.path(name, names[i]), part) for i, part in value.items())
         else:
-            values[optimizer_path(name)] = value
+            values[source.path(name)] = value
     for path, value in values.items():
         with contextlib.suppress(TypeError):  # a value that no file can hold is not shared with one
             encoder.encode(value, path)

@@ -27,9 +27,14 @@ def key_component(key: Any) -> str:
     return component(key) if isinstance(key, str) else f"={key!r}"
 
 
-def optimizer_path(*names: str) -> str:
-    """Create the path of an attribute of the optimizer, and of a part of it that belongs to a Parameter."""
-    return "/".join(["@optimizer", *map(component, names)])
+def optimizer_path(*names: str, root: str = "@optimizer") -> str:
+    """Create the path of an attribute of an optimizer, and of a part of it that belongs to a Parameter."""
+    return "/".join([root, *map(component, names)])
+
+
+def group_optimizer_path(number: int) -> str:
+    """Create the path of everything that is saved of an optimizer that a group has of its own."""
+    return f"@group_optimizers/{number}"
 
 
 class SharedPaths:

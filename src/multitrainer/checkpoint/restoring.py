@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any, Iterable, NamedTuple, Sequence
 
 from mxnet.base import MXNetError
+from mxnet.context import Context
 from mxnet.gluon import Parameter
-from mxnet.optimizer import Optimizer
 
 from .. import _mxnet
 from ..gradients.accumulation import NOTHING, Collected
 from ..groups.param_group import FIELDS
 from ..multipliers.object_state import check_iterations, class_name
 from ..multipliers.saved import ACTS, ENDED, PreparedRestore, SavedMultipliers
+from ..optimizers.partition import Part, Partition
 from . import accumulated
 from .archive import Reader
 from .header import Header, count_entry, entry, read_header
-from .matching import match_parameters
+from .matching import Match, match_optimizers, match_parameters
 from .object_decoding import ObjectDecoder, ObjectUpdate
 from .optimizer_decoding import Source, decode_attributes, decode_states
 from .paths import SharedValues
@@ -41,27 +42,40 @@ def load(path: Path, trainer: TrainerState, partial: bool, keep: Iterable[str]) 
     return restoration.left_out
 
 
+class _OptimizerRestoration(NamedTuple):
+    """Everything that was read for one optimizer of a trainer, and checked."""
+
+    part: Part
+    num_update: int
+    updates: Sequence[ObjectUpdate]
+    counts: dict[int, int]
+    states: Sequence[dict[int, Any]]  # one for each updater
+
+    def apply(self, contexts: Sequence[Context]) -> None:
+        """Change all but the states; no step of this can fail."""
+        for update in self.updates:
+            update.apply()
+        self.part.optimizer.num_update = self.num_update
+        _mxnet.set_update_counts(self.part.optimizer, self.counts, contexts)
+
+
 class _Restoration(NamedTuple):
     """Everything that was read for one trainer, and checked."""
 
     trainer: TrainerState
     left_out: dict[str, str]
-    num_update: int
-    updates: Sequence[ObjectUpdate]
-    counts: dict[int, int]
-    states: Sequence[dict[int, Any]]  # one for each updater
+    optimizers: Sequence[_OptimizerRestoration]
     multipliers: PreparedRestore
     collected: Collected
 
     def apply(self) -> None:
         """Change the trainer; no step of this can fail."""
         trainer = self.trainer
-        for update in self.updates:
-            update.apply()
-        trainer.optimizer.num_update = self.num_update
-        _mxnet.set_update_counts(trainer.optimizer, self.counts, trainer.contexts)
+        for optimizer in self.optimizers:
+            optimizer.apply(trainer.contexts)
         kept = [i for i, param in enumerate(trainer.params) if param.name in self.left_out]
-        for updater, states in zip(trainer.updaters, self.states):
+        for updater, *parts in zip(trainer.updaters, *(optimizer.states for optimizer in self.optimizers)):
+            states = {index: state for part in parts for index, state in part.items()}
             # A kvstore that updates may keep the weights on another context.
             _mxnet.set_states(updater, kept, states, in_place=not trainer.update_on_kvstore)
         trainer.accumulation.collected = self.collected
@@ -71,43 +85,54 @@ class _Restoration(NamedTuple):
 def _prepare(reader: Reader, trainer: TrainerState, partial: bool, keep: set[str]) -> _Restoration:
     """Read and check the whole file; nothing of the trainer changes."""
     header = read_header(reader)
-    kept = _kept_attributes(reader, header, trainer.optimizer, keep)
+    kept = _kept_attributes(reader, header, trainer.partition, keep)
     match = match_parameters(reader, header.parameters, trainer.params, partial)
     shared = SharedValues()
     shared.set_groups(header.shared or ())
+    optimizers = []
+    for record, part in match_optimizers(reader, header, trainer, match):
+        objects = ObjectDecoder(reader, trainer.contexts[0], shared, record.num_update)
+        own = match.restricted_to(set(trainer.partition.indices(part)))
+        optimizers.append(_prepare_optimizer(Source(reader, header, trainer, record, part, own, kept, objects), keep))
     objects = ObjectDecoder(reader, trainer.contexts[0], shared, header.num_update)
-    source = Source(reader, header, trainer, match, kept, objects)
+    collected = _collected(reader, header, trainer, match, objects, dropped=_ACCUMULATED in keep)
+    reader.check_all_read()
+    fields = [field for field in FIELDS if field not in keep]
+    saved = _saved_multipliers(reader, header, trainer, match)
+    multipliers = trainer.multipliers.prepare_restore(saved, header.num_update, header.was_frozen, fields)
+    return _Restoration(trainer, match.left_out, optimizers, multipliers, collected)
+
+
+def _prepare_optimizer(source: Source, keep: set[str]) -> _OptimizerRestoration:
+    """Read and check one optimizer; the trainer's loss scale comes with its own."""
+    reader, record, part = source.reader, source.record, source.part
     attributes = decode_attributes(source)
     if _LEARNING_RATE in keep:
         _keep_scheduler(source)
     else:
         _decode_scheduler(source)
-    if _LOSS_SCALE in keep or header.loss_scaler is None:
-        reader.skip("@loss_scaler")
-    else:
-        _decode_loss_scaler(source, header.loss_scaler)
-    for update in objects.updates:
-        check_iterations(update.target, update.attributes, header.num_update)
+    if part is source.trainer.partition.main:
+        if _LOSS_SCALE in keep or source.header.loss_scaler is None:
+            reader.skip("@loss_scaler")
+        else:
+            _decode_loss_scaler(source, source.header.loss_scaler)
+    updates = source.objects.updates
+    for update in updates:
+        check_iterations(update.target, update.attributes, record.num_update)
     states, counts = decode_states(source, attributes), _update_counts(source)
-    collected = _collected(source, dropped=_ACCUMULATED in keep)
-    reader.check_all_read()
-    fields = [field for field in FIELDS if field not in keep]
-    multipliers = trainer.multipliers.prepare_restore(
-        _saved_multipliers(source), header.num_update, header.was_frozen, fields
-    )
-    return _Restoration(
-        trainer, match.left_out, header.num_update, objects.updates, counts, states, multipliers, collected
-    )
+    return _OptimizerRestoration(part, record.num_update, updates, counts, states)
 
 
-def _kept_attributes(reader: Reader, header: Header, optimizer: Optimizer, keep: set[str]) -> set[str]:
+def _kept_attributes(reader: Reader, header: Header, partition: Partition, keep: set[str]) -> set[str]:
     """Check the class of the optimizer and what the user wants to keep; return the attributes that are kept."""
-    if header.optimizer_class != class_name(optimizer):
+    optimizer, kind = partition.main.optimizer, header.optimizers[0].kind
+    if kind != class_name(optimizer):
         raise ValueError(
-            f"{reader.path} holds states of {header.optimizer_class}, but the optimizer of this trainer is "
+            f"{reader.path} holds states of {kind}, but the optimizer of this trainer is "
             f"{class_name(optimizer)}: build the trainer with the optimizer of the file"
         )
-    attributes = sorted(set(vars(optimizer)).difference(NOT_SAVED, ["lr"]))
+    found = {name for part in partition.parts for name in vars(part.optimizer)}
+    attributes = sorted(found.difference(NOT_SAVED, ["lr"]))
     known = [_LEARNING_RATE, *FIELDS, _LOSS_SCALE, _ACCUMULATED, *attributes]
     unknown = sorted(keep.difference(known))
     if unknown:
@@ -116,21 +141,22 @@ def _kept_attributes(reader: Reader, header: Header, optimizer: Optimizer, keep:
 
 
 def _keep_scheduler(source: Source) -> None:
-    scheduler = source.trainer.optimizer.lr_scheduler
-    source.reader.skip("@lr_scheduler")
-    check_iterations(scheduler, getattr(scheduler, "__dict__", {}), source.header.num_update)
+    scheduler = source.part.optimizer.lr_scheduler
+    source.reader.skip(source.record.scheduler_path)
+    check_iterations(scheduler, getattr(scheduler, "__dict__", {}), source.record.num_update)
 
 
 def _decode_scheduler(source: Source) -> None:
-    node, scheduler = source.header.lr_scheduler, source.trainer.optimizer.lr_scheduler
+    node, scheduler = source.record.lr_scheduler, source.part.optimizer.lr_scheduler
     if (node is None) != (scheduler is None):
+        owner = "this trainer" if source.part.group is None else source.part.owner
         raise ValueError(
-            f"{source.reader.path} was saved {'without an' if node is None else 'with an'} lr_scheduler, but this "
-            f"trainer has {'none' if scheduler is None else class_name(scheduler)}: build the trainer with the same "
+            f"{source.reader.path} was saved {'without an' if node is None else 'with an'} lr_scheduler, but {owner} "
+            f"has {'none' if scheduler is None else class_name(scheduler)}: build the trainer with the same "
             f"one, or keep the learning rate of this trainer: keep={_LEARNING_RATE!r}"
         )
     if scheduler is not None:
-        source.objects.values.decode(node, "@lr_scheduler", scheduler)
+        source.objects.values.decode(node, source.record.scheduler_path, scheduler)
 
 
 def _decode_loss_scaler(source: Source, nodes: dict[str, Any]) -> None:
@@ -148,14 +174,14 @@ def _decode_loss_scaler(source: Source, nodes: dict[str, Any]) -> None:
     source.objects.updates.append(ObjectUpdate(scaler, attributes))
 
 
-def _collected(source: Source, dropped: bool) -> Collected:
+def _collected(
+    reader: Reader, header: Header, trainer: TrainerState, match: Match, objects: ObjectDecoder, dropped: bool
+) -> Collected:
     """Return the gradients that were collected, unless they are dropped."""
     if dropped:
-        source.reader.skip(accumulated.PATH)
+        reader.skip(accumulated.PATH)
         return NOTHING
-    return accumulated.decode(
-        source.reader, source.header.accumulated, source.trainer, source.match.loaded, source.objects
-    )
+    return accumulated.decode(reader, header.accumulated, trainer, match.loaded, objects)
 
 
 def _update_counts(source: Source) -> dict[int, int]:
@@ -163,7 +189,7 @@ def _update_counts(source: Source) -> dict[int, int]:
     params = source.trainer.params
     counts = {
         index: count
-        for index, count in _mxnet.update_counts(source.trainer.optimizer).items()
+        for index, count in _mxnet.update_counts(source.part.optimizer).items()
         if index < len(params) and params[index].name in source.match.left_out
     }
     for name, index in source.match.loaded.items():
@@ -172,12 +198,14 @@ def _update_counts(source: Source) -> dict[int, int]:
     return counts
 
 
-def _saved_multipliers(source: Source) -> dict[Parameter, SavedMultipliers]:
-    multipliers, found = source.trainer.multipliers, {}
+def _saved_multipliers(
+    reader: Reader, header: Header, trainer: TrainerState, match: Match
+) -> dict[Parameter, SavedMultipliers]:
+    multipliers, found = trainer.multipliers, {}
     for param in multipliers.trainable:
-        record = source.header.parameters.get(param.name, {})
-        if param.name in source.match.loaded and "lr_mult" in record:
-            found[param] = _saved(source.reader, param.name, record, multipliers.saved(param))
+        record = header.parameters.get(param.name, {})
+        if param.name in match.loaded and "lr_mult" in record:
+            found[param] = _saved(reader, param.name, record, multipliers.saved(param))
     return found
 
 

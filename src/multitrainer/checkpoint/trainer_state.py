@@ -7,11 +7,12 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 from mxnet.context import Context
 from mxnet.gluon import Parameter
-from mxnet.optimizer import Optimizer, Updater
+from mxnet.optimizer import Updater
 
 from .. import _mxnet
 from ..gradients.accumulation import Accumulation
 from ..multipliers.multipliers import Multipliers
+from ..optimizers.partition import Part, Partition
 
 # Attributes of an optimizer that are not saved with the others.
 NOT_SAVED = _mxnet.NOT_STATE | {"_multitrainer_filled"}
@@ -21,7 +22,7 @@ class TrainerState(NamedTuple):
     """The parts of a trainer that a file of states holds, or is loaded into."""
 
     params: Sequence[Parameter]
-    optimizer: Optimizer
+    partition: Partition  # the optimizers
     updaters: Sequence[Updater]  # one for each context, or that of a kvstore that updates
     update_on_kvstore: bool
     contexts: Sequence[Context]
@@ -31,9 +32,10 @@ class TrainerState(NamedTuple):
     accumulation: Accumulation
     num_ranks: int  # processes that hold equal states, and gradients of their own
 
-    def updated_indices(self) -> tuple[set[int], set[int]]:
-        """Return the indices of the Parameters that were updated, and of those that have a state."""
-        return set(_mxnet.update_counts(self.optimizer)), set(self.updaters[0].states)
+    def updated_indices(self, part: Part) -> tuple[set[int], set[int]]:
+        """Return the indices of the Parameters that a part's optimizer updated, and of those that have a state."""
+        with_state = set(self.updaters[0].states).intersection(self.partition.indices(part))
+        return set(_mxnet.update_counts(part.optimizer)), with_state
 
 
 def has_index_keys(value: Any, count: int) -> bool:

@@ -14,6 +14,7 @@ from ..groups.targets import closest_names
 from .errors import UserError
 
 MOMENTUM = 0.9
+WEIGHT_DECAY = 1e-4
 BATCH_SIZE = 32
 UNUSABLE = ("groupadagrad", "test")  # registered, but for sparse embeddings and for MXNet's own tests
 
@@ -48,17 +49,19 @@ def parse_contexts(text: str | None, local_rank: int = 0) -> list[mx.Context]:
 
 
 def parse_optimizer(name: str | None, lr: float | None, wd: float | None) -> OptimizerChoice:
-    """Choose an optimizer, with momentum if it has one that is 0 by default."""
+    """Choose an optimizer, with momentum if it has one that is 0 by default, and a weight decay of its own if any."""
     registry = mx.optimizer.Optimizer.opt_registry
     name = (name or "sgd").lower()
     known = [each for each in registry if each not in UNUSABLE]
     if name not in known:
         closest = ", ".join(closest_names(name, known, 5))
         raise UserError(f"--optimizer {name}: MXNet has no such optimizer; closest: {closest}")
-    settings = {"wd": 1e-4 if wd is None else wd}
+    parameters = inspect.signature(registry[name]).parameters
+    default_wd = parameters["wd"].default if "wd" in parameters else WEIGHT_DECAY
+    settings = {"wd": default_wd if wd is None else wd}
     if lr is not None:
         settings["learning_rate"] = lr
-    momentum = inspect.signature(registry[name]).parameters.get("momentum")
+    momentum = parameters.get("momentum")
     # DCASGD's momentum fails in MXNet itself; Signum has one by default.
     if momentum is not None and momentum.default == 0 and name != "dcasgd":
         settings["momentum"] = MOMENTUM
@@ -152,8 +155,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, epochs: str, digits_
     """Add the options of every training; `epochs` and `digits_batch_size` are for the help text."""
     add = parser.add_argument
     add("--lr", type=positive_float, help="learning rate (default: the optimizer's own, 0.01 for sgd)")
-    add("--wd", type=non_negative_float, help="weight decay (default 0.0001)")
-    add("--optimizer", metavar="NAME", help="any MXNet optimizer (default sgd; momentum is 0.9 if it has one)")
+    add("--wd", type=non_negative_float, help="weight decay (default 0.0001; 0.01 for adamw)")
+    add("--optimizer", metavar="NAME", help="any MXNet optimizer, or adamw (default sgd; momentum 0.9 if it has one)")
     add("--epochs", type=positive_int, help=f"number of epochs ({epochs})")
     of_digits = "" if digits_batch_size is None else f"; {digits_batch_size} for the digits"
     add(

@@ -1,4 +1,4 @@
-"""The updates of SGD, NAG, Adam and AdamW for all Parameters in one operation of MXNet's engine. Needs the extra ``fast``.
+"""The updates of SGD, NAG, Adam and AdamW for all Parameters in one engine operation. Needs the extra ``fast``.
 
 The operation runs in the engine's thread and on the OpenMP team that MXNet's operators use. Like any operator of MXNet,
 it locks every array that it reads or writes while it runs, and it owns what it needs. `launch` hands it to the engine

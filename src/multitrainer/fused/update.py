@@ -1,7 +1,7 @@
-"""Update all Parameters with a single operation if that gives the bits that stock's operators give.
+"""Update all Parameters of an optimizer with a single operation if that gives the bits that stock's operators give.
 
-SGD, NAG, Adam and AdamW themselves are covered, on one CPU, with dense float32 arrays and without ``clip_gradient``. All else
-is left to stock, and so is everything without numba (the extra ``fast``) or with ``MULTITRAINER_FAST=0``.
+SGD, NAG, Adam and AdamW themselves are covered, on one CPU, with dense float32 arrays and without ``clip_gradient``.
+All else is left to stock, and so is everything without numba (the extra ``fast``) or with ``MULTITRAINER_FAST=0``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from types import ModuleType
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 from mxnet import autograd
@@ -60,7 +60,7 @@ class _Prepared(NamedTuple):
 
 
 class FusedUpdate:
-    """The fused updates of one trainer; it keeps the operation for as long as the arrays stay the same."""
+    """The fused updates of one optimizer; it keeps the operation for as long as the arrays stay the same."""
 
     def __init__(self) -> None:
         self._prepared: _Prepared | None = None
@@ -68,20 +68,21 @@ class FusedUpdate:
     def __getstate__(self) -> dict[str, Any]:
         return {"_prepared": None}  # a copy has arrays of its own
 
-    def update(self, updater: Updater, params: Sequence[Parameter]) -> bool:
-        """Update those of ``params`` that request a gradient, or change nothing and return False.
+    def prepare(self, updater: Updater, params: Mapping[int, Parameter]) -> Callable[[], None] | None:
+        """Return a function that updates ``params``, which are by index and request gradients; change nothing yet.
 
-        ``params`` are in the order of the optimizer's indices. False leaves the update to stock: the case is not
-        covered, there are no states yet, or a gradient is stale.
+        None leaves the update to stock: the case is not covered, there are no states yet, or a gradient is stale.
         """
         kernel = choose_kernel(updater)
-        if kernel is None or os.environ.get(ENVIRONMENT_SWITCH) == "0" or autograd.is_recording():
-            return False
-        operation = self._prepare(kernel, updater, params)
-        return operation is not None and operation.run(updater)
+        if kernel is None or not params or os.environ.get(ENVIRONMENT_SWITCH) == "0" or autograd.is_recording():
+            return None
+        operation = self._operation(kernel, updater, params)
+        if operation is None or not operation.gradients_are_fresh():
+            return None
+        return functools.partial(operation.run, updater)
 
-    def _prepare(self, kernel: str, updater: Updater, params: Sequence[Parameter]) -> _Operation | None:
-        indices = [i for i, param in enumerate(params) if param.grad_req != "null"]
+    def _operation(self, kernel: str, updater: Updater, params: Mapping[int, Parameter]) -> _Operation | None:
+        indices = list(params)
         arrays = [(*_mxnet.single_array_and_gradient(params[i]), *_states(updater, i)) for i in indices]
         key = kernel, indices, [id(array) for row in arrays for array in row]
         if self._prepared is None or self._prepared.key != key:
@@ -119,10 +120,12 @@ class _Operation:
         self._handles = np.array([array.handle.value for row in arrays for array in row], np.int64)
         self._template = self._job_descriptor()
 
-    def run(self, updater: Updater) -> bool:
-        """Make one update, or change nothing and return False."""
-        if not self._kernels.all_fresh(self._template, self._handles):
-            return False
+    def gradients_are_fresh(self) -> bool:
+        """Whether a backward pass has written every gradient since the last update."""
+        return bool(self._kernels.all_fresh(self._template, self._handles))
+
+    def run(self, updater: Updater) -> None:
+        """Make one update."""
         count = _mxnet.ReplayableCount(updater.optimizer, self._context)
         try:
             job = self._count_and_describe(updater.optimizer, count)
@@ -135,7 +138,6 @@ class _Operation:
             self._leave_to_stock(updater, count)
         else:
             check_call(self._kernels.launch(job, self._handles))
-        return True
 
     def _count_and_describe(self, optimizer: Optimizer, count: _mxnet.ReplayableCount) -> Any:
         """Count the update; return the job descriptor with the numbers that the optimizer has for it."""

@@ -10,9 +10,9 @@ from typing import Any, Iterable, Iterator, List, Mapping, NamedTuple, Sequence,
 from mxnet import autograd, nd
 from mxnet.gluon import Parameter
 from mxnet.ndarray import NDArray
-from mxnet.optimizer import Optimizer
 
 from .. import _mxnet
+from ..optimizers.partition import Partition
 
 # The arrays of a Parameter, one for each context, each with its gradient.
 _Trained = List[Tuple[Parameter, List[Tuple[NDArray, NDArray]]]]
@@ -86,17 +86,8 @@ class Accumulation:
         """Raise a RuntimeError if a step is more than an exchange and an update, which `method` makes alone."""
         if self._steps > 1:
             raise RuntimeError(
-                f"{method}() cannot be called with accumulate={self._steps}, because only every {self._steps}th step "
-                "exchanges gradients and updates. Call step(), or set trainer.accumulate = 1"
-            )
-
-    def check_no_backward_pending(self, params: Iterable[Parameter]) -> None:
-        """Raise a RuntimeError if a backward pass was made that no step has collected."""
-        pending = [param.name for param in params if param.grad_req != "null" and _mxnet.has_fresh_gradient(param)]
-        if pending:
-            raise RuntimeError(
-                f"the gradient of Parameter {pending[0]!r} is from a backward pass that no step has used, so its batch "
-                "size is unknown: call step() after every backward pass, then flush()"
+                f"{method}() cannot be called with accumulate={self._steps}, because only one step of "
+                f"{self._steps} exchanges gradients and updates. Call step(), or set trainer.accumulate = 1"
             )
 
     def collect(self, params: Sequence[Parameter], batch_size: float, scale: float, ignore_stale_grad: bool) -> None:
@@ -137,21 +128,22 @@ class Accumulation:
     def added(
         self,
         params: Sequence[Parameter],
-        optimizer: Optimizer,
+        partition: Partition,
         batch_size: float,
         scale: float,
         ignore_stale_grad: bool,
     ) -> Iterator[float]:
         """Surround an update: its gradients are the sum of this step's and what was collected.
 
-        The value of the context is the batch size of all of them. If the update fails before `optimizer` has counted
+        The value of the context is the batch size of all of them. If the update fails before an optimizer has counted
         it, the gradients of this step are put back. See `collect` for the other parameters and the errors.
         """
         if self._steps == 1:
             yield batch_size
             return
         total, trained = self._total(batch_size, scale), _trained(params, ignore_stale_grad)
-        made, own = _mxnet.updates_made(optimizer), _OwnGradients()
+        weights = [weight for _, arrays in trained for weight, _ in arrays]
+        made, fresh, own = partition.updates_made, list(filter(_mxnet.is_fresh, weights)), _OwnGradients()
         try:
             with autograd.pause():
                 for param, arrays in trained:
@@ -159,13 +151,36 @@ class Accumulation:
             yield total
             self.collected = NOTHING
         except BaseException:
-            if made == _mxnet.updates_made(optimizer):
+            if made == partition.updates_made:
                 own.put_back()
+                _mxnet.mark_gradients_used(weights)
+                _mxnet.mark_gradients_fresh(fresh)
             else:
                 self.collected = NOTHING
             raise
         # A kvstore that updates leaves them marked as fresh, and so does AMP if it skips the update.
-        _mxnet.mark_gradients_used(weight for _, arrays in trained for weight, _ in arrays)
+        _mxnet.mark_gradients_used(weights)
+
+    @contextlib.contextmanager
+    def flushed(self, params: Sequence[Parameter], partition: Partition, scale: float) -> Iterator[float]:
+        """Surround an update whose gradients are what was collected; see `added`.
+
+        Raises
+        ------
+        RuntimeError
+            If a backward pass was made that no step has collected.
+        """
+        pending = [param.name for param in params if param.grad_req != "null" and _mxnet.has_fresh_gradient(param)]
+        if pending:
+            raise RuntimeError(
+                f"the gradient of Parameter {pending[0]!r} is from a backward pass that no step has used, so its batch "
+                "size is unknown: call step() after every backward pass, then flush()"
+            )
+        with self.added(params, partition, 0, scale, ignore_stale_grad=True) as total:
+            yield total
+        for param in params:
+            if param.grad_req == "add":  # the next backward pass must not add to what was used
+                _mxnet.discard_gradient(param)
 
     def _total(self, batch_size: float, scale: float) -> float:
         """Add a batch size to those that were collected."""
@@ -185,26 +200,25 @@ class _OwnGradients:
     """Keeps the gradients of one step while others are added to them."""
 
     def __init__(self) -> None:
-        self._own: list[tuple[NDArray, NDArray, NDArray, bool]] = []
+        self._own: list[tuple[NDArray, NDArray]] = []
 
-    def add(self, arrays: Iterable[tuple[NDArray, NDArray]], collected: Sequence[Any] | None) -> None:
+    def add(self, arrays: Sequence[tuple[NDArray, NDArray]], collected: Sequence[Any] | None) -> None:
         """Add what was collected to the gradients of one Parameter; it replaces a stale gradient."""
-        for (weight, gradient), others in zip(arrays, collected or ()):
+        for (weight, gradient), others in zip(arrays, collected or [None] * len(arrays)):
+            own = gradient.copy()
+            self._own.append((gradient, own))
             if others is None:
                 continue
-            own, fresh = gradient.copy(), _mxnet.is_fresh(weight)
-            self._own.append((weight, gradient, own, fresh))
-            if fresh:
+            if _mxnet.is_fresh(weight):
                 nd.elemwise_add(own, others, out=gradient)
             else:
                 others.copyto(gradient)
                 _mxnet.mark_gradients_fresh([weight])
 
     def put_back(self) -> None:
-        """Restore the gradients, and which of them are fresh."""
-        for weight, gradient, own, fresh in self._own:
+        """Restore the gradients."""
+        for gradient, own in self._own:
             own.copyto(gradient)
-            (_mxnet.mark_gradients_fresh if fresh else _mxnet.mark_gradients_used)([weight])
 
 
 def check_steps(steps: Any) -> int:

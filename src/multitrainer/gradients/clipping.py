@@ -11,12 +11,14 @@ from mxnet.gluon import Parameter, Trainer
 from mxnet.optimizer import Optimizer
 
 from .. import _mxnet
+from ..optimizers.partition import Partition
 from .norms import UpdateGradients
 
 _CURE = (
     "Let the workers update: a synchronous kvstore such as 'dist_sync', dense weights and gradients, "
     "update_on_kvstore=False"
 )
+_SMALLEST = 2.0**-126  # of float32, unless denormal; MXNet's operators refuse a setting between it and 0
 EPSILON = 1e-6  # that of torch.nn.utils.clip_grad_norm_
 
 
@@ -45,18 +47,21 @@ class GradientClipping:
 
     @contextlib.contextmanager
     def update(
-        self, optimizers: Iterable[Optimizer], params: Sequence[Parameter], ignore_stale_grad: bool, store_updates: bool
+        self, partition: Partition, params: Sequence[Parameter], ignore_stale_grad: bool, store_updates: bool
     ) -> Iterator[None]:
-        """Surround one update of ``params`` by ``optimizers``, after the exchange of gradients."""
-        optimizers = list(optimizers)
+        """Surround one update of ``params`` by the optimizers of a trainer, after the exchange of gradients.
+
+        ``store_updates`` says that a kvstore has made it by now.
+        """
         params = [param for param in params if param.grad_req != "null"]
         if ignore_stale_grad and not store_updates:  # a kvstore has used stale ones by now
             params = [param for param in params if _mxnet.has_fresh_gradient(param)]
-        gradients, coefficient = UpdateGradients(params, optimizers[0].rescale_grad, not store_updates), 1.0
+        scales = {param: partition.part_of(param).optimizer.rescale_grad for param in params}
+        gradients, coefficient = UpdateGradients(scales, not store_updates), 1.0
         if self.max_norm is not None:
             gradients.measure()
             coefficient = clip_coefficient(gradients.norm(), self.max_norm)
-        with scaled_gradients(optimizers, coefficient):
+        with scaled_gradients(partition.optimizers, coefficient):
             yield
         self._last = gradients
 
@@ -125,10 +130,10 @@ def check_can_clip(trainer: Trainer) -> None:
 
 
 def clip_coefficient(norm: float, max_norm: float) -> float:
-    """Return what to multiply gradients of a norm with, so that it becomes at most ``max_norm``.
+    """Return the factor that brings gradients of a norm down to at most ``max_norm``.
 
     It is that of ``torch.nn.utils.clip_grad_norm_``, except that a norm that is infinite or not a number gives 1:
-    to multiply with 0 or nan would only spread it.
+    a factor of 0 or nan would only spread it.
 
     Examples
     --------
@@ -143,7 +148,7 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
 
 @contextlib.contextmanager
 def scaled_gradients(optimizers: Iterable[Optimizer], coefficient: float) -> Iterator[None]:
-    """Have ``optimizers`` update as if all gradients were multiplied with ``coefficient``.
+    """Have ``optimizers`` update as if all gradients were multiplied by ``coefficient``.
 
     The gradients stay as they are. Every optimizer multiplies them with its ``rescale_grad``, which is also how
     `Trainer.step` divides by the batch size, and applies its own ``clip_gradient`` afterwards.
@@ -152,7 +157,8 @@ def scaled_gradients(optimizers: Iterable[Optimizer], coefficient: float) -> Ite
     try:
         if coefficient != 1:
             for optimizer, rescale_grad in before:
-                optimizer.rescale_grad = rescale_grad * coefficient
+                scaled = rescale_grad * coefficient
+                optimizer.rescale_grad = scaled if abs(scaled) >= _SMALLEST else 0.0
         yield
     finally:
         for optimizer, rescale_grad in before:

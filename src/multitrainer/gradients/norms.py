@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Iterable, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
 from mxnet import nd
@@ -12,31 +12,37 @@ from mxnet.ndarray import NDArray
 
 from .. import _mxnet
 
-_BLOCK = 1 << 16  # so many float64 values stay in the cache
+_BLOCK = 1 << 16  # this many float64 values stay in the cache
 
 
 class UpdateGradients:
     """The gradients that one update uses, after the exchange.
 
-    They are read only if their norms are asked for, and then once.
+    They are read only if their norms are asked for, and then once. A copy of this object has the norms alone.
 
     Parameters
     ----------
-    params : sequence of Parameter
-        Those that are updated.
-    rescale_grad : float
-        What the optimizer multiplies the gradients with: 1 over the batch size, and over AMP's loss scale.
+    scales : dict of Parameter to float
+        The Parameters that are updated, and ``rescale_grad`` of the optimizer of each, the factor that it applies to
+        the gradient: 1 over the batch size, and over AMP's loss scale.
     are_summed : bool
         Whether each context has the sum over all contexts. If a kvstore updates, it has the sum and they do not.
     """
 
-    def __init__(self, params: Sequence[Parameter], rescale_grad: float, are_summed: bool) -> None:
-        self._params, self._rescale_grad, self._are_summed = params, rescale_grad, are_summed
+    def __init__(self, scales: Mapping[Parameter, float], are_summed: bool) -> None:
+        # The arrays themselves, because a schedule that freezes does so before the step is over.
+        self._arrays: dict[Parameter, Sequence[NDArray]] | None = {p: _mxnet.gradient_arrays(p) for p in scales}
+        self._scales, self._are_summed = scales, are_summed
         self._squares: dict[Parameter, float] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_arrays": None}
 
     def measure(self) -> None:
         """Read the gradients, while they are there."""
-        self._squares = {p: self._rescale_grad**2 * sum_of_squares(self._gradient_of(p)) for p in self._params}
+        found, scales = (self._arrays or {}).items(), self._scales
+        self._squares = {p: scales[p] ** 2 * sum_of_squares(self._total(arrays)) for p, arrays in found if arrays}
+        self._arrays = None
 
     def norm(self, params: Iterable[Parameter] | None = None) -> float:
         """Return the norm of the gradients of ``params``, by default of all together, times ``rescale_grad``.
@@ -46,7 +52,7 @@ class UpdateGradients:
         Raises
         ------
         RuntimeError
-            If the gradients were not read before the update, and have been replaced or dropped since.
+            If the gradients were not read before the update, and have been replaced since.
         """
         if self._squares is None:
             self._check_still_there()
@@ -54,29 +60,28 @@ class UpdateGradients:
         squares = self._squares or {}
         return math.sqrt(sum(squares.get(p, 0.0) for p in (squares if params is None else params)))
 
-    def _gradient_of(self, param: Parameter) -> NDArray:
-        first, *others = param.list_grad()
-        for gradient in () if self._are_summed else others:
-            first = first + gradient.as_in_context(first.context)
-        return first
+    def _total(self, arrays: Sequence[NDArray]) -> NDArray:
+        total, *others = arrays
+        for array in () if self._are_summed else others:
+            total = total + array.as_in_context(total.context)
+        return total
 
     def _check_still_there(self) -> None:
-        for param in self._params:
-            # If a kvstore updates, MXNet does not mark gradients as used.
-            is_new = self._are_summed and _mxnet.has_fresh_gradient(param)
-            if param.grad_req == "null" or is_new:
-                happened = "has a new gradient" if is_new else "was frozen"
-                raise RuntimeError(
-                    f"the gradients of the last update are gone: Parameter {param.name!r} {happened} since. Ask for "
-                    "their norms right after the step, or set max_grad_norm, with which every update computes them"
-                )
+        # If a kvstore updates, MXNet does not mark gradients as used.
+        new = [p.name for p in self._arrays or () if self._are_summed and _mxnet.has_fresh_gradient(p)]
+        if new or self._arrays is None:
+            happened = f"Parameter {new[0]!r} has a new gradient since" if new else "this trainer is a copy"
+            raise RuntimeError(
+                f"the gradients of the last update are gone: {happened}. Ask for their norms right after the step, or "
+                "set max_grad_norm, with which every update computes them"
+            )
 
 
 def sum_of_squares(array: NDArray) -> float:
     """Return the sum of the squares of the values of ``array``, added up in float64.
 
     MXNet's own ``norm`` and ``multi_sum_sq`` add up in float32, one value after the other: on the CPU the result for a
-    large array is off by one in a thousand.
+    large array is off by about one in a thousand.
 
     Examples
     --------

@@ -3,11 +3,13 @@
 `resolve` only reads Parameters. The trainer sets the multipliers, and `recipes` makes groups of a network.
 """
 
-from .param_group import FIELDS, ParamGroup
-from .resolve import ResolvedGroup, ResolvedGroups, resolve, resolve_addition, resolve_assignment
+from .param_group import FIELDS, OptimizerChoice, ParamGroup
+from .resolve import OPTIMIZER, ResolvedGroup, ResolvedGroups, resolve, resolve_addition, resolve_assignment
 
 __all__ = [
     "FIELDS",
+    "OPTIMIZER",
+    "OptimizerChoice",
     "ParamGroup",
     "ResolvedGroup",
     "ResolvedGroups",

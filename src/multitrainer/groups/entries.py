@@ -23,8 +23,9 @@ class Entry:
 
     @property
     def sets_nothing(self) -> bool:
-        """Whether the group has neither a multiplier nor a name."""
-        return self.group.lr_mult is None and self.group.wd_mult is None and self.group.name is None
+        """Whether the group has neither a multiplier nor a name nor an optimizer."""
+        group = self.group
+        return all(given is None for given in (group.lr_mult, group.wd_mult, group.name, group.optimizer_choice))
 
     def check_not_empty(self) -> None:
         """Raise ValueError if there is no Parameter, or if there is none that the multipliers could act on."""

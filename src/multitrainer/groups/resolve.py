@@ -1,4 +1,4 @@
-"""Decide which Parameter gets which multiplier. Parameters are read and not changed."""
+"""Decide which Parameter gets which multiplier and which optimizer. Parameters are read and not changed."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from .targets import (
     known_name,
 )
 
+OPTIMIZER = "optimizer_choice"
+
 
 class ResolvedGroup(ParamGroup):
     """A `ParamGroup` of a trainer: ``params`` is a dict of name to trainable Parameter, and ``name`` is unique."""
@@ -29,9 +31,10 @@ class ResolvedGroup(ParamGroup):
     params: Parameters
     name: str
 
-    def __init__(self, params: Parameters, lr_mult: Multiplier | None, wd_mult: Multiplier | None, name: str) -> None:
-        self.params, self.lr_mult, self.wd_mult, self.name = params, lr_mult, wd_mult, name
-        self.root = None
+    def __init__(self, params: Parameters, written: ParamGroup, name: str) -> None:
+        self.params, self.name, self.root = params, name, None
+        self.lr_mult, self.wd_mult = written.lr_mult, written.wd_mult
+        self.optimizer, self.optimizer_params = written.optimizer, written.optimizer_params
 
 
 class ResolvedGroups(NamedTuple):
@@ -39,7 +42,8 @@ class ResolvedGroups(NamedTuple):
 
     parameters: list[Parameter]  # all of them, in the order of stock Trainer
     groups: tuple[ResolvedGroup, ...]  # in the order given
-    deciding: dict[str, dict[Parameter, int]]  # field -> Parameter -> index of the group whose multiplier it gets
+    # field, or OPTIMIZER -> Parameter -> index of the group whose multiplier or own optimizer it gets
+    deciding: dict[str, dict[Parameter, int]]
     assignments: dict[str, dict[Parameter, Multiplier]]  # field -> Parameter -> the multiplier that it gets
     member_of: dict[Parameter, int]  # trainable Parameter -> index of the last group that holds it
     blocks: tuple[Block, ...]  # the Blocks among the targets, and the networks that recipes made groups of
@@ -49,7 +53,7 @@ class ResolvedGroups(NamedTuple):
         first = len(self.groups)
         deciding = {
             field: {**self.deciding[field], **{param: first + i for param, i in added.deciding[field].items()}}
-            for field in FIELDS
+            for field in self.deciding
         }
         return ResolvedGroups(
             [*self.parameters, *added.parameters],
@@ -107,7 +111,7 @@ def resolve_addition(params: Any, present: ResolvedGroups, blocks: Sequence[Bloc
             if name in by_name:
                 raise ValueError(
                     f"{entry.where}: another Parameter called {name!r} is in this trainer already; give the new Block "
-                    "a different prefix="
+                    "a different prefix=, or build a new trainer if it takes the place of the other one"
                 )
     return _resolve_entries(entries, ordered, blocks, [group.name for group in present.groups])
 
@@ -194,12 +198,12 @@ def _resolve_entries(
     roots = [group.root for group in written if group.root is not None]
     blocks = tuple(dict.fromkeys([*roots, *(block for group in written for block in blocks_of(group.params))]))
     groups = tuple(
-        ResolvedGroup(dict(sorted(entry.trainable.items())), entry.group.lr_mult, entry.group.wd_mult, name)
+        ResolvedGroup(dict(sorted(entry.trainable.items())), entry.group, name)
         for entry, name in zip(entries, group_names(written, [*known_blocks, *blocks], taken_names))
     )
-    deciding = {field: _deciding_entries(entries, field) for field in FIELDS}
+    deciding = {field: _deciding_entries(entries, field) for field in (*FIELDS, OPTIMIZER)}
     assignments = {
-        field: {param: getattr(groups[i], field) for param, i in indices.items()} for field, indices in deciding.items()
+        field: {param: getattr(groups[i], field) for param, i in deciding[field].items()} for field in FIELDS
     }
     member_of = {param: i for i, entry in enumerate(entries) for param in entry.trainable.values()}
     return ResolvedGroups(parameters, groups, deciding, assignments, member_of, blocks)
@@ -211,7 +215,7 @@ def _deciding_entries(entries: Sequence[Entry], field: str) -> dict[Parameter, i
     Raises
     ------
     ValueError
-        If an entry neither refines an earlier one that it overlaps, nor has the same multiplier.
+        If an entry neither refines an earlier one that it overlaps, nor has the same multiplier or optimizer.
     """
     setting: dict[Parameter, list[int]] = {}
     for i, entry in enumerate(entries):
@@ -233,8 +237,9 @@ def _deciding_entries(entries: Sequence[Entry], field: str) -> dict[Parameter, i
 
 
 def _conflict(param: Parameter, field: str, earlier: Entry, later: Entry) -> str:
+    what = "the optimizer" if field == OPTIMIZER else field
     return (
-        f"Parameter {param.name!r} gets {field} {getattr(earlier.group, field)!r} from {earlier.where} and "
+        f"Parameter {param.name!r} gets {what} {getattr(earlier.group, field)!r} from {earlier.where} and "
         f"{getattr(later.group, field)!r} from {later.where}. A later entry overrides an earlier one only if it "
-        "is a proper part of it; write the larger target first, or give both the same value"
+        "is a proper part of it; write the larger target first, or give both the same"
     )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator
-
-from mxnet.optimizer import Optimizer
+from typing import Iterator, Sequence
 
 from .. import _mxnet
+from ..optimizers.partition import Partition
 
 
 class UpdateClock:
-    """Makes ``num_update`` of an optimizer count updates once a Parameter has been left out of one.
+    """Makes ``num_update`` of a trainer's optimizers count updates once a Parameter has been left out of one.
 
     MXNet's own ``num_update`` is the largest count of any one Parameter. It stands still while that Parameter is
     frozen, and lags while a Parameter that was unfrozen late comes first in an update. The lr_scheduler and the
@@ -19,8 +18,8 @@ class UpdateClock:
 
     Parameters
     ----------
-    optimizer : Optimizer
-        Its ``num_update`` is set.
+    partition : Partition
+        The optimizers whose ``num_update`` is set.
 
     Attributes
     ----------
@@ -28,30 +27,36 @@ class UpdateClock:
         Whether a Parameter was ever frozen, left out, or added after an update. Until then the count is MXNet's own.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
         self.counts_updates = False
 
     @property
     def has_updates(self) -> bool:
         """Whether an update was made."""
-        return self.optimizer.num_update > self.optimizer.begin_num_update
+        return any(optimizer.num_update > optimizer.begin_num_update for optimizer in self._partition.optimizers)
 
     @property
     def next_update(self) -> int:
-        """The number of the next update."""
-        return self.optimizer.num_update + 1
+        """The number of the next update, by the trainer's own optimizer."""
+        return self._partition.main.optimizer.num_update + 1
 
     @contextlib.contextmanager
-    def update(self, trains: bool) -> Iterator[None]:
-        """Surround one update; ``trains`` says whether any Parameter takes part in it."""
+    def update(self, trains: Sequence[bool]) -> Iterator[None]:
+        """Surround one update; ``trains`` says of each optimizer whether any Parameter of its part takes part in it."""
         if not self.counts_updates:
             yield
             return
-        number, made = self.next_update, _mxnet.updates_made(self.optimizer)
-        self.optimizer.num_update = number
+        optimizers = self._partition.optimizers
+        made = [_mxnet.updates_made(optimizer) for optimizer in optimizers]
+        for optimizer in optimizers:
+            optimizer.num_update += 1
+        numbers = [optimizer.num_update for optimizer in optimizers]
         try:
             yield
         finally:
-            if trains and made == _mxnet.updates_made(self.optimizer):
-                self.optimizer.num_update = number - 1  # AMP skipped the update, or it failed
+            updated = [_mxnet.updates_made(optimizer) > before for optimizer, before in zip(optimizers, made)]
+            is_update = any(updated) or not any(trains)  # if not, AMP skipped the update, or it failed
+            for optimizer, number, did, should in zip(optimizers, numbers, updated, trains):
+                if not (did or (is_update and not should)):
+                    optimizer.num_update = number - 1

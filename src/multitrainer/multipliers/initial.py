@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
+from mxnet.gluon import Parameter
 from mxnet.optimizer import Optimizer
 
 from .._mxnet import supports_multiplier
 from ..groups import FIELDS, ResolvedGroups
+from ..optimizers.group_optimizers import GroupOptimizer, optimizer_class
 from ..symbolic import attributes
 from .name_table import explicit_multipliers, parse_multipliers
 from .schedules import evaluate
-from .supported import check_supported, optimizer_class
+from .supported import check_supported
 from .tracker import Numbers
 
+_Kind = Tuple[type, Optional[str], List[Parameter]]
 
-def inherited_multipliers(resolved: ResolvedGroups, optimizer: Any) -> dict[str, Numbers]:
+
+def inherited_multipliers(
+    resolved: ResolvedGroups, optimizer: Any, own: Sequence[GroupOptimizer] = ()
+) -> dict[str, Numbers]:
     """Collect, by field, what imported symbols say, and what the user told a ready-made Optimizer.
+
+    Any Optimizer, the trainer's or one that a group has of its ``own``, may have been told about any Parameter.
 
     Raises
     ------
     TypeError, ValueError
-        If one of them is not a multiplier or names no Parameter.
+        If one of them is not a multiplier or names no Parameter, or if two Optimizers were told different ones.
     """
-    told = {
-        field: parse_multipliers(explicit_multipliers(optimizer, field), resolved.parameters, f"optimizer.{field}")
-        for field in FIELDS
-    }
+    sources = [("optimizer", optimizer), *((f"optimizer of group {each.group!r}", each.given) for each in own)]
+    told = {field: _told(sources, resolved, field) for field in FIELDS}
     imported = attributes.symbol_multipliers(resolved.blocks)
     return {field: {**imported[field], **told[field]} for field in FIELDS}
+
+
+def _told(sources: Sequence[tuple[str, Any]], resolved: ResolvedGroups, field: str) -> Numbers:
+    told: Numbers = {}
+    for where, optimizer in sources:
+        numbers = parse_multipliers(explicit_multipliers(optimizer, field), resolved.parameters, f"{where}.{field}")
+        for param, number in numbers.items():
+            if told.setdefault(param, number) != number:
+                raise ValueError(
+                    f"{where}.{field}: {param.name!r} has {number!r} there and {told[param]!r} in another optimizer; "
+                    "tell one of them only"
+                )
+    return told
 
 
 def check_initial(
@@ -36,20 +55,25 @@ def check_initial(
     inherited: Mapping[str, Numbers],
     optimizer: Any,
     optimizer_params: Mapping[str, Any] | None,
+    own: Sequence[GroupOptimizer] = (),
 ) -> None:
-    """Raise an error if the optimizer would not apply one of the multipliers that the first update needs.
+    """Raise an error if an optimizer would not apply one of the multipliers that the first update needs.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        If the optimizer does not read a multiplier other than 0 and 1, or a schedule fails.
+        If the optimizer of a Parameter does not read a multiplier other than 0 and 1, or a schedule fails.
     """
-    kind = optimizer_class(optimizer)
+    with_own = {param for each in own for param in each.params}
+    others = [param for param in resolved.member_of if param not in with_own]
+    kinds: list[_Kind] = [(optimizer_class(optimizer), None, others)]
+    kinds += [(each.kind, each.group, each.params) for each in own]
     for field in FIELDS:
         numbers = evaluate(resolved.assignments[field], field, _first_update(optimizer, optimizer_params))
-        if not supports_multiplier(kind, field):  # else there is nothing to check, however many Parameters there are
-            own = {param: getattr(param, field) for param in resolved.member_of}
-            check_supported(kind, field, {**own, **inherited[field], **numbers})
+        given = {**inherited[field], **numbers}
+        for kind, group, params in kinds:
+            if not supports_multiplier(kind, field):  # else there is nothing to check, however many Parameters
+                check_supported(kind, field, {p: given.get(p, getattr(p, field)) for p in params}, group)
 
 
 def _first_update(optimizer: Any, optimizer_params: Mapping[str, Any] | None) -> int:

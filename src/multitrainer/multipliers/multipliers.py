@@ -15,6 +15,7 @@ from ..freezing.stale_traces import warn_of_old_traces
 from ..freezing.state import before_freezing
 from ..groups import FIELDS
 from ..groups.targets import Multiplier, check_multiplier
+from ..optimizers.partition import Partition
 from ..symbolic import attributes
 from .clock import UpdateClock
 from .saved import ACTS, ENDED, PreparedRestore, SavedMultipliers
@@ -35,9 +36,9 @@ class Multipliers:
     Parameters
     ----------
     params : sequence of Parameter
-        In the order of the optimizer's indices.
-    optimizer : Optimizer
-        The trainer's own.
+        In the order of the optimizers' indices.
+    partition : Partition
+        The trainer's optimizers.
     inherited : dict of str to dict of Parameter to float
         By field, the multipliers that Parameters get before any group sets one; see `inherited_multipliers`.
 
@@ -47,22 +48,26 @@ class Multipliers:
         Those that a multiplier can move: all but statistics and constants.
     """
 
-    def __init__(self, params: Sequence[Parameter], optimizer: Optimizer, inherited: Mapping[str, Numbers]) -> None:
+    def __init__(self, params: Sequence[Parameter], partition: Partition, inherited: Mapping[str, Numbers]) -> None:
         self._write(inherited)
         self.trainable = [param for param in params if not _mxnet.is_auxiliary(param)]
         self._params = list(params)
         self._freezer = Freezer(self._params, self.trainable)
         self._schedules = Schedules()
         self._servers = NoServers()
-        self._clock = UpdateClock(optimizer)
+        self._partition = partition
+        self._clock = UpdateClock(partition)
         self._clock.counts_updates = self._freezer.freezes
-        self._tracker = ChangeTracker(self._params, self.trainable, optimizer)
+        self._tracker = self._new_tracker()
         self._exchanged = False  # whether the gradients of the next update were exchanged apart from it
 
     def use_optimizer(self, optimizer: Optimizer) -> None:
-        """Use another optimizer from now on; the Parameters' multipliers hold, whatever its own table says."""
-        self._clock.optimizer = optimizer
-        self._tracker = ChangeTracker(self._params, self.trainable, optimizer)
+        """Use another optimizer of the trainer's own; the Parameters' multipliers hold, whatever its table says."""
+        self._partition.main.optimizer = optimizer
+        self._tracker = self._new_tracker()
+
+    def _new_tracker(self) -> ChangeTracker:
+        return ChangeTracker(self._params, self.trainable, self._partition.optimizers)
 
     @property
     def schedules(self) -> _Given:
@@ -86,13 +91,14 @@ class Multipliers:
         self._params = [*self._params, *params]
         self.trainable = [*self.trainable, *(param for param in params if not _mxnet.is_auxiliary(param))]
         self._freezer.add_parameters(self._params, self.trainable, self._exchanged)
-        self.use_optimizer(self._clock.optimizer)
+        self._tracker = self._new_tracker()
         self._clock.counts_updates = self._clock.counts_updates or self._clock.has_updates
 
     @property
     def state_holders(self) -> list[Any]:
         """The objects whose attributes `add_parameters` and `start` replace."""
-        return [self, self._freezer, self._freezer.blocks, self._schedules, self._clock, self._clock.optimizer]
+        divided = [self._partition, *self._partition.parts, *self._partition.optimizers]
+        return [self, self._freezer, self._freezer.blocks, self._schedules, self._clock, *divided]
 
     @property
     def blocks(self) -> list[Block]:
@@ -146,7 +152,7 @@ class Multipliers:
 
     def _read_assignments(self, overridden: _Given) -> bool:
         """Check and take over what was assigned since the last step, except to ``overridden``; tell whether any was."""
-        self._servers.check_optimizer(self._clock.optimizer)
+        self._servers.check_optimizer(self._partition.main.optimizer)
         for schedules in self._schedules.acting.values():
             self._servers.check_schedules(schedules)
         self._schedules.check_owned(overridden)
@@ -169,7 +175,8 @@ class Multipliers:
         self._schedules.evaluated_for = self._clock.next_update
 
     def _check(self, field: str, numbers: Mapping[Parameter, Multiplier]) -> None:
-        check_supported(type(self._clock.optimizer), field, numbers)
+        for part, own in self._partition.divide(numbers):
+            check_supported(type(part.optimizer), field, own, part.group)
         self._servers.check(field, numbers)
 
     def _write(self, numbers: Mapping[str, Numbers]) -> None:
@@ -192,9 +199,11 @@ class Multipliers:
         """Surround one update by ``trainer``; afterwards everything is ready for the next forward pass."""
         left_out = self._begin_step()
         warn_of_old_traces(self.trainable)
-        self._clock.counts_updates = self._clock.counts_updates or bool(left_out)
         self._servers.count_update(self._trained(left_out))
-        trains = any(True for _ in self._trained(left_out))
+        trains = self._partition.takes_part(self._trained(left_out))
+        # An optimizer that updates nothing would not count by itself, and the trainer's own counts for the schedules.
+        is_partial = bool(left_out) or (self._partition.is_divided and not all(trains))
+        self._clock.counts_updates = self._clock.counts_updates or is_partial
         with self._clock.update(trains), _mxnet.without_parameters(trainer, left_out):
             yield
         self._exchanged = False
@@ -241,7 +250,7 @@ class Multipliers:
 
     def sent_to_servers(self) -> None:
         """Note that parameter servers got the optimizer as it is now, and that no later change reaches them."""
-        self._servers = ServerSnapshot(self._params, self._clock.optimizer)
+        self._servers = ServerSnapshot(self._params, self._partition.main.optimizer)
         for schedules in self._schedules.acting.values():
             self._servers.check_schedules(schedules)
 

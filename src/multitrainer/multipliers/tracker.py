@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any, Collection, Dict, Mapping, Sequence
+from typing import Any, Collection, Dict, Iterable, Mapping, Sequence
 
 from mxnet.gluon import Parameter
 from mxnet.optimizer import Optimizer
@@ -24,13 +24,15 @@ class ChangeTracker:
         All Parameters of the trainer, in the order of the optimizer's indices.
     trainable : sequence of Parameter
         Those that a multiplier can move.
-    optimizer : Optimizer
-        Its table of multipliers is kept equal to the Parameters'.
+    optimizers : iterable of Optimizer
+        Their tables of multipliers are kept equal to the Parameters'.
     """
 
-    def __init__(self, params: Sequence[Parameter], trainable: Sequence[Parameter], optimizer: Optimizer) -> None:
+    def __init__(
+        self, params: Sequence[Parameter], trainable: Sequence[Parameter], optimizers: Iterable[Optimizer]
+    ) -> None:
         self._trainable = trainable
-        self._table = NameTable(params, optimizer)
+        self._tables = [NameTable(params, optimizer) for optimizer in optimizers]
         self._record_numbers()
 
     def changes(self, overridden: Mapping[str, Collection[Parameter]]) -> dict[str, Numbers]:
@@ -47,12 +49,13 @@ class ChangeTracker:
         TypeError, ValueError
             If an assigned value is not a multiplier, or a Parameter got two values.
         """
-        in_table = self._table.read()
+        in_tables = [table.read() for table in self._tables]
         changes = {}
         for field in FIELDS:
-            on_params, skipped = self._assigned(field), overridden.get(field, ())
-            _check_one_value(field, on_params, in_table.get(field, {}), skipped)
-            found = {**on_params, **in_table.get(field, {})}
+            found, skipped = self._assigned(field), overridden.get(field, ())
+            for in_table in in_tables:
+                _check_one_value(field, found, in_table.get(field, {}), skipped)
+                found.update(in_table.get(field, {}))
             changes[field] = {param: value for param, value in found.items() if param not in skipped}
             for param, value in changes[field].items():
                 check_multiplier(value, f"{field} of Parameter {param.name!r}")
@@ -67,9 +70,10 @@ class ChangeTracker:
         return [param for field in FIELDS for param in self._assigned(field)]
 
     def remember(self) -> None:
-        """Take the multipliers as they are now for known, and write them to the optimizer's table."""
+        """Take the multipliers as they are now for known, and write them to the optimizers' tables."""
         self._record_numbers()
-        self._table.fill()
+        for table in self._tables:
+            table.fill()
 
     def _assigned(self, field: str) -> dict[Parameter, Any]:
         now = list(map(attrgetter(field), self._trainable))

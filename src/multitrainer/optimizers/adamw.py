@@ -71,7 +71,7 @@ class AdamW(optimizer.Adam):
     >>> from multitrainer import MultiLRTrainer, no_weight_decay
     >>> net = mx.gluon.nn.Dense(1, in_units=2)
     >>> net.initialize()
-    >>> trainer = MultiLRTrainer([net, *no_weight_decay(net)], 'adamw', {'learning_rate': 1e-4, 'wd': 0.05})
+    >>> trainer = MultiLRTrainer([net, no_weight_decay(net)], 'adamw', {'learning_rate': 1e-4, 'wd': 0.05})
     >>> trainer.optimizer.wd
     0.05
     """
@@ -137,7 +137,7 @@ class AdamW(optimizer.Adam):
 
 
 def register(kind: type[optimizer.Optimizer]) -> None:
-    """Register an optimizer with MXNet by the name of its class, unless the user has registered another by that name."""
+    """Register an optimizer with MXNet by the name of its class, unless the user has another of that name."""
     name = kind.__name__.lower()
     there = optimizer.Optimizer.opt_registry.get(name)
     if there is None or (there.__module__, there.__qualname__) == (kind.__module__, kind.__qualname__):

@@ -87,7 +87,7 @@ class TestSchedules:
         assert added == ("sgd", {"wd": 0.1, "learning_rate": 0.5, "lr_scheduler": scheduler})
         assert scheduler.base_lr == 0.5
 
-    @pytest.mark.parametrize("name", ["sgd", "adam", "nag", "rmsprop", "ftml"])
+    @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "nag", "rmsprop", "ftml"])
     def test_without_lr_they_start_at_the_rate_of_the_optimizer(self, name):
         stock = mx.optimizer.create(name).learning_rate
         assert scheduler_of("--lr-schedule", "cosine", optimizer=name).base_lr == stock
