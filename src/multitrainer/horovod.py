@@ -141,6 +141,12 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
             )
         super().__init__(params, optimizer, optimizer_params, *args, **kwargs)
 
+    def _mean_over_ranks(self, value: float) -> float:
+        if not self._process_set.included():
+            return value
+        name = f"{self._prefix}mean"
+        return float(hvd.allreduce(nd.array([value]), name=name, process_set=self._process_set).asscalar())
+
     def _compare_addition(self, added: int) -> None:
         self._compare_ranks(added)
 
@@ -153,12 +159,6 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
 
     def _num_ranks(self) -> int:
         return self._process_set.size()
-
-    def _mean_over_ranks(self, value: float) -> float:
-        if not self._process_set.included():
-            return value
-        name = f"{self._prefix}mean"
-        return float(hvd.allreduce(nd.array([value]), name=name, process_set=self._process_set).asscalar())
 
     def _writes_states(self) -> bool:
         return self._process_set.included() and self._process_set.rank() == 0

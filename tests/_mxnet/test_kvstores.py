@@ -83,40 +83,6 @@ def test_a_kvstore_in_this_process_gets_no_optimizer_sent():
     assert not _mxnet.servers_update(trainer)
 
 
-@pytest.mark.parametrize(("given", "contexts", "updates"), [(None, 2, True), (False, 2, False), (None, 1, False)])
-def test_who_updates_once_the_kvstore_is_set_up(given, contexts, updates):
-    net = mlp(CONTEXTS[:contexts])
-    trainer = Trainer(net.collect_params(), "sgd", update_on_kvstore=given)
-    assert _mxnet.chosen_update_on_kvstore(trainer) is given
-    assert not _mxnet.store_updates(trainer)
-    train(net, trainer, batches(1), CONTEXTS[:contexts])
-    assert _mxnet.store_updates(trainer) is updates
-
-
-@pytest.mark.parametrize("stype", ["default", "row_sparse"])
-def test_sparse_weights(stype):
-    param = mx.gluon.Parameter("w", shape=(2, 2), stype=stype)
-    param.initialize()
-    assert _mxnet.has_sparse_weights(Trainer([param], "sgd")) is (stype == "row_sparse")
-
-
-@pytest.mark.parametrize("set_up", [False, True])
-@pytest.mark.parametrize(
-    ("options", "fits", "fits_several_machines"),
-    [({}, True, True), ({"grad_stype": "row_sparse"}, True, False), ({"stype": "row_sparse"}, False, False)],
-)
-def test_a_kvstore_for_dense_parameters_takes_others(options, fits, fits_several_machines, set_up):
-    param = mx.gluon.Parameter("w", shape=(2, 2), **options)
-    trainer = make_trainer(kvstore="local")
-    if set_up:
-        trainer._init_kvstore()
-    assert _mxnet.kvstore_fits(trainer, param) is (fits or not set_up)
-    trainer._distributed = True
-    assert _mxnet.kvstore_fits(trainer, param) is (fits_several_machines or not set_up)
-    trainer._contains_sparse_weight = True
-    assert _mxnet.kvstore_fits(trainer, param)
-
-
 @pytest.mark.parametrize("kvstore", ["device", "local"])
 def test_the_weights_that_a_kvstore_keeps_are_replaced(kvstore):
     def run(changes):
@@ -167,3 +133,37 @@ def test_whether_gradients_are_compressed():
     alone = Trainer(mlp().collect_params(), "sgd", compression_params={"type": "2bit", "threshold": 0.5})
     alone._init_kvstore()
     assert not _mxnet.compresses_gradients(alone)  # there is no kvstore
+
+
+@pytest.mark.parametrize(("given", "contexts", "updates"), [(None, 2, True), (False, 2, False), (None, 1, False)])
+def test_who_updates_once_the_kvstore_is_set_up(given, contexts, updates):
+    net = mlp(CONTEXTS[:contexts])
+    trainer = Trainer(net.collect_params(), "sgd", update_on_kvstore=given)
+    assert _mxnet.chosen_update_on_kvstore(trainer) is given
+    assert not _mxnet.store_updates(trainer)
+    train(net, trainer, batches(1), CONTEXTS[:contexts])
+    assert _mxnet.store_updates(trainer) is updates
+
+
+@pytest.mark.parametrize("stype", ["default", "row_sparse"])
+def test_sparse_weights(stype):
+    param = mx.gluon.Parameter("w", shape=(2, 2), stype=stype)
+    param.initialize()
+    assert _mxnet.has_sparse_weights(Trainer([param], "sgd")) is (stype == "row_sparse")
+
+
+@pytest.mark.parametrize("set_up", [False, True])
+@pytest.mark.parametrize(
+    ("options", "fits", "fits_several_machines"),
+    [({}, True, True), ({"grad_stype": "row_sparse"}, True, False), ({"stype": "row_sparse"}, False, False)],
+)
+def test_a_kvstore_for_dense_parameters_takes_others(options, fits, fits_several_machines, set_up):
+    param = mx.gluon.Parameter("w", shape=(2, 2), **options)
+    trainer = make_trainer(kvstore="local")
+    if set_up:
+        trainer._init_kvstore()
+    assert _mxnet.kvstore_fits(trainer, param) is (fits or not set_up)
+    trainer._distributed = True
+    assert _mxnet.kvstore_fits(trainer, param) is (fits_several_machines or not set_up)
+    trainer._contains_sparse_weight = True
+    assert _mxnet.kvstore_fits(trainer, param)

@@ -169,6 +169,23 @@ def test_an_optimizer_creates_the_same_state_for_an_array_like_the_weight(stype)
     assert array.dtype is np.float64
 
 
+@pytest.mark.parametrize("ctx", [[mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]], ids=len)
+def test_arrays_gradients_and_freshness_of_all_contexts(ctx):
+    layer = nn.Dense(2, in_units=3)
+    assert _mxnet.values_and_gradients(layer.weight) == ([], [])
+    assert _mxnet.fresh_gradients(layer.weight) == []
+    layer.initialize(ctx=ctx)
+    assert _mxnet.values_and_gradients(layer.weight) == (layer.weight.list_data(), layer.weight.list_grad())
+    assert _mxnet.fresh_gradients(layer.weight) == [False] * len(ctx)
+    _mxnet.set_fresh_gradients(layer.weight, [True] * len(ctx))
+    assert _mxnet.fresh_gradients(layer.weight) == [True] * len(ctx)
+    assert _mxnet.has_fresh_gradient(layer.weight)
+    layer.weight.grad_req = "null"
+    assert _mxnet.values_and_gradients(layer.weight) == (layer.weight.list_data(), [])
+    assert _mxnet.fresh_gradients(layer.weight) == []
+    _mxnet.set_fresh_gradients(layer.weight, [True] * len(ctx))  # nothing to mark
+
+
 @pytest.mark.parametrize(("stype", "grad_stype"), [("default", "row_sparse"), ("row_sparse", "row_sparse")])
 def test_a_weight_is_sparse_whatever_its_gradient_is(stype, grad_stype):
     param = gluon.Parameter("w", shape=(3, 2), stype=stype, grad_stype=grad_stype)
@@ -185,20 +202,3 @@ def test_gradient_arrays_are_those_of_each_context():
     deferred = gluon.Parameter("w", shape=(0, 2), allow_deferred_init=True)
     deferred.initialize()
     assert list(_mxnet.gradient_arrays(net[0].weight)) == list(_mxnet.gradient_arrays(deferred)) == []
-
-
-@pytest.mark.parametrize("ctx", [[mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]], ids=len)
-def test_arrays_gradients_and_freshness_of_all_contexts(ctx):
-    layer = nn.Dense(2, in_units=3)
-    assert _mxnet.values_and_gradients(layer.weight) == ([], [])
-    assert _mxnet.fresh_gradients(layer.weight) == []
-    layer.initialize(ctx=ctx)
-    assert _mxnet.values_and_gradients(layer.weight) == (layer.weight.list_data(), layer.weight.list_grad())
-    assert _mxnet.fresh_gradients(layer.weight) == [False] * len(ctx)
-    _mxnet.set_fresh_gradients(layer.weight, [True] * len(ctx))
-    assert _mxnet.fresh_gradients(layer.weight) == [True] * len(ctx)
-    assert _mxnet.has_fresh_gradient(layer.weight)
-    layer.weight.grad_req = "null"
-    assert _mxnet.values_and_gradients(layer.weight) == (layer.weight.list_data(), [])
-    assert _mxnet.fresh_gradients(layer.weight) == []
-    _mxnet.set_fresh_gradients(layer.weight, [True] * len(ctx))  # nothing to mark

@@ -62,6 +62,18 @@ def test_the_list_is_restored_after_an_error_and_kept_if_nothing_is_left_out():
         assert trainer._params is params
 
 
+@pytest.mark.parametrize("ranks", [None, 1, 2])
+def test_several_ranks_of_horovod_are_refused(ranks):
+    trainer = Trainer(mlp().collect_params(), "sgd")
+    if ranks is not None:
+        trainer._process_set = SimpleNamespace(size=lambda: ranks)
+    if ranks == 2:
+        with pytest.raises(RuntimeError, match=r"Horovod's other 1 ranks: use multitrainer\.horovod\.Distributed"):
+            _mxnet.check_one_horovod_rank(trainer)
+    else:
+        _mxnet.check_one_horovod_rank(trainer)
+
+
 def test_appended_parameters_come_last_and_nothing_is_changed_in_place():
     net = mlp(batchnorm=False)
     trainer = Trainer(net[0].collect_params(), "sgd", {"momentum": 0.9})
@@ -79,15 +91,3 @@ def test_appended_parameters_come_last_and_nothing_is_changed_in_place():
     before = snapshot(net)
     trainer.step(4)
     assert moved(before, snapshot(net)) == set(before) - {net[1].weight.name}
-
-
-@pytest.mark.parametrize("ranks", [None, 1, 2])
-def test_several_ranks_of_horovod_are_refused(ranks):
-    trainer = Trainer(mlp().collect_params(), "sgd")
-    if ranks is not None:
-        trainer._process_set = SimpleNamespace(size=lambda: ranks)
-    if ranks == 2:
-        with pytest.raises(RuntimeError, match=r"Horovod's other 1 ranks: use multitrainer\.horovod\.Distributed"):
-            _mxnet.check_one_horovod_rank(trainer)
-    else:
-        _mxnet.check_one_horovod_rank(trainer)

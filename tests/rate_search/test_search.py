@@ -6,9 +6,9 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
-from multitrainer import MultiLRTrainer, find_learning_rate
+from multitrainer import MultiLRTrainer, ParamGroup, WeightAverage, find_learning_rate
 from search_support import batches, build, dropout_mlp, everything, make_step
-from support import CONTEXTS, Overflow, train
+from support import CONTEXTS, Overflow, same, train
 
 DATA = batches(4)
 
@@ -99,6 +99,17 @@ class TestSweep:
 
         assert run(False) == run(True)
 
+    def test_groups_with_an_optimizer_of_their_own_keep_their_ratio(self):
+        net, calls = dropout_mlp(), []
+        head = ParamGroup(net[2], 0.5, name="head", optimizer="adam", optimizer_params={"learning_rate": 0.002})
+        trainer = MultiLRTrainer([net, head], "sgd", {"learning_rate": 0.1, "momentum": 0.9})
+        train(net, trainer, DATA[:1])
+        before = everything(trainer, net)
+        find_learning_rate(trainer, make_step(net, trainer, calls=calls), DATA, highest=0.1)
+        assert [rates["net"] for rates in calls] == pytest.approx(np.geomspace(1e-6, 0.1, 100))
+        assert [rates["head"] / rates["net"] for rates in calls] == pytest.approx([0.5 * 0.02] * 100)
+        assert everything(trainer, net) == before
+
 
 class TestPutsBack:
     @pytest.mark.parametrize("steps_before", [0, 2])
@@ -122,6 +133,42 @@ class TestPutsBack:
         losses = train_step(DATA[0])
         assert len(losses) == 2
         assert found.losses[0] == pytest.approx(np.mean([part.asnumpy() for part in losses]), rel=1e-5)
+
+    @pytest.mark.parametrize("steps_before", [0, 1, 2, 3])
+    def test_gradients_that_are_collected_for_one_update(self, steps_before):
+        def run(searched):
+            net, trainer, train_step = build("adam", net=dropout_mlp(), accumulate=3)
+            history = train(net, trainer, DATA[:steps_before])
+            if searched:
+                trainer._training()
+                before = everything(trainer, net), trainer.accumulated
+                found = find_learning_rate(trainer, train_step, DATA, highest=0.1)
+                assert (everything(trainer, net), trainer.accumulated) == before
+                assert list(found.rates) == pytest.approx(np.geomspace(1e-6, 0.1, 33))
+            return history + train(net, trainer, DATA)
+
+        assert same(run(False), run(True))
+
+    def test_averages_of_the_weights(self):
+        net, trainer, train_step = build()
+        average = WeightAverage(trainer)
+
+        def step_and_average(batch):
+            loss = train_step(batch)
+            average.update()
+            return loss
+
+        def averaged():
+            with average.applied():
+                return everything(trainer, net)["arrays"]
+
+        for batch in DATA:
+            step_and_average(batch)
+        before = averaged()
+        find_learning_rate(trainer, step_and_average, DATA)
+        assert averaged() == before
+        step_and_average(DATA[0])
+        assert averaged() != before
 
     def test_a_skipped_update_of_amp_is_no_error(self):
         _, trainer, train_step = build()

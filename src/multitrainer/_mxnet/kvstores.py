@@ -53,6 +53,23 @@ def has_sent_optimizer(trainer: Trainer) -> bool:
     return bool(trainer._distributed and trainer._update_on_kvstore)
 
 
+def compresses_gradients(trainer: Trainer) -> bool:
+    """Whether a kvstore compresses gradients, or will once it is set up; it keeps what that leaves out for later."""
+    return bool(trainer._compression_params) and not (trainer._kv_initialized and trainer._kvstore is None)
+
+
+def set_stored_weights(trainer: Trainer, params: Collection[Parameter]) -> None:
+    """Replace the weights of ``params`` that a kvstore of this process keeps, because it updates, by their values."""
+    store, updater = trainer._kvstore, trainer._kvstore._updater
+    try:
+        store._set_updater(lambda _, pushed, stored: pushed.copyto(stored))
+        for index, param in enumerate(trainer._params):
+            if param in params:
+                store.push(index, param._data[0])
+    finally:
+        store._set_updater(updater)
+
+
 def store_updates(trainer: Trainer) -> bool:
     """Whether a kvstore that was set up updates, in this process or on servers."""
     return bool(trainer._update_on_kvstore)
@@ -73,23 +90,6 @@ def kvstore_fits(trainer: Trainer, param: Parameter) -> bool:
     if not trainer._kv_initialized or trainer._contains_sparse_weight:
         return True
     return param._stype == "default" and (param._grad_stype == "default" or not trainer._distributed)
-
-
-def compresses_gradients(trainer: Trainer) -> bool:
-    """Whether a kvstore compresses gradients, or will once it is set up; it keeps what that leaves out for later."""
-    return bool(trainer._compression_params) and not (trainer._kv_initialized and trainer._kvstore is None)
-
-
-def set_stored_weights(trainer: Trainer, params: Collection[Parameter]) -> None:
-    """Replace the weights of ``params`` that a kvstore of this process keeps, because it updates, by their values."""
-    store, updater = trainer._kvstore, trainer._kvstore._updater
-    try:
-        store._set_updater(lambda _, pushed, stored: pushed.copyto(stored))
-        for index, param in enumerate(trainer._params):
-            if param in params:
-                store.push(index, param._data[0])
-    finally:
-        store._set_updater(updater)
 
 
 def _store_type(trainer: Trainer) -> str:

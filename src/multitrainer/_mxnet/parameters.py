@@ -74,11 +74,6 @@ def has_fresh_gradient(param: Parameter) -> bool:
     return param._grad is not None and any(array._fresh_grad for array in param._data)
 
 
-def is_fresh(weight: NDArray) -> bool:
-    """Whether the gradient of one array is from a backward pass that no step has used yet."""
-    return bool(weight._fresh_grad)
-
-
 def fresh_gradients(param: Parameter) -> list[bool]:
     """Tell for each array of ``param`` whether it has a gradient that no step has used yet."""
     return [bool(array._fresh_grad) for array in param._data or ()] if param._grad is not None else []
@@ -94,6 +89,11 @@ def set_fresh_gradients(param: Parameter, fresh: Sequence[bool]) -> None:
 def values_and_gradients(param: Parameter) -> tuple[list[NDArray], list[NDArray]]:
     """Return the arrays of ``param`` on all contexts, and the arrays of its gradient."""
     return list(param._data or ()), list(param._grad or ())
+
+
+def is_fresh(weight: NDArray) -> bool:
+    """Whether the gradient of one array is from a backward pass that no step has used yet."""
+    return bool(weight._fresh_grad)
 
 
 def mark_gradients_used(weights: Iterable[NDArray]) -> None:

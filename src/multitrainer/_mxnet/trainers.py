@@ -40,6 +40,16 @@ def without_parameters(trainer: Trainer, params: Collection[Parameter]) -> Itera
         trainer._params = everything
 
 
+def check_one_horovod_rank(trainer: Trainer) -> None:
+    """Raise a RuntimeError if ``trainer`` is one of several Horovod trainers."""
+    process_set = getattr(trainer, "_process_set", None)
+    if process_set is not None and process_set.size() > 1:
+        raise RuntimeError(
+            f"{type(trainer).__name__} cannot exchange losses with Horovod's other {process_set.size() - 1} ranks: use "
+            "multitrainer.horovod.DistributedMultiLRTrainer"
+        )
+
+
 def append_parameters(trainer: Trainer, params: Sequence[Parameter]) -> None:
     """Append ``params`` to those of ``trainer``; the earlier ones keep their indices.
 
@@ -58,13 +68,3 @@ def append_parameters(trainer: Trainer, params: Sequence[Parameter]) -> None:
     trainer._contains_sparse_grad |= any(param._grad_stype != "default" for param in params)
     trainer._params_to_init = [*trainer._params_to_init, *params]
     trainer._params = [*trainer._params, *params]
-
-
-def check_one_horovod_rank(trainer: Trainer) -> None:
-    """Raise a RuntimeError if ``trainer`` is one of several Horovod trainers."""
-    process_set = getattr(trainer, "_process_set", None)
-    if process_set is not None and process_set.size() > 1:
-        raise RuntimeError(
-            f"{type(trainer).__name__} cannot exchange losses with Horovod's other {process_set.size() - 1} ranks: use "
-            "multitrainer.horovod.DistributedMultiLRTrainer"
-        )

@@ -27,6 +27,7 @@ class StoreComparison:
         self._kvstore, self._key = kvstore, _FIRST_KEY + size
         start = nd.zeros(size + 2 * NUMBER_BITS)
         kvstore.broadcast(self._key, start, start)
+        self._shape = start.shape
 
     def check(self, params: Sequence[Parameter], added: int = 0, collected_steps: int = 0) -> None:
         """Raise a RuntimeError on all ranks if they do not agree; see `comparison_message`."""
@@ -36,7 +37,7 @@ class StoreComparison:
 
     def mean(self, value: float) -> float:
         """Return on all ranks the mean of the values that they pass."""
-        sent = nd.zeros(self.size + 2 * NUMBER_BITS)
+        sent = nd.zeros(self._shape)
         sent[0] = value
         self._kvstore.pushpull(self._key, sent, out=sent)
         return float(sent[0].asscalar()) / int(self._kvstore.num_workers)

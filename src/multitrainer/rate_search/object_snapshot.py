@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 from typing import Any, Callable, Iterable
+from weakref import WeakSet
 
 import numpy as np
 from mxnet.gluon import Parameter
@@ -53,8 +54,8 @@ class ObjectSnapshot:
         if isinstance(target, (NDArray, np.ndarray)):
             self._restorers.append(_array_restorer(target))
             return ()
-        if isinstance(target, (tuple, frozenset)):
-            return target
+        if isinstance(target, (tuple, frozenset, WeakSet)):
+            return list(target)
         if isinstance(target, (dict, set)):
             return self._remember_collection(target)
         if isinstance(target, list):
