@@ -1,5 +1,6 @@
 """Each Parameter is updated by the optimizer of its part, and every optimizer is scaled as that of a stock Trainer."""
 
+import copy
 import pickle
 
 import mxnet as mx
@@ -73,6 +74,19 @@ class TestPartition:
         assert partition.takes_part([params[1]]) == [False, True]
         assert partition.takes_part([params[3], params[0]]) == [True, False]
         assert partition.takes_part([]) == [False, False]
+
+    def test_appended_parameters_are_under_the_main_optimizer_until_one_is_added(self):
+        *params, late = parameters()
+        partition = Partition(params, mx.optimizer.SGD())
+        partition.add("middle", mx.optimizer.Adam(), params[1:])
+        before = {name: copy.copy(value) for name, value in vars(partition).items()}
+        found = dict(vars(partition))
+        partition.append([late])
+        assert partition.part_of(late) is partition.main
+        assert [each.param_dict for each in partition.optimizers] == [dict(enumerate([*params, late]))] * 2
+        partition.add("late", mx.optimizer.NAG(), [late])
+        assert partition.indices(partition.parts[2]) == [3]
+        assert found == before
 
     @pytest.mark.parametrize("scale", [1.0, 1 / 3, 1 / 65536], ids=["plain", "horovod", "amp"])
     @pytest.mark.parametrize("initial", [1.0, 0.3])
