@@ -229,7 +229,7 @@ class TestFreezer:
         backward(net if reached else net[0], *batches(1, columns=2 if reached else 4)[0])
         freezer.add_parameters([*known, *new], [*known, *new], exchanged)
         assert freezer.left_out() == (set() if reached and not exchanged else set(new))
-        freezer.end_update()
+        freezer.end_step()
         assert freezer.left_out() == set()
 
     def test_added_parameters_do_not_wait_if_no_backward_pass_is_pending(self):

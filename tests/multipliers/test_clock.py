@@ -26,10 +26,13 @@ class TestUpdateClock:
         assert clock.next_update == 7
 
     def test_tells_whether_an_update_was_made(self):
-        clock = UpdateClock(mx.optimizer.SGD(begin_num_update=5))
-        assert not clock.has_updates
-        clock.optimizer._update_count(0)
-        assert clock.has_updates
+        for part in (0, 1):
+            partition = Partition([], mx.optimizer.SGD(begin_num_update=5))
+            partition.add("other", mx.optimizer.SGD(), [])
+            clock = UpdateClock(partition)
+            assert not clock.has_updates
+            partition.optimizers[part]._update_count(0)
+            assert clock.has_updates
 
     def test_leaves_the_count_to_mxnet_until_something_is_frozen(self):
         optimizer, clock = self.build(False)
