@@ -63,11 +63,31 @@ class TestUpdateClock:
                 trained._update_count(0)
         assert (main.num_update, own.num_update) == (2, 5)
 
-    def test_does_not_count_for_an_optimizer_whose_gradients_were_all_stale(self):
+    @pytest.mark.parametrize("counts_updates", [False, True])
+    def test_counts_for_an_optimizer_whose_gradients_were_all_stale(self, counts_updates):
         main, own, clock = self.build_two()
-        with clock.update([True, True]):
+        clock.counts_updates = counts_updates
+        for _ in range(2):
+            with clock.update([True, True]):
+                own._update_count(0)
+        assert (main.num_update, own.num_update) == (2, 2)
+        assert clock.counts_updates
+
+    def test_does_not_count_for_an_optimizer_that_failed(self):
+        main, own, clock = self.build_two()
+        with pytest.raises(KeyError), clock.update([True, True]):
             own._update_count(0)
+            raise KeyError
         assert (main.num_update, own.num_update) == (0, 1)
+
+    def test_leaves_the_count_to_mxnet_while_both_train(self):
+        main, own, clock = self.build_two()
+        clock.counts_updates = False
+        with clock.update([True, True]):
+            for optimizer in (main, own):
+                assert optimizer.num_update == 0
+                optimizer._update_count(0)
+        assert (main.num_update, own.num_update, clock.counts_updates) == (1, 1, False)
 
     def test_does_not_count_an_update_that_no_optimizer_made(self):
         main, own, clock = self.build_two()

@@ -44,19 +44,24 @@ class UpdateClock:
     @contextlib.contextmanager
     def update(self, trains: Sequence[bool]) -> Iterator[None]:
         """Surround one update; ``trains`` says of each optimizer whether any Parameter of its part takes part in it."""
-        if not self.counts_updates:
+        if not (self.counts_updates or self._partition.is_divided):
             yield
             return
         optimizers = self._partition.optimizers
-        made = [_mxnet.updates_made(optimizer) for optimizer in optimizers]
-        for optimizer in optimizers:
-            optimizer.num_update += 1
-        numbers = [optimizer.num_update for optimizer in optimizers]
+        made, numbers = [_mxnet.updates_made(each) for each in optimizers], [each.num_update for each in optimizers]
+        if self.counts_updates:
+            for optimizer in optimizers:
+                optimizer.num_update += 1
+        is_complete = False
         try:
             yield
+            is_complete = True
         finally:
             updated = [_mxnet.updates_made(optimizer) > before for optimizer, before in zip(optimizers, made)]
             is_update = any(updated) or not any(trains)  # if not, AMP skipped the update, or it failed
-            for optimizer, number, did, should in zip(optimizers, numbers, updated, trains):
-                if not (did or (is_update and not should)):
-                    optimizer.num_update = number - 1
+            # The gradients of a whole part can be stale. Its optimizer would not count by itself.
+            self.counts_updates = self.counts_updates or (is_complete and is_update and not all(updated))
+            if self.counts_updates:
+                for optimizer, number, did, should in zip(optimizers, numbers, updated, trains):
+                    counts = did or (is_update and (is_complete or not should))
+                    optimizer.num_update = number + counts
