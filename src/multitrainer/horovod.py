@@ -53,16 +53,16 @@ class _HorovodTrainer(hvd.DistributedTrainer):
         self._compare_ranks()
         super()._allreduce_grads()
 
-    def _compare_ranks(self, added: int = 0) -> None:
+    def _compare_ranks(self, added: Sequence[Parameter] = ()) -> None:
         """Raise an error if ranks train or add different Parameters; Horovod would wait for the others for ever."""
         if self._process_set.size() > 1 and self._process_set.included():
-            message = nd.array(comparison_message(self._params, added, self._collected_steps()))
+            message = nd.array(comparison_message(self._params, self._steps_in_update(), added))
             name = f"{self._prefix}trained"
             counts = hvd.allreduce(message, average=False, name=name, process_set=self._process_set).asnumpy()
             check_counts(self._params, counts.tolist(), self._process_set.size())
 
-    def _collected_steps(self) -> int:
-        return 0
+    def _steps_in_update(self) -> int:
+        return 1
 
     def _broadcast_weights(self, params: Sequence[Parameter]) -> None:
         use_plain_layout(params)
@@ -147,15 +147,15 @@ class DistributedMultiLRTrainer(MultiLRTrainer, _HorovodTrainer):
         name = f"{self._prefix}mean"
         return float(hvd.allreduce(nd.array([value]), name=name, process_set=self._process_set).asscalar())
 
-    def _compare_addition(self, added: int) -> None:
+    def _compare_addition(self, added: Sequence[Parameter]) -> None:
         self._compare_ranks(added)
 
     def _share_added(self, params: Sequence[Parameter]) -> None:
         super()._share_added(params)
         self._broadcast_weights(params)
 
-    def _collected_steps(self) -> int:
-        return self.accumulated
+    def _steps_in_update(self) -> int:
+        return self._accumulation.steps_in_update
 
     def _num_ranks(self) -> int:
         return self._process_set.size()

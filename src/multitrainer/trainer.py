@@ -6,7 +6,7 @@ import contextlib
 import os
 import pickle
 from pathlib import Path
-from typing import Any, ContextManager, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Collection, ContextManager, Iterable, Iterator, Mapping, Sequence
 
 from mxnet import nd
 from mxnet.gluon import Parameter, Trainer
@@ -20,6 +20,7 @@ from .freezing.rank_agreement import StoreComparison
 from .fused.parts import FusedUpdates
 from .gradients.accumulation import NOTHING, Accumulation
 from .gradients.clipping import GradientClipping
+from .gradients.store_marks import StoreMarks
 from .gradients.update_ratios import UpdateMeasurement, ratio
 from .groups import ParamGroup, resolve, resolve_addition, resolve_assignment
 from .groups.targets import Multiplier, known_name
@@ -107,6 +108,7 @@ class MultiLRTrainer(Trainer):
         self._fused = FusedUpdates(self._partition)
         self._averages = Averages()
         self._measurement = UpdateMeasurement()
+        self._store_marks = StoreMarks()
         self._multipliers = Multipliers(self._params, self._partition, inherited)
         self._multipliers.start(resolved.assignments, resolved.blocks)
 
@@ -474,7 +476,7 @@ class MultiLRTrainer(Trainer):
         if own:
             require_workers_update(self)
         self._multipliers.sync()
-        self._compare_addition(len(added))
+        self._compare_addition(added)
         with undone_on_error([self, *self._multipliers.state_holders]), _mxnet.restoring_owners(added):
             _mxnet.append_parameters(self, added)
             self._partition.append(added)
@@ -484,10 +486,10 @@ class MultiLRTrainer(Trainer):
             self._multipliers.start(resolved.assignments, resolved.blocks)
         self._share_added(added)
 
-    def _compare_addition(self, added: int) -> None:
-        """Raise an error on all ranks if some of them do not add Parameters now, or add another number of them."""
+    def _compare_addition(self, added: Sequence[Parameter]) -> None:
+        """Raise an error on all ranks if some of them do not add Parameters now, or add others."""
         if self._comparison is not None:
-            self._comparison.check(self._params, added)
+            self._comparison.check(self._params, 0, added)
 
     def _share_added(self, params: Sequence[Parameter]) -> None:
         """Give new Parameters the same values on all contexts and ranks."""
@@ -500,16 +502,20 @@ class MultiLRTrainer(Trainer):
         If `accumulate` is more than 1, only the last of so many calls updates; the others collect gradients.
         """
         if self._accumulation.updates_next:
-            with self._surrounded_update(), self._accumulated_gradients(batch_size, ignore_stale_grad) as total:
-                self._partition.rescale(self._scale, total)
-                super().step(total, ignore_stale_grad)
+            with self._surrounded_update() as departed:
+                may_be_stale = self._params if ignore_stale_grad else departed
+                with self._summed_gradients(self._added_gradients(batch_size, may_be_stale)) as total:
+                    super().step(total, ignore_stale_grad)
         else:
             self._averages.check_not_applied("the trainer's step")
-            with self._multipliers.collect(self):
-                if not self._kv_initialized:  # servers get the optimizer with the batch size of an update
+            self._accumulation.check(batch_size, self._scale)
+            with self._multipliers.collect(self, self._accumulation.collected.gradients) as departed:
+                if _mxnet.servers_update(self) and not self._kv_initialized:
+                    # They get the optimizer with the batch size of an update.
                     self._check_and_rescale_grad(self._scale / (self.accumulate * batch_size))
                 self._set_up_kvstore()  # now all ranks have the weights of rank 0, as after a step under stock
-                self._accumulation.collect(self._params, batch_size, self._scale, ignore_stale_grad)
+                may_be_stale = self._params if ignore_stale_grad else departed
+                self._accumulation.collect(self._params, batch_size, self._scale, may_be_stale)
 
     @property
     def accumulate(self) -> int:
@@ -565,11 +571,10 @@ class MultiLRTrainer(Trainer):
             If a backward pass was made since the last `step`.
         """
         if self.accumulated:
-            # A kvstore that updates would use the old gradients of the others.
-            without = _mxnet.without_parameters(self, self._accumulation.uncollected(self._params))
-            with self._surrounded_update(), without, self._flushed_gradients() as total:
-                self._partition.rescale(self._scale, total)
-                super().step(total, ignore_stale_grad=True)
+            with self._surrounded_update():
+                self._accumulation.check_no_backward_pending(self._params)
+                with self._summed_gradients(self._flushed_gradients()) as total:
+                    super().step(total, ignore_stale_grad=True)
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
@@ -813,7 +818,7 @@ class MultiLRTrainer(Trainer):
 
     def _allreduce_grads(self) -> None:
         if self._comparison is not None:
-            self._comparison.check(self._params, collected_steps=self.accumulated)
+            self._comparison.check(self._params, self._accumulation.steps_in_update)
         self._averages.include(self._params)  # a kvstore that updates does so in the exchange
         if self._update_on_kvstore:
             self._measurement.begin_update(self._params)
@@ -829,7 +834,11 @@ class MultiLRTrainer(Trainer):
         self._measurement.end_update()
 
     def _update_weights(self, ignore_stale_grad: bool) -> None:
-        fusable = not (self._update_on_kvstore or hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
+        if self._update_on_kvstore:
+            with self._store_marks.update(self._params):
+                super()._update(ignore_stale_grad)
+            return
+        fusable = not (hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
         fused = self._fused.prepare(self._updaters[0], self._params) if fusable else []
         covered = {param for part in fused for param in part.params}
         # AMP looks for an overflow in the first gradient, and fails if no Parameter has one.
@@ -841,14 +850,22 @@ class MultiLRTrainer(Trainer):
             part.run()
 
     @contextlib.contextmanager
-    def _surrounded_update(self) -> Iterator[None]:
-        """Surround one update; afterwards everything is ready for the next forward pass."""
-        with self._averages.update(self), self._multipliers.update(self):
-            yield
+    def _surrounded_update(self) -> Iterator[set[Parameter]]:
+        """Surround one update; gives the Parameters that left the network, and so may have a stale gradient."""
+        collected = self._accumulation.collected.gradients
+        with self._averages.update(self), self._multipliers.update(self, collected) as departed:
+            yield departed
 
-    def _accumulated_gradients(self, batch_size: float, ignore_stale_grad: bool) -> ContextManager[float]:
+    @contextlib.contextmanager
+    def _summed_gradients(self, gradients: ContextManager[float]) -> Iterator[float]:
+        """Surround an update with ``gradients``, for their batch size, without the Parameters that have none."""
+        with gradients as total, _mxnet.without_parameters(self, self._accumulation.unused(self._params)):
+            self._partition.rescale(self._scale, total)
+            yield total
+
+    def _added_gradients(self, batch_size: float, may_be_stale: Collection[Parameter]) -> ContextManager[float]:
         """Surround an update with the gradients of this step and those that were collected; gives the batch size."""
-        return self._accumulation.added(self._params, self._partition, batch_size, self._scale, ignore_stale_grad)
+        return self._accumulation.added(self._params, self._partition, batch_size, self._scale, may_be_stale)
 
     def _flushed_gradients(self) -> ContextManager[float]:
         """Surround an update with the gradients that were collected; gives their batch size."""

@@ -4,13 +4,20 @@ import math
 
 import mxnet as mx
 import pytest
+from mxnet import gluon
 
+from multitrainer import _mxnet
 from multitrainer.freezing.rank_agreement import StoreComparison, check_counts, comparison_message
 from support import mlp
 
 
 def parameters():
     return list(mlp(batchnorm=False).collect_params().values())
+
+
+def with_gradients(params):
+    _mxnet.mark_gradients_fresh(param.data() for param in params)
+    return params
 
 
 @pytest.mark.parametrize("counts", [[3, 3, 3, 3], [0, 3, 0, 3], [0, 0, 0, 0], [3.0, 0.0, 0.0, 3.0]])
@@ -29,21 +36,47 @@ def test_parameters_that_some_ranks_train_are_named():
         check_counts(parameters(), [1, 1, 2, 2], 3)
 
 
-@pytest.mark.parametrize("numbers", [(4, 5, 5), (4, 5, 3), (3, 5, 4), (4, 4, 8)])
-def test_all_ranks_see_that_some_have_other_numbers_of_parameters(numbers):
+def total(messages):
+    return [sum(column) for column in zip(*messages)]
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 2, 0), (3, 1, 2), (0, 0, 4)])
+def test_all_ranks_see_that_some_add_other_numbers_of_parameters(numbers):
     params = parameters()
-    messages = [comparison_message(params, number - len(params)) for number in numbers]
-    counts = [sum(column) for column in zip(*messages)]
+    counts = total(comparison_message(params, 0, parameters()[:number]) for number in numbers)
     for _ in numbers:
         with pytest.raises(RuntimeError, match=r"some of the 3 ranks only: call trainer\.add on every rank"):
             check_counts(params, counts, 3)
 
 
-def test_while_all_ranks_add_parameters_the_others_are_not_compared():
+@pytest.mark.parametrize("other", [{"shape": (3, 2)}, {"name": "new_bias"}, {"dtype": "float16"}], ids=str)
+def test_ranks_that_add_different_parameters_are_refused(other):
+    new = {"name": "new_weight", "shape": (2, 2), "dtype": "float32"}
     params = parameters()
-    one, two = comparison_message(params, 2), comparison_message(params, 2)
+    messages = [comparison_message(params, 0, [gluon.Parameter(**each)]) for each in (new, {**new, **other})]
+    with pytest.raises(RuntimeError, match="the 2 ranks add different Parameters"):
+        check_counts(params, total(messages), 2)
+
+
+def test_numbers_in_the_names_of_added_parameters_may_differ():
+    params = parameters()
+    new = [gluon.Parameter(name, shape=(2, 2)) for name in ("dense3_weight", "dense12_weight")]
+    check_counts(params, total(comparison_message(params, 0, [param]) for param in new), 2)
+
+
+def test_while_all_ranks_add_parameters_the_others_are_not_compared():
+    params = with_gradients(parameters())
+    one, two = comparison_message(params, 0, parameters()[:2]), comparison_message(params, 0, parameters()[:2])
     assert not any(one[: len(params)])
-    check_counts(params, [sum(column) for column in zip(one, two)], 2)
+    check_counts(params, total([one, two]), 2)
+
+
+def test_a_rank_without_a_gradient_of_a_parameter_is_noticed():
+    one, two = with_gradients(parameters()), with_gradients(parameters())
+    _mxnet.mark_gradients_used([two[3].data()])
+    counts = total([comparison_message(one, 1), comparison_message(two, 1)])
+    with pytest.raises(RuntimeError, match=r"net_dense1_bias \(1 of 4\) .* or have no gradient of this step on some"):
+        check_counts(one, counts, 2)
 
 
 @pytest.mark.parametrize("steps", [[0, 0], [3, 3, 3], [1] * 7, [15] * 64, [9999] * 33])
@@ -61,8 +94,7 @@ def test_unlike_many_steps_are_refused(steps):
 
 def sum_and_check(steps):
     params = parameters()
-    messages = [comparison_message(params, collected_steps=each) for each in steps]
-    check_counts(params, [sum(column) for column in zip(*messages)], len(steps))
+    check_counts(params, total(comparison_message(params, each) for each in steps), len(steps))
 
 
 class TwoRanks:
@@ -80,38 +112,39 @@ class TwoRanks:
 
 @pytest.mark.parametrize("other", [[1, 1, 0, 1], [1, 1, 1, 1], [0, 1, 0, 1]])
 def test_over_a_kvstore(other):
-    params = parameters()
-    size = comparison_message(params)[len(params) :]
+    params = with_gradients(parameters())
+    size = comparison_message(params, 1)[len(params) :]
     params[2].grad_req = "null"
     comparison = StoreComparison(TwoRanks([*other, *size]), len(params))
     for _ in range(2):
         if other == [1, 1, 0, 1]:
-            comparison.check(params)
+            comparison.check(params, 1)
         else:
             with pytest.raises(RuntimeError, match=r"\(1 of 4\) are frozen on some of the 2 ranks"):
-                comparison.check(params)
+                comparison.check(params, 1)
 
 
 def test_a_rank_that_adds_parameters_and_one_that_steps_both_raise():
     params = parameters()
-    for mine, others in ((1, 0), (0, 1)):
-        comparison = StoreComparison(TwoRanks(comparison_message(params, others)), len(params))
+    new = parameters()[:1]
+    for mine, others in ((new, []), ([], new)):
+        comparison = StoreComparison(TwoRanks(comparison_message(params, 1, others)), len(params))
         with pytest.raises(RuntimeError, match=r"trainer\.add on every rank"):
-            comparison.check(params, mine)
+            comparison.check(params, 1, mine)
 
 
 def test_unlike_many_steps_over_a_kvstore():
     params = parameters()
-    comparison = StoreComparison(TwoRanks(comparison_message(params, collected_steps=3)), len(params))
-    comparison.check(params, collected_steps=3)
+    comparison = StoreComparison(TwoRanks(comparison_message(params, 3)), len(params))
+    comparison.check(params, 3)
     with pytest.raises(RuntimeError, match="the 2 ranks collected the gradients of different numbers of steps"):
-        comparison.check(params, collected_steps=2)
+        comparison.check(params, 2)
 
 
 @pytest.mark.parametrize(("own", "other", "mean"), [(1.5, 2.5, 2.0), (1.0, 1.0, 1.0), (math.inf, 1.0, math.inf)])
 def test_the_mean_over_the_ranks(own, other, mean):
     params = parameters()
-    other = [other, *[0] * (len(comparison_message(params)) - 1)]
+    other = [other, *[0] * (len(comparison_message(params, 1)) - 1)]
     comparison = StoreComparison(TwoRanks(other), len(params))
     for _ in range(2):
         assert comparison.mean(own) == mean
@@ -119,5 +152,5 @@ def test_the_mean_over_the_ranks(own, other, mean):
 
 def test_a_loss_that_is_not_a_number_on_one_rank_is_none_on_all():
     params = parameters()
-    other = [math.nan, *[0] * (len(comparison_message(params)) - 1)]
+    other = [math.nan, *[0] * (len(comparison_message(params, 1)) - 1)]
     assert math.isnan(StoreComparison(TwoRanks(other), len(params)).mean(1.0))

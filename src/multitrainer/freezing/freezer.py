@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Callable, Collection, Container, Iterable, Mapping, Sequence
 
 from mxnet.gluon import Block, Parameter
 
@@ -55,13 +55,17 @@ class Freezer:
         """Whether nobody froze or unfroze Parameters since the last `apply`, or requested a gradient that was off."""
         return self._changes == change_count() and all(param.grad_req == "null" for param in self._switched_off)
 
-    def left_out(self) -> set[Parameter]:
+    def departed(self) -> set[Parameter]:
+        """Give the Parameters that left the known Blocks, and so may have no gradient."""
+        return set(self.blocks.departed(self._trainable))
+
+    def left_out(self, collected: Container[Parameter] = ()) -> set[Parameter]:
         """Give the Parameters that the next update leaves out.
 
         They are the frozen ones, and of those that were unfrozen or added since the backward pass, or that left the
-        known Blocks, the ones without a gradient.
+        known Blocks, the ones without a gradient. ``collected`` are those of which earlier steps collected one.
         """
-        departed = [p for p in self.blocks.departed(self._trainable) if not _mxnet.has_fresh_gradient(p)]
+        departed = {p for p in self.departed() if not (p in collected or _mxnet.has_fresh_gradient(p))}
         return {*self._frozen, *waiting_for_backward(self._trainable), *departed}
 
     def add_blocks(self, blocks: Iterable[Block]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import Any, Sequence
 
 from mxnet import nd
 from mxnet.gluon import Parameter
 
+from .. import _mxnet
+
 NUMBER_BITS = 24  # a number is compared bit by bit: then all ranks see it if it differs, and raise
+NUMBERS = 3  # see `comparison_message`
 _FIRST_KEY = 10**9  # a kvstore's keys are the indices of Parameters, and then these
 
 
@@ -25,13 +30,13 @@ class StoreComparison:
     def __init__(self, kvstore: Any, size: int) -> None:
         self.size = size
         self._kvstore, self._key = kvstore, _FIRST_KEY + size
-        start = nd.zeros(size + 2 * NUMBER_BITS)
+        start = nd.zeros(size + NUMBERS * NUMBER_BITS)
         kvstore.broadcast(self._key, start, start)
         self._shape = start.shape
 
-    def check(self, params: Sequence[Parameter], added: int = 0, collected_steps: int = 0) -> None:
+    def check(self, params: Sequence[Parameter], steps: int, added: Sequence[Parameter] = ()) -> None:
         """Raise a RuntimeError on all ranks if they do not agree; see `comparison_message`."""
-        message = nd.array(comparison_message(params, added, collected_steps))
+        message = nd.array(comparison_message(params, steps, added))
         self._kvstore.pushpull(self._key, message, out=message)
         check_counts(params, message.asnumpy().tolist(), self._kvstore.num_workers)
 
@@ -43,26 +48,34 @@ class StoreComparison:
         return float(sent[0].asscalar()) / int(self._kvstore.num_workers)
 
 
-def comparison_message(params: Sequence[Parameter], added: int = 0, collected_steps: int = 0) -> list[bool]:
-    """Return what a rank sends: which Parameters it trains, how many it has, and how many steps it collected.
+def comparison_message(params: Sequence[Parameter], steps: int, added: Sequence[Parameter] = ()) -> list[bool]:
+    """Describe one rank, so that the sum over the ranks shows whether they agree.
 
-    While some are being added, nothing is said about the others: they may still be frozen before the next step.
+    The message says which Parameters the rank trains with a gradient of this update, how many it has, which it is
+    adding, and how many steps the gradients come from. While some are added, nothing is said about the others: they may
+    still be frozen before the next step.
 
     Parameters
     ----------
     params : sequence of Parameter
         All Parameters of the trainer.
-    added : int
-        The number of Parameters that are being added to them.
-    collected_steps : int
-        The number of steps whose gradients were collected for this update.
+    steps : int
+        The number of steps whose gradients make this update.
+    added : sequence of Parameter
+        Those that are being added.
     """
-    trained = [param.grad_req != "null" and not added for param in params]
-    return [*trained, *_bits(len(params) + added), *_bits(collected_steps)]
+    trained = [not added and param.grad_req != "null" and _mxnet.has_fresh_gradient(param) for param in params]
+    numbers = (len(params) + len(added), _fingerprint(added), steps)
+    return [*trained, *(bool(number >> bit & 1) for number in numbers for bit in range(NUMBER_BITS))]
 
 
-def _bits(number: int) -> list[bool]:
-    return [bool(number >> bit & 1) for bit in range(NUMBER_BITS)]
+def _fingerprint(params: Sequence[Parameter]) -> int:
+    """Return a number that is equal on all ranks if they add the same.
+
+    The numbers in names are left out: a rank may have made other networks before, which take up numbers.
+    """
+    described = [(re.sub(r"\d+", "", param.name), param.shape, str(param.dtype)) for param in params]
+    return int(hashlib.sha256(repr(described).encode()).hexdigest(), 16) % 2**NUMBER_BITS
 
 
 def check_counts(params: Sequence[Parameter], counts: Sequence[float], ranks: int) -> None:
@@ -77,13 +90,19 @@ def check_counts(params: Sequence[Parameter], counts: Sequence[float], ranks: in
     ranks : int
         The number of ranks.
     """
-    size_bits, step_bits = counts[len(params) :][:NUMBER_BITS], counts[len(params) :][NUMBER_BITS:]
-    if not {0, ranks}.issuperset(size_bits):
+    bits = counts[len(params) :]
+    sizes, fingerprints, steps = (bits[i * NUMBER_BITS : (i + 1) * NUMBER_BITS] for i in range(NUMBERS))
+    if not {0, ranks}.issuperset(sizes):
         raise RuntimeError(
             f"Parameters were added to the trainers of some of the {ranks} ranks only: call trainer.add on every "
             "rank, with the same groups, before the same step"
         )
-    if not {0, ranks}.issuperset(step_bits):
+    if not {0, ranks}.issuperset(fingerprints):
+        raise RuntimeError(
+            f"the {ranks} ranks add different Parameters: call trainer.add on every rank with the same groups, in the "
+            "same order, with the same shapes"
+        )
+    if not {0, ranks}.issuperset(steps):
         raise RuntimeError(
             f"the {ranks} ranks collected the gradients of different numbers of steps for this update. Give every rank "
             "the same accumulate, and call step() and flush() equally often on each"
@@ -92,7 +111,7 @@ def check_counts(params: Sequence[Parameter], counts: Sequence[float], ranks: in
     if differing:
         raise RuntimeError(
             f"the ranks train different Parameters: {', '.join(differing[:3])}{', ...' if len(differing) > 3 else ''} "
-            f"({len(differing)} of {len(params)}) are frozen on some of the {ranks} ranks only, or were unfrozen after "
-            "the backward pass on some. Give every rank the same multipliers, schedules and calls of set_lr_mult, "
-            "before the same step, and make a backward pass on each"
+            f"({len(differing)} of {len(params)}) are frozen on some of the {ranks} ranks only, or have no gradient of "
+            "this step on some. Give every rank the same multipliers, schedules and calls of set_lr_mult, before the "
+            "same step, and make a backward pass through the same layers on each"
         )

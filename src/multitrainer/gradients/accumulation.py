@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
-from typing import Any, Iterable, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Collection, Iterable, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 from mxnet import autograd, nd
 from mxnet.gluon import Parameter
@@ -56,11 +56,14 @@ class Accumulation:
     ----------
     collected : Collected
         What the next update adds to its own gradients.
+    steps_in_update : int
+        The number of steps whose gradients make the update under way.
     """
 
     def __init__(self, steps: int) -> None:
         self._steps = check_steps(steps)
         self.collected = NOTHING
+        self.steps_in_update = 1
 
     @property
     def steps(self) -> int:
@@ -90,11 +93,31 @@ class Accumulation:
                 f"{self._steps} exchanges gradients and updates. Call step(), or set trainer.accumulate = 1"
             )
 
-    def uncollected(self, params: Iterable[Parameter]) -> set[Parameter]:
-        """Return those of ``params`` of which no gradient was collected."""
-        return {param for param in params if param not in self.collected.gradients}
+    def check(self, batch_size: float, scale: float) -> None:
+        """Raise an error if a step of this batch size and scale cannot be added to what was collected."""
+        self._total(batch_size, scale)
 
-    def collect(self, params: Sequence[Parameter], batch_size: float, scale: float, ignore_stale_grad: bool) -> None:
+    def unused(self, params: Iterable[Parameter]) -> set[Parameter]:
+        """Return those of ``params`` that no backward pass has reached since the last update; see `added`.
+
+        A kvstore that updates would use their old gradients again, and AMP would look for an overflow in them.
+        """
+        if self._steps == 1:
+            return set()
+        return {param for param in params if param.grad_req != "null" and not _mxnet.has_fresh_gradient(param)}
+
+    def check_no_backward_pending(self, params: Iterable[Parameter]) -> None:
+        """Raise a RuntimeError if a backward pass was made that no step has collected."""
+        pending = [param.name for param in params if param.grad_req != "null" and _mxnet.has_fresh_gradient(param)]
+        if pending:
+            raise RuntimeError(
+                f"the gradient of Parameter {pending[0]!r} is from a backward pass that no step has used, so its batch "
+                "size is unknown: call step() after every backward pass, then flush()"
+            )
+
+    def collect(
+        self, params: Sequence[Parameter], batch_size: float, scale: float, may_be_stale: Collection[Parameter]
+    ) -> None:
         """Add the gradients of one step to what was collected; what is not trained any more is dropped.
 
         Parameters
@@ -105,20 +128,21 @@ class Accumulation:
             The batch size of this step.
         scale : float
             See `Collected`.
-        ignore_stale_grad : bool
-            Whether to pass over gradients that no backward pass has computed since the last step.
+        may_be_stale : collection of Parameter
+            Those whose gradients are passed over if no backward pass has computed them since the last step.
 
         Raises
         ------
         UserWarning
-            As stock Trainer does, if a gradient is stale and that is not ignored.
+            As stock Trainer does, if another gradient is stale.
         ValueError, RuntimeError
             If the batch size is not a number of 0 or more, or the scale has changed since the last update.
         """
         before, total = self.collected, self._total(batch_size, scale)
-        trained = _trained(params, ignore_stale_grad)
+        trained = _trained(params, may_be_stale)
         with autograd.pause():
-            gradients = {param: _sums(before.gradients.get(param), arrays) for param, arrays in trained}
+            sums = {param: _sums(before.gradients.get(param), arrays) for param, arrays in trained}
+        gradients = {param: found for param, found in sums.items() if any(array is not None for array in found)}
         fresh = [weight for _, arrays in trained for weight, _ in arrays if _mxnet.is_fresh(weight)]
         try:
             self.collected = Collected(before.steps + 1, total, scale, gradients)
@@ -135,17 +159,20 @@ class Accumulation:
         partition: Partition,
         batch_size: float,
         scale: float,
-        ignore_stale_grad: bool,
+        may_be_stale: Collection[Parameter],
+        own_steps: int = 1,
     ) -> Iterator[float]:
         """Surround an update: its gradients are the sum of this step's and what was collected.
 
         The value of the context is the batch size of all of them. If the update fails before an optimizer has counted
-        it, the gradients of this step are put back. See `collect` for the other parameters and the errors.
+        it, the gradients of this step are put back. ``own_steps`` is 0 if there is no step whose gradients are added.
+        See `collect` for the other parameters and the errors.
         """
+        self.steps_in_update = self.collected.steps + own_steps
         if self._steps == 1:
             yield batch_size
             return
-        total, trained = self._total(batch_size, scale), _trained(params, ignore_stale_grad)
+        total, trained = self._total(batch_size, scale), _trained(params, may_be_stale)
         weights = [weight for _, arrays in trained for weight, _ in arrays]
         made, fresh, own = partition.updates_made, list(filter(_mxnet.is_fresh, weights)), _OwnGradients()
         try:
@@ -167,20 +194,8 @@ class Accumulation:
 
     @contextlib.contextmanager
     def flushed(self, params: Sequence[Parameter], partition: Partition, scale: float) -> Iterator[float]:
-        """Surround an update whose gradients are what was collected; see `added`.
-
-        Raises
-        ------
-        RuntimeError
-            If a backward pass was made that no step has collected.
-        """
-        pending = [param.name for param in params if param.grad_req != "null" and _mxnet.has_fresh_gradient(param)]
-        if pending:
-            raise RuntimeError(
-                f"the gradient of Parameter {pending[0]!r} is from a backward pass that no step has used, so its batch "
-                "size is unknown: call step() after every backward pass, then flush()"
-            )
-        with self.added(params, partition, 0, scale, ignore_stale_grad=True) as total:
+        """Surround an update whose gradients are what was collected; see `added`."""
+        with self.added(params, partition, 0, scale, params, own_steps=0) as total:
             yield total
         for param in params:
             if param.grad_req == "add":  # the next backward pass must not add to what was used
@@ -234,20 +249,20 @@ def check_steps(steps: Any) -> int:
     return int(steps)
 
 
-def _trained(params: Iterable[Parameter], ignore_stale_grad: bool) -> _Trained:
+def _trained(params: Iterable[Parameter], may_be_stale: Collection[Parameter]) -> _Trained:
     """Return the Parameters that train, with their arrays and gradients; raise as stock does if one is stale."""
     trained = [(param, _mxnet.arrays_and_gradients(param)) for param in params if param.grad_req != "null"]
-    if not ignore_stale_grad:
-        for param, arrays in trained:
-            for weight, _ in arrays:
-                if not _mxnet.is_fresh(weight):
-                    raise UserWarning(
-                        f"Gradient of Parameter `{param.name}` on context {weight.context} has not been updated by "
-                        "backward since last `step`. This could mean a bug in your model that made it only use a "
-                        "subset of the Parameters (Blocks) for this iteration. If you are intentionally only using a "
-                        "subset, call step with ignore_stale_grad=True to suppress this warning and leave out "
-                        "Parameters with stale gradient"
-                    )
+    ignored = set(may_be_stale)
+    for param, arrays in trained:
+        for weight, _ in arrays:
+            if not (param in ignored or _mxnet.is_fresh(weight)):
+                raise UserWarning(
+                    f"Gradient of Parameter `{param.name}` on context {weight.context} has not been updated by "
+                    "backward since last `step`. This could mean a bug in your model that made it only use a "
+                    "subset of the Parameters (Blocks) for this iteration. If you are intentionally only using a "
+                    "subset, call step with ignore_stale_grad=True to suppress this warning and leave out "
+                    "Parameters with stale gradient"
+                )
     return trained
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import Any, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Collection, Container, Iterable, Iterator, Mapping, Sequence
 
 from mxnet.gluon import Block, Parameter, Trainer
 from mxnet.optimizer import Optimizer
@@ -195,9 +195,22 @@ class Multipliers:
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def update(self, trainer: Trainer) -> Iterator[None]:
-        """Surround one update by ``trainer``; afterwards everything is ready for the next forward pass."""
-        left_out = self._begin_step()
+    def update(self, trainer: Trainer, collected: Container[Parameter] = ()) -> Iterator[set[Parameter]]:
+        """Surround one update by ``trainer``; afterwards everything is ready for the next forward pass.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            While it updates, it lacks the Parameters that are left out.
+        collected : container of Parameter
+            Those of which earlier steps collected gradients for this update.
+
+        Yields
+        ------
+        set of Parameter
+            Those that left the network, and so may have a stale gradient.
+        """
+        left_out = self._begin_step(collected)
         warn_of_old_traces(self.trainable)
         self._servers.count_update(self._trained(left_out))
         trains = self._partition.takes_part(self._trained(left_out))
@@ -205,18 +218,18 @@ class Multipliers:
         is_partial = bool(left_out) or (self._partition.is_divided and not all(trains))
         self._clock.counts_updates = self._clock.counts_updates or is_partial
         with self._clock.update(trains), _mxnet.without_parameters(trainer, left_out):
-            yield
+            yield self._freezer.departed()
         self._exchanged = False
         self._freezer.end_step()
         self._advance_schedules()
 
     @contextlib.contextmanager
-    def collect(self, trainer: Trainer) -> Iterator[None]:
-        """Surround a step by ``trainer`` that keeps its gradients for a later update."""
-        left_out = self._begin_step()
+    def collect(self, trainer: Trainer, collected: Container[Parameter] = ()) -> Iterator[set[Parameter]]:
+        """Surround a step by ``trainer`` that keeps its gradients for a later update; see `update`."""
+        left_out = self._begin_step(collected)
         warn_of_old_traces(self.trainable)
         with _mxnet.without_parameters(trainer, left_out):
-            yield
+            yield self._freezer.departed()
         self._freezer.end_step()
 
     @contextlib.contextmanager
@@ -226,11 +239,11 @@ class Multipliers:
             yield
         self._exchanged = True
 
-    def _begin_step(self) -> set[Parameter]:
+    def _begin_step(self, collected: Container[Parameter] = ()) -> set[Parameter]:
         """Act on assignments; return the Parameters that the step leaves out."""
         self._freezer.check_no_unowned_parameter()
         self._sync(backward_done=True)
-        return self._freezer.left_out()
+        return self._freezer.left_out(collected)
 
     def _trained(self, left_out: Collection[Parameter]) -> Iterator[Parameter]:
         return (param for param in self.trainable if param not in left_out and param.grad_req != "null")
