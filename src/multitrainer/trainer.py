@@ -218,14 +218,14 @@ class MultiLRTrainer(Trainer):
         the batch size and by AMP's loss scale; see `max_grad_norm`. Parameters that were frozen, or that
         ``ignore_stale_grad`` left out, count as 0.
 
-        Without `max_grad_norm`, the gradients are read when this is called: call it after `step` and before the
-        gradients change.
+        Without `max_grad_norm`, the gradients are read when this is called: call it after the `step` that updated and
+        before the gradients change. With `accumulate`, that is the call of `step` that made the update.
 
         Raises
         ------
         RuntimeError
-            If nothing was updated yet; if the gradients of the last update are gone; or if parameter servers update,
-            because they alone have the sums.
+            If nothing was updated yet; if the gradients of the last update are gone, as after a later `step`; or if
+            parameter servers update, because they alone have the sums.
 
         Examples
         --------
@@ -505,6 +505,7 @@ class MultiLRTrainer(Trainer):
                 super().step(total, ignore_stale_grad)
         else:
             self._averages.check_not_applied("the trainer's step")
+            self._clipping.forget_gradients()
             with self._multipliers.collect(self):
                 if not self._kv_initialized:  # servers get the optimizer with the batch size of an update
                     self._check_and_rescale_grad(self._scale / (self.accumulate * batch_size))
@@ -570,6 +571,7 @@ class MultiLRTrainer(Trainer):
             with self._surrounded_update(), without, self._flushed_gradients() as total:
                 self._partition.rescale(self._scale, total)
                 super().step(total, ignore_stale_grad=True)
+                self._clipping.read_gradients()  # those with grad_req 'add' are about to be set to 0
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
@@ -843,6 +845,7 @@ class MultiLRTrainer(Trainer):
     @contextlib.contextmanager
     def _surrounded_update(self) -> Iterator[None]:
         """Surround one update; afterwards everything is ready for the next forward pass."""
+        self._clipping.forget_gradients()
         with self._averages.update(self), self._multipliers.update(self):
             yield
 

@@ -65,6 +65,16 @@ class GradientClipping:
             yield
         self._last = gradients
 
+    def forget_gradients(self) -> None:
+        """Note that a step is about to replace the gradients of the last update."""
+        if self._last is not None:
+            self._last.forget()
+
+    def read_gradients(self) -> None:
+        """Read those of the last update now, because they are about to be replaced."""
+        if self._last is not None:
+            self._last.measure()
+
     def last_gradients(self, trainer: Trainer) -> UpdateGradients:
         """Return the gradients of the last update of ``trainer``.
 
