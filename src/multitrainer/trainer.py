@@ -57,8 +57,8 @@ class MultiLRTrainer(Trainer):
     TypeError, ValueError
         Before anything has changed, naming the entry: something that is not a target or not a multiplier, an empty
         target, two entries that disagree, two Parameters of one name, a multiplier that the optimizer does not support
-        (AdaDelta has no learning rate to multiply), a ``max_grad_norm`` that is no finite number above 0, an optimizer
-        of a group that cannot be created, or one of these two if a kvstore updates.
+        (AdaDelta has no learning rate to multiply), a ``max_grad_norm`` that is not a finite number above 0, an
+        optimizer of a group that cannot be created, or either of them if a kvstore has to update.
 
     Notes
     -----
@@ -313,7 +313,7 @@ class MultiLRTrainer(Trainer):
         net             2       5        1            0.1  0.0001  trained
         0               2      12        0              0  0.0001  frozen
         """
-        return report.format_table(self._rows())
+        return report.format_table(self._rows(departed=self._multipliers.departed()))
 
     def explain(self, name: str) -> str:
         """Explain the rates of a parameter: which entries gave its multipliers, and what they come to.
@@ -352,7 +352,8 @@ class MultiLRTrainer(Trainer):
         """
         by_name = {param.name: param for param in self._params}
         param = by_name[known_name(name, by_name, "explain")]
-        return report.explain(self._resolved, param, self._partition, self._multipliers.schedules)
+        schedules, departed = self._multipliers.schedules, self._multipliers.departed()
+        return report.explain(self._resolved, param, self._partition, schedules, departed)
 
     def __repr__(self) -> str:
         if "_multipliers" not in vars(self):  # construction failed, and a debugger shows the object
@@ -362,6 +363,10 @@ class MultiLRTrainer(Trainer):
             f"{name!r}: {type(optimizer).__name__}, learning_rate={optimizer.learning_rate:g}, "
             for name, optimizer in self.optimizers.items()
         )
+        if self.max_grad_norm is not None:
+            own += f"max_grad_norm={self.max_grad_norm:g}, "
+        if self.accumulate != 1:
+            own += f"accumulate={self.accumulate}, "
         return (
             f"{type(self).__name__}({type(self._optimizer).__name__}, learning_rate={self.learning_rate:g}, {own}"
             f"{len(self.groups)} groups, {len(trainable)} parameters, {sum(p.lr_mult == 0 for p in trainable)} frozen)"
@@ -443,9 +448,8 @@ class MultiLRTrainer(Trainer):
 
         Notes
         -----
-        The new Parameters take part in the next step if its backward pass reached them; if it was made before, and did
-        not, from the next backward pass on. A Parameter that left the network, such as the head that was replaced, is
-        left out of steps as long as it gets no gradient.
+        The new Parameters take part from the first step whose backward pass reached them. A Parameter that left the
+        network, such as the head that was replaced, is left out of steps as long as it gets no gradient.
 
         To resume, build the trainer on the whole network, or build and `add` as before, then `load_states`: Parameters
         are identified by name.
@@ -514,7 +518,7 @@ class MultiLRTrainer(Trainer):
 
     @property
     def accumulate(self) -> int:
-        """The number N of calls of `step` that make one update, as one call with all their batches would.
+        """The number N: N calls of `step` make one update, the same as one call with all N batches.
 
         The first N - 1 calls add the gradients to a buffer and the batch size to a sum. The Nth call sums over
         contexts and ranks, and updates; the update count, schedules and the lr_scheduler go by updates. The batches
