@@ -158,7 +158,8 @@ class Freezer:
                 f"{_shortened(param.name for param in unowned)}{where} would never be trained: they came to "
                 "the network after its trainer was built, and belong to no trainer. Call trainer.add(layer), with a "
                 "multiplier if they need one: trainer.add([(layer, 10)]). If they are not to be trained, call "
-                "multitrainer.freeze(layer, within=net), also if their lr_mult is 0 already, or set their grad_req to 'null'"
+                "multitrainer.freeze(layer, within=net), also if their lr_mult is 0 already, or set their grad_req to "
+                "'null'"
             )
 
     def _freeze_and_unfreeze(self, previous: Mapping[Parameter, float], requested: Iterable[Parameter]) -> None:
