@@ -101,7 +101,7 @@ def row_of(who, whole, update):
             ratios = [mine / base for mine, base in zip(seconds[who], seconds[BASE[who]])]
             row[name] = statistics.median(ratios)
             row[f"{name} range"] = [min(ratios), max(ratios)]
-    # Less than the noise of a whole step: what the update takes longer, as a part of the step.
+    # The additional time of `step` is less than the noise of a whole training step.
     if who in BASE:
         longer = [mine - base for mine, base in zip(update[who], update[BASE[who]])]
         row["share"] = statistics.median(more / step for more, step in zip(longer, whole[BASE[who]]))
@@ -113,7 +113,7 @@ def row_of(who, whole, update):
 def table(result):
     """Return the rows as a Markdown table."""
     lines = [
-        "| ResNet-50, batch 8 | step | beside | of its step | update alone | of its update | added, of the step |",
+        "| ResNet-50, batch 8 | training step | compared with | ratio | `step` alone | ratio | additional time |",
         "|---|--:|---|--:|--:|--:|--:|",
     ]
     for row in result["rows"]:

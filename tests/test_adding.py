@@ -161,7 +161,9 @@ class TestReplacedHead:
         train(net, trainer, batches(2))
         old, head = net.output, replace(net)
         before, old_before = snapshot(net), snapshot(old)
-        with pytest.raises(ValueError, match=r"net_dense2_weight, net_dense2_bias would never be trained"):
+        with pytest.raises(
+            ValueError, match=r"net_dense2_weight, net_dense2_bias of layer 'output' would never be trained"
+        ):
             train(net, trainer, batches(1))
         trainer.add([(head, 10)])
         for x, y in batches(2):
@@ -218,6 +220,24 @@ class TestReplacedHead:
         with pytest.raises(ValueError, match="has a group 'output' already"):
             trainer.add(ParamGroup(head, name="output"))
         trainer.add(ParamGroup(head, name="third"))
+
+    def test_the_table_says_that_the_old_one_left_the_network(self):
+        net, trainer = build(lambda net: [net, (net.body, 0)])
+        assert [line.split("  ")[-1] for line in trainer.summary().splitlines()[1:]] == ["trained", "frozen"]
+        rates = trainer.learning_rates
+        old = net.output
+        trainer.add([(replace(net), 1)])
+        rows = [(line.split()[0], line.split("  ")[-1]) for line in trainer.summary().splitlines()[1:]]
+        assert rows == [("net", "left the network"), ("body", "frozen"), ("output", "trained")]
+        assert trainer.explain(old.bias.name).startswith("net_dense1_bias: 2, left the network\n")
+        assert trainer.learning_rates == {**rates, "output": 0.1}
+
+    def test_a_row_is_divided_if_a_part_of_it_left_the_network(self):
+        net, trainer = build(lambda net: net)
+        trainer.add(replace(net))
+        rows = [(*line.split()[:2], line.split("  ")[-1]) for line in trainer.summary().splitlines()[1:]]
+        assert rows == [("net", "2", "trained"), ("net", "2", "left the network"), ("output", "2", "trained")]
+        assert trainer.learning_rates == {"net": 0.1, "output": 0.1}
 
     def test_deep_in_a_network_that_was_traced(self):
         mx.random.seed(3)

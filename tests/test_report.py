@@ -132,6 +132,11 @@ class TestOwnOptimizers:
         text = "(SGD, learning_rate=0.1, 'head': Adam, learning_rate=0.001, 2 groups, 6 parameters, 0 frozen)"
         assert repr(trainer) == f"MultiLRTrainer{text}"
 
+    def test_repr_names_clipping_and_accumulation(self):
+        trainer = MultiLRTrainer(mlp(), "sgd", {"learning_rate": 0.1}, max_grad_norm=0.5, accumulate=4)
+        options = "max_grad_norm=0.5, accumulate=4"
+        assert repr(trainer) == (f"MultiLRTrainer(SGD, learning_rate=0.1, {options}, 1 groups, 6 parameters, 0 frozen)")
+
     def test_planned_rates_follow_each_scheduler(self):
         scheduler = mx.lr_scheduler.FactorScheduler(2, 0.5, base_lr=1)
         net, trainer = self.build({"learning_rate": 1.0, "lr_scheduler": scheduler})

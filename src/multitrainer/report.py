@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Collection, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from mxnet.gluon import Parameter
 from mxnet.gluon.utils import shape_is_known
@@ -27,25 +27,46 @@ class SummaryRow(NamedTuple):
     learning_rate: float
     wd: float
     optimizer: str = ""  # its class, if a group of the trainer has an optimizer of its own
-
-    @property
-    def state(self) -> str:
-        """'frozen' or 'trained'."""
-        return "frozen" if self.lr_mult == 0 else "trained"
+    state: str = "trained"
 
 
 def summary_rows(
-    resolved: ResolvedGroups, params: Sequence[Parameter], partition: Partition, by: Sequence[str] = FIELDS
+    resolved: ResolvedGroups,
+    params: Sequence[Parameter],
+    partition: Partition,
+    by: Sequence[str] = FIELDS,
+    departed: Collection[Parameter] = (),
 ) -> list[SummaryRow]:
-    """Divide Parameters by group and by the current values of the fields ``by``; return a row for each part."""
+    """Divide Parameters by group and by the current values of the fields ``by``; return a row for each part.
+
+    Those of a part that are among ``departed``, because they left the network, have a row of their own.
+    """
     rates = {part: part.planned_rates(1)[0] for part in partition.parts}
     rows = []
-    for name, members in _divide(resolved, params, by):
+    for name, members in _apart(_divide(resolved, params, by), departed):
         part, lr_mult, wd_mult = partition.part_of(members[0]), members[0].lr_mult, members[0].wd_mult
         rate, wd = rates[part] * lr_mult, part.optimizer.wd * wd_mult
         optimizer = type(part.optimizer).__name__ if partition.is_divided else ""
-        rows.append(SummaryRow(name, len(members), _size(members), lr_mult, rate, wd, optimizer))
+        state = _state(members[0], departed)
+        rows.append(SummaryRow(name, len(members), _size(members), lr_mult, rate, wd, optimizer, state))
     return rows
+
+
+def _apart(
+    named: Iterable[tuple[str, list[Parameter]]], departed: Collection[Parameter]
+) -> Iterator[tuple[str, list[Parameter]]]:
+    """Divide each part into those that are in the network and those that left it."""
+    for name, members in named:
+        for among in (False, True):
+            own = [param for param in members if (param in departed) is among]
+            if own:
+                yield name, own
+
+
+def _state(param: Parameter, departed: Collection[Parameter]) -> str:
+    if param in departed:
+        return "left the network"
+    return "frozen" if param.lr_mult == 0 else "trained"
 
 
 def members_of_groups(resolved: ResolvedGroups, params: Sequence[Parameter]) -> dict[str, list[Parameter]]:
@@ -86,6 +107,7 @@ def explain(
     param: Parameter,
     partition: Partition,
     schedules: Mapping[str, Mapping[Parameter, Multiplier]],
+    departed: Collection[Parameter] = (),
 ) -> str:
     """Explain where the multipliers of ``param`` come from, and which of the optimizers updates it."""
     shape = "shape not known yet" if not shape_is_known(param.shape) else " x ".join(map(str, param.shape))
@@ -93,9 +115,12 @@ def explain(
         return f"{param.name}: {shape}, a statistic or a constant, which no multiplier moves"
     part = partition.part_of(param)
     rates = {"lr_mult": part.planned_rates(1)[0], "wd_mult": part.optimizer.wd}
-    lines = [f"{param.name}: {shape}, {'frozen' if param.lr_mult == 0 else 'trained'}"]
+    state = _state(param, departed)
+    lines = [f"{param.name}: {shape}, {state}"]
     if partition.is_divided:
-        lines[0] += f" by {type(part.optimizer).__name__} of {part.owner}"
+        lines[0] += (
+            f"{', updated' if state == 'left the network' else ''} by {type(part.optimizer).__name__} of {part.owner}"
+        )
     for field, title in zip(FIELDS, ("learning rate", "weight decay")):
         number = getattr(param, field)
         lines.append(f"  {title} {rates[field] * number:g} = {rates[field]:g} * {field} {number:g}")

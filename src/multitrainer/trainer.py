@@ -58,8 +58,8 @@ class MultiLRTrainer(Trainer):
     TypeError, ValueError
         Before anything has changed, naming the entry: something that is not a target or not a multiplier, an empty
         target, two entries that disagree, two Parameters of one name, a multiplier that the optimizer does not support
-        (AdaDelta has no learning rate to multiply), a ``max_grad_norm`` that is no finite number above 0, an optimizer
-        of a group that cannot be created, or one of these two if a kvstore updates.
+        (AdaDelta has no learning rate to multiply), a ``max_grad_norm`` that is not a finite number above 0, an
+        optimizer of a group that cannot be created, or either of them if a kvstore has to update.
 
     Notes
     -----
@@ -220,14 +220,14 @@ class MultiLRTrainer(Trainer):
         the batch size and by AMP's loss scale; see `max_grad_norm`. Parameters that were frozen, or that
         ``ignore_stale_grad`` left out, count as 0.
 
-        Without `max_grad_norm`, the gradients are read when this is called: call it after `step` and before the
-        gradients change.
+        Without `max_grad_norm`, the gradients are read when this is called: call it after the `step` that updated and
+        before the gradients change. With `accumulate`, that is the call of `step` that made the update.
 
         Raises
         ------
         RuntimeError
-            If nothing was updated yet; if the gradients of the last update are gone; or if parameter servers update,
-            because they alone have the sums.
+            If nothing was updated yet; if the gradients of the last update are gone, as after a later `step`; or if
+            parameter servers update, because they alone have the sums.
 
         Examples
         --------
@@ -315,7 +315,7 @@ class MultiLRTrainer(Trainer):
         net             2       5        1            0.1  0.0001  trained
         0               2      12        0              0  0.0001  frozen
         """
-        return report.format_table(self._rows())
+        return report.format_table(self._rows(departed=self._multipliers.departed()))
 
     def explain(self, name: str) -> str:
         """Explain the rates of a parameter: which entries gave its multipliers, and what they come to.
@@ -354,7 +354,8 @@ class MultiLRTrainer(Trainer):
         """
         by_name = {param.name: param for param in self._params}
         param = by_name[known_name(name, by_name, "explain")]
-        return report.explain(self._resolved, param, self._partition, self._multipliers.schedules)
+        schedules, departed = self._multipliers.schedules, self._multipliers.departed()
+        return report.explain(self._resolved, param, self._partition, schedules, departed)
 
     def __repr__(self) -> str:
         if "_multipliers" not in vars(self):  # construction failed, and a debugger shows the object
@@ -364,6 +365,10 @@ class MultiLRTrainer(Trainer):
             f"{name!r}: {type(optimizer).__name__}, learning_rate={optimizer.learning_rate:g}, "
             for name, optimizer in self.optimizers.items()
         )
+        if self.max_grad_norm is not None:
+            own += f"max_grad_norm={self.max_grad_norm:g}, "
+        if self.accumulate != 1:
+            own += f"accumulate={self.accumulate}, "
         return (
             f"{type(self).__name__}({type(self._optimizer).__name__}, learning_rate={self.learning_rate:g}, {own}"
             f"{len(self.groups)} groups, {len(trainable)} parameters, {sum(p.lr_mult == 0 for p in trainable)} frozen)"
@@ -445,9 +450,8 @@ class MultiLRTrainer(Trainer):
 
         Notes
         -----
-        The new Parameters take part in the next step if its backward pass reached them; if it was made before, and did
-        not, from the next backward pass on. A Parameter that left the network, such as the head that was replaced, is
-        left out of steps as long as it gets no gradient.
+        The new Parameters take part from the first step whose backward pass reached them. A Parameter that left the
+        network, such as the head that was replaced, is left out of steps as long as it gets no gradient.
 
         To resume, build the trainer on the whole network, or build and `add` as before, then `load_states`: Parameters
         are identified by name.
@@ -509,6 +513,7 @@ class MultiLRTrainer(Trainer):
         else:
             self._averages.check_not_applied("the trainer's step")
             self._accumulation.check(batch_size, self._scale)
+            self._clipping.forget_gradients()
             with self._multipliers.collect(self, self._accumulation.collected.gradients) as departed:
                 if _mxnet.servers_update(self) and not self._kv_initialized:
                     # They get the optimizer with the batch size of an update.
@@ -519,7 +524,7 @@ class MultiLRTrainer(Trainer):
 
     @property
     def accumulate(self) -> int:
-        """The number N of calls of `step` that make one update, as one call with all their batches would.
+        """The number N: N calls of `step` make one update, the same as one call with all N batches.
 
         The first N - 1 calls add the gradients to a buffer and the batch size to a sum. The Nth call sums over
         contexts and ranks, and updates; the update count, schedules and the lr_scheduler go by updates. The batches
@@ -575,6 +580,7 @@ class MultiLRTrainer(Trainer):
                 self._accumulation.check_no_backward_pending(self._params)
                 with self._summed_gradients(self._flushed_gradients()) as total:
                     super().step(total, ignore_stale_grad=True)
+                    self._clipping.read_gradients()  # those with grad_req 'add' are about to be set to 0
 
     def allreduce_grads(self) -> None:
         """Sum the gradients over contexts and workers; see `mxnet.gluon.Trainer.allreduce_grads`."""
@@ -852,6 +858,7 @@ class MultiLRTrainer(Trainer):
     @contextlib.contextmanager
     def _surrounded_update(self) -> Iterator[set[Parameter]]:
         """Surround one update; gives the Parameters that left the network, and so may have a stale gradient."""
+        self._clipping.forget_gradients()
         collected = self._accumulation.collected.gradients
         with self._averages.update(self), self._multipliers.update(self, collected) as departed:
             yield departed

@@ -170,7 +170,7 @@ MISMATCHES = {
     ),
     "two instead of one": (
         lambda: split("net_dense1_bias", "net_dense1_weight"),
-        r"'net_dense1_weight' was updated by",
+        r"'net_dense1_weight' was updated by.*\. In the file it shares its optimizer with 'net_dense1_bias', here",
     ),
     "another class of the trainer's own": (lambda: build((2, ADAM), one=("nag", {})), "holds states of SGD"),
     "a scheduler": (
@@ -199,6 +199,17 @@ def test_another_division_is_refused_before_anything_has_changed(case, tmp_path)
     with pytest.raises(ValueError, match=message):
         fresh.load_states(tmp_path / "states")
     assert state(other, fresh) == before
+
+
+def test_one_optimizer_instead_of_two_is_refused(tmp_path):
+    net, trainer = split("net_dense1_bias", "net_dense1_weight")
+    train(net, trainer, batches(1))
+    trainer.save_states(tmp_path / "states")
+    _, fresh = build((2, ADAM))
+    with pytest.raises(
+        ValueError, match=r"weight' .*\. Here it shares its optimizer with 'net_dense1_bias', in the file"
+    ):
+        fresh.load_states(tmp_path / "states")
 
 
 def test_a_file_of_one_optimizer_is_refused_by_groups_with_their_own(tmp_path):

@@ -127,7 +127,7 @@ class TestMatchParameters:
             ),
             (
                 {"names": "ba"},
-                r"does not fit this trainer; in the file, not in this trainer: c\. If .* trainer\.add, .*both$",
+                r"does not fit this trainer; in the file, not in this trainer: c\. If .* trainer\.add, .*; if .*both$",
             ),
             ({"names": "bad", "records": RECORDS[:2]}, r"trainer; not in the file: d\. partial=True loads .* in both$"),
             (

@@ -212,12 +212,24 @@ class TestFreezer:
         net, trainer = build()
         net.add(*(nn.Dense(2, in_units=2, prefix=f"new{i}_") for i in range(2)))
         net.initialize()
-        message = r"^new0_weight, new0_bias, new1_weight, ... would never be trained: .* trainer\.add\(layer\)"
+        message = r"^new0_weight, new0_bias, new1_weight, ... of layer '3', '4' would never .* trainer\.add\(layer\)"
         with pytest.raises(ValueError, match=message):
             trainer.step(4)
         net[-1].collect_params().setattr("grad_req", "null")
-        with pytest.raises(ValueError, match=r"^new0_weight, new0_bias would never be trained"):
+        with pytest.raises(ValueError, match=r"^new0_weight, new0_bias of layer '3' would never be trained"):
             trainer.step(4)
+
+    def test_a_multiplier_of_0_does_not_silence_that_but_freeze_does(self):
+        net, trainer = build()
+        net.add(nn.BatchNorm(in_channels=2, prefix="new_"))
+        net.initialize()
+        net[-1].collect_params().setattr("lr_mult", 0)
+        with pytest.raises(ValueError, match=r"freeze\(layer, within=net\), also if their lr_mult is 0 already"):
+            trainer.step(4)  # because its statistics still move
+        freeze(net[-1], within=net)
+        before = snapshot(net[-1])
+        train(net, trainer, batches(2))
+        assert not moved(before, snapshot(net[-1]))
 
     @pytest.mark.parametrize("exchanged", [False, True])
     @pytest.mark.parametrize("reached", [False, True])

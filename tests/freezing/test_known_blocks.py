@@ -36,6 +36,24 @@ class TestRoots:
         other.add(net[0], nn.Dense(2))  # one of its layers is outside of the network
         assert self.build(net, other).roots == [net, other]
 
+    @pytest.mark.parametrize("way", ["in a Block inside", "in a new Block", "in the root itself"])
+    def test_name_the_outermost_block_that_trains_nothing_else(self, way):
+        net, new = nn.HybridSequential(prefix="net_"), nn.HybridSequential(prefix="new_")
+        net.add(nn.HybridSequential(prefix="inner_"))
+        net[0].add(nn.Dense(2, in_units=2))
+        new.add(nn.Dense(2, in_units=2), nn.Dropout(0.5))
+        known = self.build(net)
+        if way == "in a Block inside":
+            net[0].add(new[0])
+        elif way == "in a new Block":
+            net.add(new)
+        else:
+            net.own = mx.gluon.Parameter("own", shape=(1,))
+        unowned = known.unowned_parameters()
+        paths = {"in a Block inside": ["0.1"], "in a new Block": ["1"], "in the root itself": []}
+        assert unowned
+        assert known.layers_of(unowned) == paths[way]
+
     def test_keep_a_block_without_children(self):
         one, two = nn.Dense(1), nn.Dense(1)
         assert self.build(one, two).roots == [one, two]

@@ -748,3 +748,63 @@ class TestCopies:
         assert (other.accumulated, trainer.accumulated) == (0, 2)
         assert not moved(before, snapshot(net))
         assert same(copied, train(net, trainer, data[2:]))
+
+
+class TestPartsOfANetwork:
+    """A layer takes part with the batches that used it, and with nothing else."""
+
+    CASES = ({}, {"update_on_kvstore": False})
+
+    def build(self, **options):
+        heads = [nn.Dense(1, in_units=2, use_bias=False, prefix=f"{name}_") for name in "ab"]
+        for head in heads:
+            head.initialize(mx.init.One(), ctx=CONTEXTS)
+        return heads, MultiLRTrainer(heads, "sgd", {"learning_rate": 0.1}, accumulate=3, **options)
+
+    def step(self, heads, trainer):
+        with autograd.record():
+            losses = [sum(head(mx.nd.ones((1, 2), ctx=ctx)) for head in heads).sum() for ctx in CONTEXTS]
+        autograd.backward(losses)
+        trainer.step(2, ignore_stale_grad=True)
+
+    @pytest.mark.parametrize("options", CASES, ids=str)
+    @pytest.mark.parametrize("flush", [False, True])
+    def test_an_old_gradient_is_not_used_again(self, options, flush):
+        (one, two), trainer = self.build(**options)
+        for _ in range(3):
+            self.step([one, two], trainer)
+        before = {head: head.weight.data(CONTEXTS[0]).asnumpy() for head in (one, two)}
+        for _ in range(1 if flush else 3):
+            self.step([one], trainer)
+        trainer.flush()
+        assert (two.weight.data(CONTEXTS[0]).asnumpy() == before[two]).all()
+        assert close(one.weight.data(CONTEXTS[0]).asnumpy(), before[one] - 0.1)
+
+    @pytest.mark.parametrize("assigned", [False, True])
+    def test_heads_that_take_turns(self, assigned):
+        """Whether a head is a child of the network at the call that updates makes no difference."""
+        net = mlp(batchnorm=False)
+        first, second = net[1], nn.Dense(2, in_units=4, prefix="second_")
+        second.initialize()
+        trainer = MultiLRTrainer([net, second], "sgd", {"learning_rate": 0.1}, accumulate=2)
+        expected = {param: param.data().asnumpy() for param in trainer._params}
+        for head, (x, _) in zip((first, second), batches(2)):
+            if assigned:
+                net._children["1"] = head
+            with autograd.record():
+                loss = (head(net[0](x)) ** 2).sum()
+            loss.backward()
+            for param in (*net[0].collect_params().values(), *head.collect_params().values()):
+                expected[param] = expected[param] - 0.1 * param.grad().asnumpy() / (2 * len(x))
+            trainer.step(len(x), ignore_stale_grad=True)
+        for param, value in expected.items():
+            assert close(param.data().asnumpy(), value)
+
+    def test_a_step_of_batch_size_0_counts_no_example(self):
+        other = mlp(batchnorm=False)
+        trainer = MultiLRTrainer(other, "sgd", accumulate=2)
+        backward(other, *batches(1)[0])
+        trainer.step(0)
+        assert trainer.accumulated == 1
+        with pytest.raises(ValueError, match="batch_size must be a finite number"):
+            trainer.step(float("nan"))

@@ -464,3 +464,14 @@ def test_a_file_of_a_kvstore_that_updated_loads(tmp_path):
     clipping.load_states(tmp_path / "states")
     assert fingerprint(clipping, net)["states"] == fingerprint(trainer, net)["states"]
     assert not clipping._update_on_kvstore
+
+
+def test_the_norm_of_an_update_that_amp_skipped_is_there_right_after_it():
+    net = network()
+    trainer = MultiLRTrainer(net, "sgd")
+    trainer._amp_loss_scaler = LossScaler()
+    backward(net, *batches(1)[0])
+    gradient = trainer._params[0].grad()
+    gradient[:] = float("inf")
+    trainer.step(4)
+    assert trainer.total_grad_norm() == float("inf")

@@ -249,3 +249,57 @@ class TestCases:
         assert twin.max_grad_norm == 1e-3
         train(net, trainer, batches(2))
         assert twin.grad_norms() == pytest.approx(expected(found), rel=1e-6)
+
+
+class TestAccumulation:
+    """The norms are those of the last update, or are said to be gone."""
+
+    def build(self, store=None, grad_req="write", **kwargs):
+        net = network(store)
+        net.collect_params().setattr("grad_req", grad_req)
+        return net, MultiLRTrainer([net, (net[0], 0.5)], "sgd", accumulate=2, **(store or {}), **kwargs)
+
+    def updated(self, net, trainer, steps=2, store=None):
+        """Make one update; return its gradients, summed over the steps and contexts."""
+        total = {}
+        for x, y in batches(steps):
+            net.collect_params().zero_grad()
+            backward(net, x, y, contexts(store))
+            total = {name: grad + total.get(name, 0) for name, grad in gradients(net).items()}
+            trainer.step(len(x))
+        return total
+
+    @pytest.mark.parametrize("store", STORES, ids=str)
+    def test_after_the_call_that_updates(self, store):
+        net, trainer = self.build(store)
+        found = self.updated(net, trainer, store=store)
+        assert trainer.grad_norms() == pytest.approx(expected(found, 8), rel=1e-6)
+
+    @pytest.mark.parametrize("store", STORES, ids=str)
+    def test_a_call_that_collects_replaces_them(self, store):
+        net, trainer = self.build(store)
+        self.updated(net, trainer, steps=3, store=store)
+        with pytest.raises(RuntimeError, match="gone: a later step has begun"):
+            trainer.grad_norms()
+
+    def test_what_was_read_stays(self):
+        net, trainer = self.build()
+        found = self.updated(net, trainer)
+        norms = trainer.grad_norms()
+        backward(net, *batches(1)[0])
+        trainer.step(4)
+        assert trainer.grad_norms() == norms == pytest.approx(expected(found, 8), rel=1e-6)
+
+    def test_with_max_grad_norm_they_are_those_of_the_last_update(self):
+        net, trainer = self.build(max_grad_norm=1e-3)
+        found = self.updated(net, trainer)
+        backward(net, *batches(1)[0])
+        trainer.step(4)
+        assert trainer.grad_norms() == pytest.approx(expected(found, 8), rel=1e-6)
+
+    @pytest.mark.parametrize("grad_req", ["write", "add"])
+    def test_after_flush(self, grad_req):
+        net, trainer = self.build(grad_req=grad_req)
+        found = self.updated(net, trainer, steps=1)
+        trainer.flush()
+        assert trainer.grad_norms() == pytest.approx(expected(found, 4), rel=1e-6)

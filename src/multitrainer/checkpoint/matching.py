@@ -77,7 +77,7 @@ def match_optimizers(
         if "lr_mult" in header.parameters[name]:  # the others are never updated
             number, part = header.optimizer_of(name), partition.part_of(trainer.params[index])
             if part_of.setdefault(number, part) is not part or number_of.setdefault(part, number) != number:
-                raise ValueError(_moved_text(reader, name, header.optimizers[number], part))
+                raise ValueError(_moved_text(reader, header, trainer, match, name))
     pairs = [(header.optimizers[number], part) for number, part in sorted(part_of.items(), key=lambda item: item[0])]
     for record, part in pairs:
         if record.kind != class_name(part.optimizer):
@@ -90,13 +90,29 @@ def match_optimizers(
     return pairs
 
 
-def _moved_text(reader: Reader, name: str, record: OptimizerRecord, part: Part) -> str:
+def _moved_text(reader: Reader, header: Header, trainer: TrainerState, match: Match, name: str) -> str:
+    number, part = header.optimizer_of(name), trainer.partition.part_of(trainer.params[match.loaded[name]])
+    record = header.optimizers[number]
     there = "the trainer" if record.group is None else f"group {record.group!r}"
-    return (
+    text = (
         f"{reader.path}: {name!r} was updated by {record.kind}, the optimizer of {there}, when the states were saved, "
-        f"and is updated by {class_name(part.optimizer)}, the optimizer of {part.owner}, here, or shares it with other "
-        "Parameters than before; give the groups of this trainer the optimizers that those of the file had"
+        f"and is updated by {class_name(part.optimizer)}, the optimizer of {part.owner}, here"
     )
+    if number != 0 and part is not trainer.partition.main:  # the optimizer is the same, for others than before
+        text += _sharing_text(header, trainer, match, number, part)
+    return f"{text}; give the groups of this trainer the optimizers that those of the file had"
+
+
+def _sharing_text(header: Header, trainer: TrainerState, match: Match, number: int, part: Part) -> str:
+    """Name a Parameter that an optimizer updates in the file or in the trainer, and not in both."""
+    for name, index in match.loaded.items():
+        there = header.optimizer_of(name) == number
+        here = trainer.partition.part_of(trainer.params[index]) is part
+        if there and not here:
+            return f". In the file it shares its optimizer with {name!r}, here it does not"
+        if here and not there and "lr_mult" in header.parameters[name]:
+            return f". Here it shares its optimizer with {name!r}, in the file it does not"
+    return ""
 
 
 def _kinds(reader: Reader, records: dict[str, Any]) -> _Kinds:
@@ -125,7 +141,8 @@ def _mismatch_text(path: str, missing: list[str], unknown: list[str], different:
         parts.append(f"of another shape or dtype: {differences}")
     cure = "No Parameter is in both" if partial else "partial=True loads those that are in both"
     if unknown and not missing:
-        cure = f"If the trainer got those with trainer.add, add them here before load_states. {cure}"
+        replaced = "" if partial else "; if they are of a layer that was replaced, pass partial=True"
+        cure = f"If the trainer got those with trainer.add, add them here before load_states{replaced}. {cure}"
     if missing and unknown:
         cure += ". If they are the same ones under other names, give the Blocks the prefix= that they had"
     return f"{path} does not fit this trainer; {'; '.join(parts)}. {cure}"

@@ -154,13 +154,16 @@ class Freezer:
 
     def check_no_unowned_parameter(self) -> None:
         """Raise a ValueError if a Parameter came to a known Block, would train, and belongs to no trainer."""
-        unowned = [param.name for param in self.blocks.unowned_parameters()]
+        unowned = self.blocks.unowned_parameters()
         if unowned:
+            layers = self.blocks.layers_of(unowned)
+            where = f" of layer {_shortened(map(repr, layers))}" if layers else ""
             raise ValueError(
-                f"{', '.join(unowned[:3])}{', ...' if len(unowned) > 3 else ''} would never be trained: they came to "
+                f"{_shortened(param.name for param in unowned)}{where} would never be trained: they came to "
                 "the network after its trainer was built, and belong to no trainer. Call trainer.add(layer), with a "
-                "multiplier if they need one: trainer.add([(layer, 10)]). If they are not to be trained, say so: "
-                "layer.collect_params().setattr('grad_req', 'null')"
+                "multiplier if they need one: trainer.add([(layer, 10)]). If they are not to be trained, call "
+                "multitrainer.freeze(layer, within=net), also if their lr_mult is 0 already, or set their grad_req to "
+                "'null'"
             )
 
     def _freeze_and_unfreeze(self, previous: Mapping[Parameter, float], requested: Iterable[Parameter]) -> None:
@@ -183,6 +186,12 @@ class Freezer:
         self._changes = change_count()
         self._frozen = [param for param in self._trainable if param.lr_mult == 0]
         self._switched_off = [param for param in self._frozen if param.grad_req == "null"]
+
+
+def _shortened(texts: Iterable[str]) -> str:
+    """Join the first three of ``texts``."""
+    texts = list(texts)
+    return ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "")
 
 
 def _is_to_change(param: Parameter, previous: float) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Collection, Iterable, Mapping, TypeVar
 from mxnet.gluon import Block, Parameter
 
 from .. import _mxnet
+from ..groups.names import attribute_paths
 
 
 class KnownBlocks:
@@ -31,7 +32,7 @@ class KnownBlocks:
 
     def add(self, blocks: Iterable[Block]) -> None:
         """Add Blocks, with the Parameters that they hold now."""
-        self._refresh()  # what has come to a known Block since stays a newcomer
+        self.refresh()  # what has come to a known Block since stays a newcomer
         blocks = list(blocks)
         self._seen = {**self._seen, **_mxnet.Structure(blocks).parameters()}
         self.roots = _outermost([*self.roots, *blocks])
@@ -43,33 +44,44 @@ class KnownBlocks:
         A layer that is assigned to a network after its trainer was built would otherwise never be trained, silently.
         Parameters that had no trainer when their Block became known are not listed: the user left them out.
         """
-        self._refresh()
+        self.refresh()
         return [
             param
             for param in self._newcomers
-            if param in self._held
-            and _mxnet.trainer_of(param) is None
-            and not (param.grad_req == "null" or _mxnet.is_auxiliary(param))
+            if param in self._held and _mxnet.trainer_of(param) is None and not _is_untrained(param)
         ]
 
     def departed(self, params: Iterable[Parameter]) -> list[Parameter]:
-        """List those of ``params`` that left the known Blocks, up to the last call of `unowned_parameters`."""
+        """List those of ``params`` that left the known Blocks, up to the last `refresh` or `unowned_parameters`."""
         if len(self._held) == len(self._seen):
             return []
         return [param for param in params if param in self._seen and param not in self._held]
+
+    def layers_of(self, params: Collection[Parameter]) -> list[str]:
+        """List the attribute paths of the outermost Blocks inside the known ones that train ``params`` alone."""
+        found: dict[Block, str] = {}
+        inner: set[Block] = set()
+        for block, path in attribute_paths(self.roots).items():
+            trained = [param for param in _mxnet.Structure([block]).parameters() if not _is_untrained(param)]
+            if trained and set(trained).issubset(params):
+                found[block] = path
+                for _, child in _mxnet.children(block):
+                    child.apply(inner.add)
+        return [path for block, path in found.items() if block not in inner]
 
     def forget_traces_of_newcomers(self, params: Iterable[Parameter]) -> None:
         """Drop the traces of the known Blocks around those of ``params`` that came later.
 
         MXNet drops the trace of the Block that gets a new layer, but not those of the Blocks around it.
         """
-        self._refresh()
+        self.refresh()
         newcomers = self._newcomers.keys() & params
         if newcomers:
             for root in self.roots:
                 _forget_traces(root, newcomers)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Look whether the Blocks hold other Parameters than at the last look."""
         if self._structure is None or self._structure.changed():
             self._remember_structure()
 
@@ -99,6 +111,10 @@ _Copied = TypeVar("_Copied")
 def _copied(originals: Iterable[_Copied], memo: Mapping[int, Any]) -> list[_Copied]:
     """List the copies that were made already."""
     return [memo[id(original)] for original in originals if id(original) in memo]
+
+
+def _is_untrained(param: Parameter) -> bool:
+    return param.grad_req == "null" or _mxnet.is_auxiliary(param)
 
 
 def _forget_traces(block: Block, params: Collection[Parameter]) -> bool:

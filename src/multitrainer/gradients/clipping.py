@@ -61,9 +61,22 @@ class GradientClipping:
         if self.max_norm is not None:
             gradients.measure()
             coefficient = clip_coefficient(gradients.norm(), self.max_norm)
+        made = partition.updates_made
         with scaled_gradients(partition.optimizers, coefficient):
             yield
         self._last = gradients
+        if not store_updates and made == partition.updates_made:
+            gradients.measure()  # AMP skipped the update and left the gradients marked as fresh, as if they were new
+
+    def forget_gradients(self) -> None:
+        """Note that a step is about to replace the gradients of the last update."""
+        if self._last is not None:
+            self._last.forget()
+
+    def read_gradients(self) -> None:
+        """Read those of the last update now, because they are about to be replaced."""
+        if self._last is not None:
+            self._last.measure()
 
     def last_gradients(self, trainer: Trainer) -> UpdateGradients:
         """Return the gradients of the last update of ``trainer``.

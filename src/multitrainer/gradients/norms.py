@@ -34,13 +34,20 @@ class UpdateGradients:
         self._arrays: dict[Parameter, Sequence[NDArray]] | None = {p: _mxnet.gradient_arrays(p) for p in scales}
         self._scales, self._are_summed = scales, are_summed
         self._squares: dict[Parameter, float] | None = None
+        self._why_gone = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_arrays": None}
+        return {**vars(self), "_arrays": None, "_why_gone": "this trainer is a copy"}
+
+    def forget(self) -> None:
+        """Note that a step is about to replace the gradients; norms that were read stay."""
+        self._arrays, self._why_gone = None, "a later step has begun"
 
     def measure(self) -> None:
-        """Read the gradients, while they are there."""
-        found, scales = (self._arrays or {}).items(), self._scales
+        """Read the gradients if they are there and were not read."""
+        if self._arrays is None:
+            return
+        found, scales = self._arrays.items(), self._scales
         self._squares = {p: scales[p] ** 2 * sum_of_squares(self._total(arrays)) for p, arrays in found if arrays}
         self._arrays = None
 
@@ -70,10 +77,10 @@ class UpdateGradients:
         # If a kvstore updates, MXNet does not mark gradients as used.
         new = [p.name for p in self._arrays or () if self._are_summed and _mxnet.has_fresh_gradient(p)]
         if new or self._arrays is None:
-            happened = f"Parameter {new[0]!r} has a new gradient since" if new else "this trainer is a copy"
+            happened = f"Parameter {new[0]!r} has a new gradient since" if new else self._why_gone
             raise RuntimeError(
-                f"the gradients of the last update are gone: {happened}. Ask for their norms right after the step, or "
-                "set max_grad_norm, with which every update computes them"
+                f"the gradients of the last update are gone: {happened}. Ask for their norms right after the step "
+                "that updated, or set max_grad_norm, with which every update computes them"
             )
 
 

@@ -1,4 +1,4 @@
-"""How large an update is beside the weights, by which learning rates are judged."""
+"""How large an update is relative to the weights, by which learning rates are judged."""
 
 from __future__ import annotations
 

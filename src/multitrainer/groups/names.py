@@ -22,7 +22,7 @@ def group_names(groups: Sequence[ParamGroup], blocks: Sequence[Block], taken: Se
             raise ValueError(f"two ParamGroups are named {name!r}; names must differ")
         if name in taken:
             raise ValueError(f"this trainer has a group {name!r} already; names must differ")
-    paths = _attribute_paths(blocks)
+    paths = attribute_paths(blocks)
     uses = dict.fromkeys([*taken, *by_user], 1)
     names = []
     for group in groups:
@@ -60,7 +60,7 @@ def _default_names(target: Any, paths: Mapping[Block, str]) -> list[str]:
     return ["parameters"]
 
 
-def _attribute_paths(blocks: Sequence[Block]) -> dict[Block, str]:
+def attribute_paths(blocks: Sequence[Block]) -> dict[Block, str]:
     """Return the attribute path of each Block inside ``blocks``, from the outermost one that contains it."""
     paths: dict[Block, list[str]] = {}
 

@@ -141,6 +141,11 @@ class Multipliers:
         finally:
             self._schedules = schedules
 
+    def departed(self) -> set[Parameter]:
+        """Look for the Parameters that left the Blocks that the trainer knows."""
+        self._freezer.blocks.refresh()
+        return set(self._freezer.blocks.departed(self.trainable))
+
     def known_parameters(self) -> list[Parameter]:
         """List all Parameters of the trainer and of the Blocks that it knows, each once."""
         in_blocks = (block.collect_params().values() for block in self._freezer.blocks.roots)
