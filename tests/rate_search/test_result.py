@@ -126,9 +126,9 @@ class TestSetLearningRates:
     @pytest.mark.parametrize(
         ("scheduled", "match"),
         [
-            ((True, False), r"with this base_lr: 0\.5 for the trainer$"),
-            ((False, True), r"with this base_lr: 0\.01 for group 'head'$"),
-            ((True, True), r"with this base_lr: 0\.5 for the trainer, 0\.01 for group 'head'$"),
+            ((True, False), r"with this base_lr and learning_rate: 0\.5 for the trainer$"),
+            ((False, True), r"with this base_lr and learning_rate: 0\.01 for group 'head'$"),
+            ((True, True), r"with this base_lr and learning_rate: 0\.5 for the trainer, 0\.01 for group 'head'$"),
         ],
     )
     def test_lr_schedulers(self, scheduled, match):

@@ -110,7 +110,7 @@ class LearningRateSearch:
         if bases:
             raise ValueError(
                 "the learning rate cannot be set, because an lr_scheduler computes it from its base_lr: build the "
-                f"lr_scheduler and the trainer again, with this base_lr: {', '.join(bases)}"
+                f"lr_scheduler and the trainer again, with this base_lr and learning_rate: {', '.join(bases)}"
             )
         trainer.set_learning_rate(rate)
         for name, optimizer in trainer.optimizers.items():

@@ -45,9 +45,9 @@ def find_learning_rate(
     lowest, highest : float, default 1e-6 and 10
         The first and the last base learning rate. Those in between are spaced evenly on a logarithmic scale.
     num_batches : int, default 100
-        The number of training steps. A trainer that accumulates gradients makes an update, at one rate, of
-        `trainer.accumulate` of them: with ``100 * trainer.accumulate``, its search is as fine as others. The search
-        ends before if the smoothed loss exceeds four times its best value or the loss is not finite.
+        The number of training steps. If the trainer accumulates gradients, ``trainer.accumulate`` of them make one
+        update, at one rate: pass ``100 * trainer.accumulate`` to search as many rates. The search ends before if the
+        smoothed loss exceeds four times its best value or the loss is not finite.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def find_learning_rate(
     and multipliers that are schedules keep their value of the next update.
 
     *An lr_scheduler* cannot be given another rate. Build the scheduler and the trainer again, with
-    ``base_lr=found.suggestion``.
+    ``found.suggestion`` as its ``base_lr`` and as the ``learning_rate`` of the optimizer.
 
     *What is put back*, bit for bit, also after an error or Ctrl-C: weights, gradients and statistics of all Parameters
     of the trainer and of its Blocks, the optimizer with its states and counts, the learning rate, schedules,
