@@ -8,9 +8,9 @@ make 100 updates, or 60, at a constant rate or along a cosine to 0. About 10 min
 downloaded.
 
 Every seed draws its images, its first weights and its order, and is trained at each rate of a grid and at the rate that
-the search suggests. The search gets the images that are trained on, never those that measure. The best rate of the grid
-is chosen for each seed by the accuracy that is then reported for it, which favours the grid. The rule of the search was
-chosen with seeds from 100 on; the report begins with seed 0.
+the search suggests. The search gets the images that are trained on, never those that measure. For each seed, the best
+rate is picked by the same test accuracy that is reported, so the comparison favours the grid. The rule of the search
+was chosen with seeds from 100 on; the report begins with seed 0.
 """
 
 from __future__ import annotations

@@ -290,10 +290,13 @@ class TestCounting:
 
     def test_after_another_trainer_was_built(self):
         net = mlp()
-        average = WeightAverage(trainer_of(net), 0.5)
-        trainer = trainer_of(net)
-        train(net, trainer, batches(1))
-        with pytest.raises(RuntimeError, match=r"another trainer was built for .*WeightAverage\(trainer\)"):
+        first = trainer_of(net)
+        average = WeightAverage(first, 0.5)
+        train(net, first, batches(1))
+        average.update()
+        train(net, trainer_of(net), batches(1))
+        message = r"no update since the last average.update.*another trainer was built for .*WeightAverage\(trainer\)"
+        with pytest.raises(RuntimeError, match=message):
             average.update()
 
     def test_updates_that_amp_skips(self):
@@ -489,6 +492,23 @@ class TestApplied:
         other.update()
         assert (average.num_updates, other.num_updates) == (1, 1)
 
+    def test_weights_loaded_inside(self, tmp_path):
+        """As documented: what has an average is put back, and all else stays as it was loaded."""
+        net, other = mlp(), mlp()
+        for param in other.collect_params().values():
+            param.set_data(param.data() + 1)
+        other.save_parameters(str(tmp_path / "net"))
+        trainer = trainer_of(net, [(net[0], 0)])
+        average = WeightAverage(trainer, 0.9)
+        train(net, trainer, batches(2))
+        average.update()
+        before = snapshot(net)
+        with average.applied():
+            net.load_parameters(str(tmp_path / "net"))
+        after, loaded = snapshot(net), snapshot(other)
+        assert moved(before, after) == set(before) - held(average) > FIRST
+        assert moved(after, loaded) == held(average) > LAST
+
     def test_a_layer_frozen_inside(self):
         net = mlp()
         trainer = trainer_of(net)
@@ -560,9 +580,11 @@ class TestArguments:
             WeightAverage(trainer_of(mlp()), 0.9, 100)
 
     def test_another_trainer(self):
-        trainer = gluon.Trainer(mlp().collect_params(), "sgd")
-        with pytest.raises(TypeError, match="trainer must be a MultiLRTrainer"):
-            WeightAverage(trainer)
+        net = mlp()
+        with pytest.raises(TypeError, match=r"^trainer must be a MultiLRTrainer, got Trainer$"):
+            WeightAverage(gluon.Trainer(net.collect_params(), "sgd"))
+        with pytest.raises(TypeError, match=r"^trainer must be a MultiLRTrainer, got HybridSequential$"):
+            WeightAverage(net)
 
     def test_row_sparse_weights(self):
         param = gluon.Parameter("embedding", shape=(4, 2), stype="row_sparse", grad_stype="row_sparse")

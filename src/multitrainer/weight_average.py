@@ -35,13 +35,13 @@ class WeightAverage:
     decay : float, default 0.999
         In [0, 1). The average goes back about ``1 / (1 - decay)`` updates.
     warmup : bool, default False
-        Whether the decay begins small, so that the average soon forgets the weights that training began with. Use it if
+        Start with a small decay, so that the average soon forgets the weights that training began with. Use it if
         there are fewer than some ``5 / (1 - decay)`` updates in all.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is none of these, or if a weight is row_sparse.
+        If an argument has another type or value, or if a weight is row_sparse.
 
     Notes
     -----
@@ -49,8 +49,8 @@ class WeightAverage:
     From then on it has an average, frozen or not. Parameters that are deferred, or added later, need nothing. BatchNorm
     statistics are not averaged: they are moving averages already, and `applied` leaves those of the network in place.
 
-    *Memory.* One array for each Parameter that was trained, in float32 at least, on the Parameter's first context.
-    `applied` takes as much again until its end.
+    *Memory.* One array for each Parameter that was trained, in float32 at least, on the Parameter's first context, and
+    twice that inside `applied`; on several contexts, one more for each of them.
 
     *Counting.* An update counts if it changed weights: `update` does nothing if the trainer has completed none since
     the last call, because gradients were accumulated or AMP skipped it. Several steps between two calls count as one.
@@ -85,7 +85,7 @@ class WeightAverage:
 
     def __init__(self, trainer: MultiLRTrainer, decay: float = 0.999, warmup: bool = False) -> None:
         if not isinstance(trainer, MultiLRTrainer):
-            raise TypeError(f"trainer must be a MultiLRTrainer, which tells of its updates, not {trainer!r}")
+            raise TypeError(f"trainer must be a MultiLRTrainer, got {type(trainer).__name__}")
         if not isinstance(warmup, bool):
             raise TypeError(f"warmup must be True or False, not {warmup!r}")
         _check_dense(trainer._multipliers.trainable)
@@ -127,7 +127,7 @@ class WeightAverage:
         return self._num_updates
 
     def update(self) -> None:
-        """Average the weights as they are now; call it after each step.
+        """Average the weights as they are now; call it after each step, and after ``trainer.flush()``.
 
         Raises
         ------
@@ -151,14 +151,16 @@ class WeightAverage:
     def applied(self) -> Iterator[None]:
         """Let the network have the averages for its weights inside a ``with`` block.
 
-        The trained weights are put back at the end of the block, bit for bit, also after an exception. Weights that are
-        assigned inside the block are lost. ``net.save_parameters`` inside the block saves the averaged network.
+        The trained weights are put back at the end of the block, bit for bit, also after an exception.
+        ``net.save_parameters`` inside the block saves the averaged network.
+
+        Do not assign weights inside the block, as with ``net.load_parameters``: what Parameters with an average get
+        is lost at its end; weights that were always frozen, and BatchNorm statistics, keep it.
 
         Raises
         ------
         RuntimeError
-            If the network has averages for weights already; and from `update` and the trainer's ``step`` inside the
-            block.
+            If called inside another `applied`. Inside the block, `update` and ``trainer.step`` raise it too.
         """
         averages = self._trainer._averages
         averages.check_not_applied("average.applied()")
@@ -267,7 +269,8 @@ class WeightAverage:
         others = [p.name for p in self._trainer._multipliers.trainable if _mxnet.trainer_of(p) is not self._trainer]
         if others:
             raise RuntimeError(
-                f"the trainer of this average has made no update, and another trainer was built for {others[0]!r}: "
+                f"the trainer of this average has made no update since the last average.update(), and another trainer "
+                f"was built for {others[0]!r}: "
                 "average the weights of that one, WeightAverage(trainer); its load() can take over these averages"
             )
 

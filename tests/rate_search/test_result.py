@@ -4,10 +4,12 @@ import sys
 
 import matplotlib
 import matplotlib.pyplot
+import mxnet as mx
 import numpy as np
 import pytest
 
-from multitrainer import LearningRateSearch
+from multitrainer import LearningRateSearch, MultiLRTrainer, ParamGroup
+from search_support import dropout_mlp
 
 matplotlib.use("Agg")
 RATES = np.geomspace(1e-6, 10, 101)
@@ -60,8 +62,34 @@ def test_noise_alone_is_no_fall(seed):
 
 
 def test_a_loss_that_still_falls_at_the_highest_rate():
-    with pytest.raises(ValueError, match="still falls at the highest learning rate, 10"):
+    with pytest.raises(ValueError, match=r"still falls at the highest learning rate, 10: search up to .*highest="):
         LearningRateSearch(RATES, np.linspace(2, 1, 101)).suggestion  # noqa: B018
+
+
+@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("best", [1e-3, 0.1, 1.0])
+def test_fewer_rates_give_the_same_suggestion(step, best):
+    """The losses are averaged over as many decades, however many rates these have."""
+    every, some = LearningRateSearch(RATES, valley(best)), LearningRateSearch(RATES[::step], valley(best)[::step])
+    assert some.smoothed[2:-2] == pytest.approx(every.smoothed[::step][2:-2], abs=0.01)
+    between = 0.07  # decades from one rate to the next
+    assert abs(np.log10(some.suggestion / every.suggestion)) < (step / 2 + 1) * between
+
+
+def test_the_average_is_that_of_a_gaussian_over_logarithms():
+    rates, losses = np.array([1e-3, 1e-2, 3e-2, 1.0]), np.array([4.0, 3.0, 1.0, 2.0])
+    expected = []
+    for place in np.log10(rates):
+        weights = np.exp(-(((np.log10(rates) - place) / (28 / 99)) ** 2) / 2)
+        expected.append((weights * losses).sum() / weights.sum())
+    assert LearningRateSearch(rates, losses).smoothed == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("number", [25, 50, 100, 400])
+def test_noise_alone_is_no_fall_at_any_number_of_rates(number):
+    rates, generator = np.geomspace(1e-6, 10, number), np.random.RandomState(0)
+    searches = [LearningRateSearch(rates, 1 + generator.normal(0, 0.2, number)) for _ in range(100)]
+    assert sum("no suggestion" in repr(found) for found in searches) >= 98
 
 
 def test_no_finite_loss():
@@ -72,6 +100,70 @@ def test_no_finite_loss():
 def test_the_average_of_a_constant_and_of_a_line_is_itself():
     assert LearningRateSearch(RATES, np.full(101, 3.0)).smoothed == pytest.approx(np.full(101, 3.0))
     assert LearningRateSearch(RATES, np.arange(101.0)).smoothed[20:-20] == pytest.approx(np.arange(101.0)[20:-20])
+
+
+class TestSetLearningRates:
+    FOUND = LearningRateSearch(RATES, valley(1.0), {"head": 0.02})
+
+    @staticmethod
+    def build(scheduler=None, own_scheduler=None):
+        net = dropout_mlp()
+        own = {"learning_rate": 0.002} if own_scheduler is None else {"lr_scheduler": own_scheduler}
+        head = ParamGroup(net[2], name="head", optimizer="adam", optimizer_params=own)
+        settings = {"learning_rate": 0.1} if scheduler is None else {"lr_scheduler": scheduler}
+        return MultiLRTrainer([net, head], "sgd", settings)
+
+    def test_of_all_optimizers_in_proportion(self):
+        trainer, suggestion = self.build(), self.FOUND.suggestion
+        self.FOUND.set_learning_rates(trainer)
+        assert trainer.learning_rates == pytest.approx({"net": suggestion, "head": suggestion * 0.02}, rel=1e-12)
+
+    def test_another_rate(self):
+        trainer = self.build()
+        self.FOUND.set_learning_rates(trainer, 0.5)
+        assert trainer.learning_rates == pytest.approx({"net": 0.5, "head": 0.01}, rel=1e-12)
+
+    @pytest.mark.parametrize(
+        ("scheduled", "match"),
+        [
+            ((True, False), r"with this base_lr and learning_rate: 0\.5 for the trainer$"),
+            ((False, True), r"with this base_lr and learning_rate: 0\.01 for group 'head'$"),
+            ((True, True), r"with this base_lr and learning_rate: 0\.5 for the trainer, 0\.01 for group 'head'$"),
+        ],
+    )
+    def test_lr_schedulers(self, scheduled, match):
+        trainer = self.build(*(mx.lr_scheduler.CosineScheduler(9, base_lr=0.3) if each else None for each in scheduled))
+        before = trainer.learning_rates
+        with pytest.raises(ValueError, match=match):
+            self.FOUND.set_learning_rates(trainer, 0.5)
+        assert trainer.learning_rates == before
+
+    def test_other_groups(self):
+        trainer = self.build()
+        with pytest.raises(ValueError, match=r"made with one optimizer, and this trainer has .* groups 'head': search"):
+            LearningRateSearch(RATES, valley(1.0)).set_learning_rates(trainer)
+        assert trainer.learning_rates == {"net": 0.1, "head": 0.002}
+
+    def test_a_stock_trainer(self):
+        trainer = mx.gluon.Trainer(dropout_mlp().collect_params(), "sgd")
+        with pytest.raises(TypeError, match=r"trainer must be a MultiLRTrainer, got Trainer"):
+            self.FOUND.set_learning_rates(trainer)
+
+    def test_without_a_suggestion(self):
+        trainer, found = self.build(), LearningRateSearch(RATES, np.ones(101), {"head": 0.02})
+        with pytest.raises(ValueError, match="never falls"):
+            found.set_learning_rates(trainer)
+        assert trainer.learning_rates == {"net": 0.1, "head": 0.002}
+        found.set_learning_rates(trainer, 0.05)
+        assert trainer.learning_rate == 0.05
+
+    @pytest.mark.parametrize(
+        ("error", "rate"),
+        [(ValueError, 0), (ValueError, np.inf), (ValueError, np.nan), (TypeError, "1"), (TypeError, True)],
+    )
+    def test_no_rate(self, error, rate):
+        with pytest.raises(error, match="rate must be a"):
+            self.FOUND.set_learning_rates(self.build(), rate)
 
 
 class TestPlot:

@@ -17,7 +17,7 @@ def quadratic(curvature=1.0, optimizer="sgd", **kwargs):
     """Return a trainer of one weight w under the loss curvature / 2 w^2, its step, and the rates it saw."""
     net = nn.Dense(1, use_bias=False, in_units=1, prefix="quadratic_")
     net.initialize(mx.init.One())
-    trainer, rates = MultiLRTrainer(net, optimizer, {"learning_rate": 0.5, **kwargs}), []
+    trainer, rates = MultiLRTrainer(net, optimizer, {"learning_rate": 0.5}, **kwargs), []
 
     def train_step(batch):
         with autograd.record():
@@ -105,10 +105,43 @@ class TestSweep:
         trainer = MultiLRTrainer([net, head], "sgd", {"learning_rate": 0.1, "momentum": 0.9})
         train(net, trainer, DATA[:1])
         before = everything(trainer, net)
-        find_learning_rate(trainer, make_step(net, trainer, calls=calls), DATA, highest=0.1)
+        found = find_learning_rate(trainer, make_step(net, trainer, calls=calls), DATA, highest=0.1)
         assert [rates["net"] for rates in calls] == pytest.approx(np.geomspace(1e-6, 0.1, 100))
         assert [rates["head"] / rates["net"] for rates in calls] == pytest.approx([0.5 * 0.02] * 100)
         assert everything(trainer, net) == before
+        assert found.ratios == pytest.approx({"head": 0.02}, rel=1e-12)
+        found.set_learning_rates(trainer, 0.3)
+        assert trainer.learning_rates == pytest.approx({"net": 0.3, "head": 0.5 * 0.006}, rel=1e-12)
+
+    @pytest.mark.parametrize("updates", [0, 3])
+    @pytest.mark.parametrize("kind", ["CosineScheduler", "PolyScheduler"])
+    def test_optimizers_with_schedulers_keep_the_ratio_of_what_these_were_built_with(self, kind, updates):
+        net, calls, scheduler = dropout_mlp(), [], getattr(mx.lr_scheduler, kind)
+        own = {"momentum": 0.9, "lr_scheduler": scheduler(5, base_lr=0.02, warmup_steps=2)}
+        head = ParamGroup(net[2], name="head", optimizer="sgd", optimizer_params=own)
+        trainer = MultiLRTrainer([net, head], "sgd", {"lr_scheduler": scheduler(9, base_lr=0.1)})
+        train(net, trainer, DATA[:updates])
+        found = find_learning_rate(trainer, make_step(net, trainer, calls=calls), DATA, highest=0.1)
+        assert [rates["head"] / rates["net"] for rates in calls] == pytest.approx([0.2] * 100)
+        assert found.ratios == pytest.approx({"head": 0.2}, rel=1e-12)
+
+    @pytest.mark.parametrize("own", [None, 0.02])
+    def test_optimizers_without_a_known_rate_have_no_ratio(self, own):
+        net, _, _ = build()
+        schedule = {"learning_rate": own} if own else {"lr_scheduler": lambda num_update: 0.1}
+        head = ParamGroup(net[2], name="head", optimizer="sgd", optimizer_params=schedule)
+        trainer = MultiLRTrainer([net, head], "sgd", {"learning_rate": 0} if own else {"learning_rate": 0.1})
+        match = "is 0, to which" if own else "has no base_lr, so the rates .* give it the attribute base_lr"
+        with pytest.raises(ValueError, match=match):
+            find_learning_rate(trainer, make_step(net, trainer), DATA)
+
+    def test_accumulation_leaves_the_suggestion_near(self):
+        """100 batches make 25 updates then, and the losses are averaged over as many decades."""
+        suggestions = []
+        for steps in (1, 4):
+            _, trainer, train_step, _ = quadratic(accumulate=steps)
+            suggestions.append(find_learning_rate(trainer, train_step, DATA).suggestion)
+        assert suggestions[1] == pytest.approx(suggestions[0], rel=0.7)
 
 
 class TestPutsBack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from mxnet.ndarray import NDArray
@@ -18,7 +18,7 @@ from .result import LearningRateSearch
 from .snapshot import restored
 
 FEWEST_UPDATES = 10
-SMOOTHING = 0.9  # of the losses that decide when to stop
+SMOOTHING = 0.9 ** (99 / 7)  # of the losses that decide when to stop, over one decade: 0.9 with the default arguments
 STOP_RATIO = 4  # to the best loss, as in fastai and Lightning
 
 
@@ -40,39 +40,46 @@ def find_learning_rate(
         Called as ``train_step(batch)``. It makes a forward and a backward pass, calls ``trainer.step`` once, and
         returns the loss: a number, an array of any shape, or a list of arrays, one for each context.
     batches : iterable
-        What `train_step` takes, for example a DataLoader. If it has fewer than `num_batches` batches, it is begun
-        again. An iterator cannot be; it is consumed, and the search ends with it.
+        What `train_step` takes, for example a DataLoader. If it has fewer than `num_batches` batches, it starts again
+        from the beginning; an iterator cannot, so it is consumed, and the search ends with it.
     lowest, highest : float, default 1e-6 and 10
         The first and the last base learning rate. Those in between are spaced evenly on a logarithmic scale.
     num_batches : int, default 100
-        The number of training steps. The search ends before if the smoothed loss exceeds four times its best value or
-        the loss is not finite.
+        The number of training steps. If the trainer accumulates gradients, ``trainer.accumulate`` of them make one
+        update, at one rate: pass ``100 * trainer.accumulate`` to search as many rates. The search ends before if the
+        smoothed loss exceeds four times its best value or the loss is not finite.
 
     Returns
     -------
     LearningRateSearch
-        The rates, the losses, the `suggestion`, and a method to `plot` them.
+        The rates, the losses, the `suggestion`, a method to set it and one to `plot` it.
 
     Raises
     ------
     TypeError
         If `trainer` is not a `MultiLRTrainer`, or `train_step` returns something else than a loss.
     ValueError
-        If there are fewer than 10 batches, all Parameters are frozen, no loss is finite, or `train_step` does not make
-        exactly one update. Also for an optimizer without learning rate, and if the gradients are compressed.
+        If there are batches for fewer than 10 updates, all Parameters are frozen, no loss is finite, or `train_step`
+        does not call ``trainer.step`` once. Also for an optimizer without learning rate, for optimizers of groups if
+        the trainer's own rate is 0 or one of their rates is unknown, and if the gradients are compressed.
     RuntimeError
         If parameter servers update, because they cannot be reset; or if a Parameter has no values yet.
 
     Notes
     -----
-    *What is varied* is the base rate, which each group multiplies, so the ratios of the groups stay. Schedules stand
-    still: the lr_scheduler is set aside, and multipliers that are schedules keep their value of the next update.
+    *What is varied* is the base rate, which each group multiplies, so the ratios of the groups stay. An optimizer of a
+    group keeps the ratio of its base rate to that of the trainer. Schedules stand still: the lr_scheduler is set aside,
+    and multipliers that are schedules keep their value of the next update.
+
+    *An lr_scheduler* cannot be given another rate. Build the scheduler and the trainer again, with
+    ``found.suggestion`` as its ``base_lr`` and as the ``learning_rate`` of the optimizer.
 
     *What is put back*, bit for bit, also after an error or Ctrl-C: weights, gradients and statistics of all Parameters
     of the trainer and of its Blocks, the optimizer with its states and counts, the learning rate, schedules,
     multipliers, AMP's loss scale, and the random generators of Python, NumPy and MXNet. Copies of all these arrays are
     kept meanwhile. What `train_step` changes elsewhere, for example in another trainer or a metric, stays changed. The
-    kvstore is set up if it was not. MXNet's generators on a GPU cannot be read; they are seeded from themselves.
+    kvstore is set up if it was not. MXNet's generators on a GPU cannot be read: they
+    are seeded with a number that was drawn from them before the search.
 
     *Several ranks* call it together, with equally many batches. The loss is the mean over the ranks, so all stop at
     the same rate and get the same suggestion.
@@ -98,16 +105,20 @@ def find_learning_rate(
     >>> found = find_learning_rate(trainer, train_step, [mx.nd.random.normal(shape=(8, 2)) for _ in range(20)])
     >>> 0.01 < found.suggestion < 1
     True
-    >>> trainer.set_learning_rate(found.suggestion)
+    >>> found.set_learning_rates(trainer)  # of all its optimizers
+    >>> trainer.learning_rate == found.suggestion
+    True
     """
     _check_trainer(trainer)
     per_update = getattr(trainer, "accumulate", 1)
     rates = _rates(lowest, highest, num_batches, per_update)
     state = _set_up(trainer)
     with restored(trainer, state) as snapshot:
-        update = _Update(trainer, state, snapshot.optimizers, train_step, per_update)
+        ratios = _ratios(trainer, snapshot.optimizers)
+        update = _Update(state, ratios, train_step, per_update)
         losses = _losses(trainer, update, _endless(batches), rates.tolist())
-    return LearningRateSearch(rates[: len(losses)], np.array(losses))
+    own = {name: ratios[optimizer] for name, optimizer in trainer.optimizers.items()}
+    return LearningRateSearch(rates[: len(losses)], np.array(losses), own)
 
 
 def _rates(lowest: float, highest: float, num_batches: int, per_update: int) -> np.ndarray:
@@ -162,17 +173,38 @@ def _set_up(trainer: MultiLRTrainer) -> TrainerState:
     return state
 
 
+def _ratios(trainer: MultiLRTrainer, optimizers: Sequence[Optimizer]) -> dict[Optimizer, float]:
+    """Divide the base rate of each optimizer by that of the trainer's own."""
+    if len(optimizers) == 1:
+        return {trainer.optimizer: 1.0}
+    base = _base_rate(trainer.optimizer)
+    if base == 0:
+        raise ValueError("the learning rate of the trainer is 0, to which those of its groups have no ratio")
+    return {each: _base_rate(each) / base for each in optimizers}
+
+
+def _base_rate(optimizer: Optimizer) -> float:
+    """Return what the lr_scheduler was built with, or else the learning rate."""
+    scheduler = optimizer.lr_scheduler
+    # Schedulers change `base_lr` as they go; those that compute it from an original one use that at every update.
+    rate = getattr(scheduler, "base_lr_orig", getattr(scheduler, "base_lr", optimizer.lr))
+    if rate is None:
+        raise ValueError(
+            f"the lr_scheduler {scheduler!r} has no base_lr, so the rates of the trainer's optimizers have no ratio: "
+            "give it the attribute base_lr"
+        )
+    return float(rate)
+
+
 class _Update:
     """Makes one update at a given learning rate, and returns the loss.
 
     Parameters
     ----------
-    trainer : MultiLRTrainer
-        The trainer that `train_step` steps.
     state : TrainerState
-        What it holds.
-    optimizers : list of Optimizer
-        All optimizers of the trainer. Their rates stay in proportion.
+        What the trainer holds that `train_step` steps.
+    ratios : dict of Optimizer to float
+        All optimizers of the trainer, and what the learning rate is multiplied with for them.
     train_step : callable
         The user's own.
     num_calls : int
@@ -181,22 +213,17 @@ class _Update:
 
     def __init__(
         self,
-        trainer: MultiLRTrainer,
         state: TrainerState,
-        optimizers: Sequence[Optimizer],
+        ratios: Mapping[Optimizer, float],
         train_step: Callable[[Any], Any],
         num_calls: int,
     ) -> None:
-        self._optimizers, self._train_step, self.num_calls = optimizers, train_step, num_calls
+        self._ratios, self._train_step, self.num_calls = ratios, train_step, num_calls
         self._may_skip = state.loss_scaler is not None  # AMP skips an update after an overflow
-        base = trainer.optimizer.lr
-        if base == 0 and len(optimizers) > 1:
-            raise ValueError("the learning rate of the trainer is 0, to which those of its groups have no ratio")
-        self._ratios = [1.0 if each is trainer.optimizer else each.lr / base for each in optimizers]
 
     def __call__(self, rate: float, batches: Iterable[Any]) -> float:
         """Train on ``batches`` until an update is made; return the mean loss."""
-        for optimizer, ratio in zip(self._optimizers, self._ratios):
+        for optimizer, ratio in self._ratios.items():
             optimizer.lr_scheduler, optimizer.lr = None, rate * ratio
         before, losses, made = self._counts(), [], 0
         for batch in batches:
@@ -206,15 +233,15 @@ class _Update:
                 break
         if made > 1 or not (made or self._may_skip):
             raise ValueError(
-                f"train_step made {made or 'no'} update{'s' * (made > 1)}: it must call trainer.step exactly once, "
-                "after a backward pass"
+                f"train_step made {made or 'no'} update{'s' * (made > 1)}: each call of it must call trainer.step "
+                "once, after a backward pass"
             )
-        if any(opt.lr != rate * ratio or opt.lr_scheduler for opt, ratio in zip(self._optimizers, self._ratios)):
+        if any(opt.lr != rate * ratio or opt.lr_scheduler for opt, ratio in self._ratios.items()):
             raise ValueError("train_step must not set the learning rate, which find_learning_rate varies")
         return sum(losses) / len(losses)
 
     def _counts(self) -> list[dict[int, int]]:
-        return [_mxnet.update_counts(optimizer) for optimizer in self._optimizers]
+        return [_mxnet.update_counts(optimizer) for optimizer in self._ratios]
 
     def _updates_since(self, before: list[dict[int, int]]) -> int:
         """Count the updates of the Parameter that was updated most."""
@@ -230,14 +257,15 @@ def _losses(trainer: MultiLRTrainer, update: _Update, batches: Iterator[Any], ra
     """Make an update at each of the rates, until the loss diverges or a rank has no batches left."""
     losses: list[float] = []
     average, best = 0.0, math.inf
+    smoothing = SMOOTHING ** math.log10(rates[1] / rates[0])
     for rate in rates:
         group = list(itertools.islice(batches, update.num_calls))
         if trainer._mean_over_ranks(float(len(group) == update.num_calls)) < 1:
             _check_enough(len(losses))
             break
         losses.append(trainer._mean_over_ranks(update(rate, group)))
-        average = SMOOTHING * average + (1 - SMOOTHING) * losses[-1]
-        smoothed = average / (1 - SMOOTHING ** len(losses))
+        average = smoothing * average + (1 - smoothing) * losses[-1]
+        smoothed = average / (1 - smoothing ** len(losses))
         best = min(best, smoothed)
         if not smoothed - best <= (STOP_RATIO - 1) * abs(best):  # which nan is not either
             break
@@ -253,7 +281,7 @@ def _check_enough(num_updates: int) -> None:
     if num_updates < FEWEST_UPDATES:
         raise ValueError(
             f"batches ended after {num_updates} update{'s' * (num_updates != 1)}, and a search needs at least "
-            f"{FEWEST_UPDATES}: pass a list or a DataLoader, which can be begun again, or more batches"
+            f"{FEWEST_UPDATES}: pass a list or a DataLoader, which can start again, or more batches"
         )
 
 
