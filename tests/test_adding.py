@@ -290,6 +290,7 @@ class TestRefused:
             (lambda net: nn.Activation("relu"), ValueError, "holds no Parameter"),
             (lambda net: net.output.collect_params("nothing"), ValueError, "holds no Parameter"),
             (lambda net: 3, TypeError, "params must be"),
+            (lambda net: {"params": net.output.collect_params(), "lr": 1}, TypeError, r"entry 0 .*write a group as"),
             (
                 lambda net: nn.Dense(2, prefix="new_"),
                 ValueError,

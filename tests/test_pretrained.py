@@ -3,6 +3,7 @@
 import mxnet as mx
 import numpy as np
 import pytest
+from gluoncv import model_zoo
 from mxnet import gluon
 from mxnet.gluon import nn
 from mxnet.gluon.model_zoo import vision
@@ -117,6 +118,26 @@ def test_a_network_whose_shapes_are_unknown(fname, how):
     assert not (net.output[0].weight.data().asnumpy() == 0).all()  # initialized as net.initialize said
 
 
+def test_a_symbol_that_does_not_know_its_dimensions(fname):
+    """The features of GluonCV's SSD are such a SymbolBlock."""
+
+    def make_net(value):
+        data = mx.sym.var("data")
+        symbol = mx.sym.FullyConnected(mx.sym.BatchNorm(data, name="norm"), num_hidden=4, name="fc")
+        net = gluon.SymbolBlock(symbol, data)
+        net.initialize(mx.init.Constant(value))
+        return net
+
+    source, net = make_net(0.5), make_net(1)
+    source(mx.nd.zeros((1, 3)))
+    source.save_parameters(str(fname))
+    assert net.collect_params()["fc_weight"].shape is None
+    assert load_backbone(net, fname).left_out == {}
+    assert_loaded(net, source, but=())
+    x = mx.nd.random.normal(shape=(2, 3))
+    assert (net(x) == source(x)).asnumpy().all()
+
+
 @pytest.mark.parametrize("ctx", [None, CONTEXTS, CONTEXTS[1]], ids=str)
 def test_a_network_that_is_not_initialized(fname, ctx):
     source, net = make(10), make(3, initialize=False, run=False)
@@ -227,6 +248,70 @@ def test_a_file_that_fits_nowhere_is_refused_with_the_closest_names(fname):
     assert "it has 6 arrays, such as " in message
     assert "conv0.weight" in message
     assert "features.0.weight" in message
+
+
+def narrow_net(classes=3):
+    """Return a network with the first names of resnet18_v1, but 8 channels."""
+    net = nn.HybridSequential(prefix="narrow_")
+    with net.name_scope():
+        net.features, net.output = nn.HybridSequential(prefix=""), nn.Dense(classes, in_units=8)
+        net.features.add(nn.Conv2D(8, 3, in_channels=3), nn.BatchNorm(in_channels=8))
+    net.initialize()
+    return net
+
+
+@pytest.mark.parametrize("run", [False, True])
+def test_a_file_of_another_width_fits_nowhere(fname, run):
+    """MXNet does not notice a BatchNorm layer with other sizes than its input has."""
+    narrow_net().save_parameters(str(fname))
+    net = vision.resnet18_v1()
+    net.initialize()
+    if run:
+        net(mx.nd.zeros((1, 3, 32, 32)))
+        assert "nothing in " in refused(ValueError, net, fname)
+        return
+    with pytest.raises(ValueError, match=r"such as that of features.0.weight: \(8, 3, 3, 3\) in the file, \(64, 0, 7"):
+        load_backbone(net, fname)
+    assert net.features[1].gamma.shape == (0,)
+    net(mx.nd.zeros((1, 3, 32, 32)))
+    assert net.features[1].gamma.shape == (64,)
+
+
+def test_what_follows_another_width_waits_for_its_shape(fname):
+    def make_net(width):
+        net = nn.HybridSequential(prefix="net_")
+        net.add(nn.Conv2D(8, 3), nn.BatchNorm(), nn.Conv2D(width, 3), nn.BatchNorm(), nn.Dense(5))
+        net.initialize()
+        return net
+
+    source, net = make_net(12), make_net(6)
+    source(mx.nd.zeros((1, 3, 8, 8)))
+    source.save_parameters(str(fname))
+    report = load_backbone(net, fname, head=net[4])
+    norm = ["3.gamma", "3.beta", "3.running_mean", "3.running_var"]
+    assert report.unknown_shape == tuple(norm)
+    assert report.left_out["3.gamma"] == "shape unknown: run one forward pass first"
+    assert f"shape unknown (run one forward pass first): {', '.join(norm)}" in str(report)
+    net(mx.nd.zeros((1, 3, 8, 8)))
+    assert_loaded(net, source, but=["2.weight", "2.bias", "4.weight", "4.bias", *norm])
+    assert load_backbone(net, fname, head=net[4]).other_shape["3.gamma"] == ((12,), (6,))
+
+
+@pytest.mark.parametrize(
+    "model", ["resnet18_v1b", "resnet18_v2", "cifar_wideresnet16_10", "mobilenetv3_small", "densenet121"]
+)
+def test_fresh_classifiers_of_gluoncv_get_the_whole_backbone(fname, model):
+    """The head of another task is last, so every BatchNorm layer is loaded although it knows no shape yet."""
+    source, net = (model_zoo.get_model(model, classes=classes) for classes in (10, 3))
+    for each in (source, net):
+        each.initialize(mx.init.Xavier())
+    source(mx.nd.zeros((1, 3, 224, 224)))
+    source.save_parameters(str(fname))
+    report = load_backbone(net, fname)
+    assert report.unknown_shape == ()
+    assert len({path.rpartition(".")[0] for path in report.left_out}) == 1, report.left_out  # the output layer
+    net(mx.nd.zeros((1, 3, 224, 224)))
+    assert_loaded(net, source, but=report.left_out)
 
 
 def test_the_same_names_with_other_shapes_fit_nowhere(fname):

@@ -30,6 +30,8 @@ class LoadReport:
         The Parameters that got the values of the file, by attribute path, such as ``features.0.weight``.
     other_shape : dict of str to tuple
         Parameters whose shape differs: the shape in the file, and that in the network, 0 if still unknown.
+    unknown_shape : tuple of str
+        Parameters after one in ``other_shape`` of which no dimension is known yet: whether they fit is unknown.
     not_in_file : tuple of str
         Parameters that the file does not have.
     not_in_network : tuple of str
@@ -54,6 +56,7 @@ class LoadReport:
     source: str
     loaded: tuple[str, ...]
     other_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    unknown_shape: tuple[str, ...]
     not_in_file: tuple[str, ...]
     not_in_network: tuple[str, ...]
     head: tuple[str, ...]
@@ -64,6 +67,7 @@ class LoadReport:
         shapes = self.other_shape.items()
         return {
             **{name: f"shape {there} in the file, {here} in the network" for name, (there, here) in shapes},
+            **dict.fromkeys(self.unknown_shape, "shape unknown: run one forward pass first"),
             **dict.fromkeys(self.not_in_file, "not in the file"),
             **dict.fromkeys(self.head, "part of the head"),
         }
@@ -72,6 +76,7 @@ class LoadReport:
         lines = [f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.left_out)} Parameters, {self.source}"]
         for reason, names in (
             ("other shape", [f"{name} {there} instead of {here}" for name, (there, here) in self.other_shape.items()]),
+            ("shape unknown (run one forward pass first)", self.unknown_shape),
             ("not in the file", self.not_in_file),
             ("not in the network", self.not_in_network),
             ("part of the head", self.head),
@@ -85,10 +90,12 @@ class LoadReport:
 def load_backbone(net: Block, fname: str | os.PathLike[str], ctx: Any = None, head: Any = None) -> LoadReport:
     """Load from a parameter file whatever fits a network by name and shape, and report the rest.
 
+    The head is loaded too if it fits; ``head=`` leaves it out.
+
     Parameters
     ----------
     net : Block
-        Initialized or not, also with shapes that are still unknown, which an array of any such size fits.
+        Initialized or not, also with shapes that are still unknown; see the notes.
     fname : str or PathLike
         A file of ``save_parameters``, ``collect_params().save``, ``export`` or a Module's checkpoint.
     ctx : Context or list of Context, optional
@@ -100,15 +107,16 @@ def load_backbone(net: Block, fname: str | os.PathLike[str], ctx: Any = None, he
     Returns
     -------
     LoadReport
-        What was loaded, and what was left out: of another shape, not in the file, not in the network.
+        What was loaded, and what was left out: of another or unknown shape, not in the file, not in the network.
 
     Raises
     ------
     OSError
         If there is no such file.
     TypeError, ValueError
-        Before anything has changed: if the file cannot be read or has no names, if nothing in it fits, with the closest
-        names; if ``head`` is not part of ``net``, or ``ctx`` is not where its initialized Parameters are.
+        Before anything has changed: if the file cannot be read or has no names, if nothing in it fits, with a shape
+        that differs or the closest names; if ``head`` is not part of ``net``, or ``ctx`` is not where its initialized
+        Parameters are.
 
     Notes
     -----
@@ -116,6 +124,12 @@ def load_backbone(net: Block, fname: str | os.PathLike[str], ctx: Any = None, he
     themselves. The file may also be of a whole network of which ``net`` is a part, or of a part of ``net``, if all of
     the part is there. If the prefix of Parameter names differs, because Gluon numbers networks in the order in which a
     process makes them, they are paired in that order.
+
+    *Unknown shapes.* Before its first forward pass, a network does not know all dimensions. An array of any size fits
+    those; a wrong size of a matrix is an error in the forward pass. A BatchNorm layer without ``in_channels`` knows no
+    dimension at all, and MXNet does not notice a wrong one. So a Parameter of which no dimension is known is left out
+    if one before it, in the order in which the network defines its layers, has another shape in the file, which may
+    then be of another width. Run one forward pass first; or name the ``head`` if it is defined first.
 
     *Values* are cast to the dtype of the Parameter, as by ``load_parameters(cast_dtype=True)``. Nothing else of a
     Parameter changes: ``grad_req`` and multipliers stay, and so do traces. Create the trainer before or after; if a
@@ -139,12 +153,7 @@ def load_backbone(net: Block, fname: str | os.PathLike[str], ctx: Any = None, he
     """
     match = match_file(net, fname, head)
     if not match.arrays:
-        names, own = list(match.file_names), list(_mxnet.parameters_by_path(net))
-        raise ValueError(
-            f"nothing in {fname} fits {describe(net)}: it has {len(names)} arrays, such as "
-            f"{', '.join(closest_names(own[0], names)) or 'none'}, and the network {', '.join(own[:3])}, ... A file of "
-            "save_parameters goes by attribute path, so the attributes must have the same names"
-        )
+        raise ValueError(f"nothing in {fname} fits {describe(net)}: {_why_nothing_fits(net, match)}")
     match.load(ctx)
     return match.report
 
@@ -190,27 +199,42 @@ def match_file(net: Block, fname: str | os.PathLike[str], head: Any = None) -> M
     by_param: dict[Parameter, list[str]] = defaultdict(list)  # a shared Parameter has several paths
     for path, param in paths.items():
         by_param[param].append(path)
-    found, loaded, other_shape, missing = {}, [], {}, []
+    found, loaded, other_shape, unknown, missing = {}, [], {}, [], []
     for param, own in by_param.items():
         present = [names[path] for path in own if names[path] in arrays]
         if param in kept:
             continue
         if not present:
             missing.append(own[0])
-        elif _fits(arrays[present[0]], param):
+        elif not _fits(arrays[present[0]], param):
+            other_shape[own[0]] = (arrays[present[0]].shape, tuple(param.shape))
+        elif other_shape and not any(size > 0 for size in param.shape or ()):
+            unknown.append(own[0])  # MXNet would not notice a BatchNorm of another width
+        else:
             found[param] = arrays[present[0]]
             loaded.append(own[0])
-        else:
-            other_shape[own[0]] = (arrays[present[0]].shape, tuple(param.shape))
     report = LoadReport(
         source=f"{fname} -> {describe(net)}",
         loaded=tuple(loaded),
         other_shape=other_shape,
+        unknown_shape=tuple(unknown),
         not_in_file=tuple(missing),
         not_in_network=tuple(name for name in arrays if name not in known),
         head=tuple(own[0] for param, own in by_param.items() if param in kept),
     )
     return Match(found, tuple(arrays), report)
+
+
+def _why_nothing_fits(net: Block, match: Match) -> str:
+    if match.report.other_shape:
+        name, (there, here) = next(iter(match.report.other_shape.items()))
+        return f"names agree, but shapes do not, such as that of {name}: {there} in the file, {here} in the network"
+    names, own = list(match.file_names), list(_mxnet.parameters_by_path(net))
+    return (
+        f"it has {len(names)} arrays, such as {', '.join(closest_names(own[0], names)) or 'none'}, and the network "
+        f"{', '.join(own[:3])}, ... A file of save_parameters goes by attribute path, so the attributes must have the "
+        "same names"
+    )
 
 
 def _read(path: Path) -> dict[str, mx.nd.NDArray]:
@@ -230,7 +254,9 @@ def _read(path: Path) -> dict[str, mx.nd.NDArray]:
 
 
 def _fits(array: mx.nd.NDArray, param: Parameter) -> bool:
-    own = tuple(param.shape or ())
+    own = param.shape
+    if own is None:  # a SymbolBlock may not even know the number of dimensions
+        return True
     return len(own) == len(array.shape) and all(size in (there, 0, -1) for size, there in zip(own, array.shape))
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import pickle
 from pathlib import Path
-from typing import Any, Collection, ContextManager, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Collection, ContextManager, Iterable, Iterator, Mapping, Sequence, SupportsFloat
 
 from mxnet import nd
 from mxnet.gluon import Parameter, Trainer
@@ -23,7 +23,7 @@ from .gradients.clipping import GradientClipping
 from .gradients.store_marks import StoreMarks
 from .gradients.update_ratios import UpdateMeasurement, ratio
 from .groups import ParamGroup, resolve, resolve_addition, resolve_assignment
-from .groups.targets import Multiplier, known_name
+from .groups.targets import Multiplier, describe, known_name
 from .multipliers.initial import check_initial, inherited_multipliers
 from .multipliers.multipliers import Multipliers
 from .optimizers.group_optimizers import GroupOptimizer, read_group_optimizers
@@ -729,9 +729,16 @@ class MultiLRTrainer(Trainer):
 
         Raises
         ------
+        TypeError
+            If ``lr`` is not a number.
         RuntimeError
             If parameter servers update and have the optimizer already: it would never reach them.
         """
+        if not isinstance(lr, SupportsFloat):
+            raise TypeError(
+                f"set_learning_rate takes a number, got {describe(lr)}; for a group that has its own optimizer, call "
+                "trainer.optimizers[name].set_learning_rate(number); for another one, trainer.set_lr_mult"
+            )
         self._multipliers.check_learning_rate(lr)
         super().set_learning_rate(lr)
 

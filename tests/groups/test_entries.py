@@ -151,6 +151,16 @@ MISUSE = {
         ValueError,
         "entry 1.*only statistics or constants",
     ),
+    "a group of PyTorch": (
+        lambda net: {"params": net.collect_params(), "lr": 0.1},
+        TypeError,
+        r"entry 0.*write a group as \(target, lr_mult\) or ParamGroup",
+    ),
+    "a list of groups of PyTorch": (
+        lambda net: [net, {"params": net[0].collect_params().values(), "lr": 0.1}],
+        TypeError,
+        r"entry 1.*write a group as \(target, lr_mult\) or ParamGroup",
+    ),
     "one name twice in a target": (lambda net: [([net, mlp()], 0.1)], ValueError, "two different Parameters.*prefix="),
 }
 

@@ -229,6 +229,30 @@ class TestSettings:
         with pytest.raises(ValueError, match=f"{name} of AdamW must be .*, not {value}"):
             AdamW(**{name: value})
 
+    @pytest.mark.parametrize(
+        ("name", "value", "named"),
+        [
+            ("lr", 0.1, "learning_rate"),
+            ("betas", (0.9, 0.99), "beta1 and beta2"),
+            ("eps", 1e-8, "epsilon"),
+            ("weight_decay", 0.1, "wd"),
+        ],
+    )
+    def test_names_of_pytorch_are_translated(self, name, value, named):
+        with pytest.raises(TypeError, match=f"AdamW takes {named}, which is MXNet's name for '{name}' of PyTorch"):
+            AdamW(**{name: value})
+        with pytest.raises(TypeError, match="'epsilonn'"):
+            AdamW(epsilonn=1)
+
+    def test_only_schedulers_that_go_by_base_lr_follow_the_learning_rate(self):
+        """The docstring says so; Adam does the same."""
+        for kind, expected in (("Factor", 0.2), ("MultiFactor", 0.2), ("Poly", 0.1), ("Cosine", 0.1)):
+            for optimizer in (AdamW, mx.optimizer.Adam):
+                steps = [100] if kind == "MultiFactor" else 100
+                scheduler = getattr(mx.lr_scheduler, f"{kind}Scheduler")(steps, base_lr=0.1)
+                optimizer(learning_rate=0.2, lr_scheduler=scheduler)
+                assert scheduler(0) == expected, kind
+
     def test_defaults_are_those_of_pytorch(self):
         optimizer = AdamW()
         found = optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.epsilon, optimizer.wd

@@ -446,6 +446,17 @@ def test_learning_rates_are_set_apart():
     assert MultiLRTrainer(mlp(), "sgd").optimizers == {}
 
 
+@pytest.mark.parametrize("rate", [{"head": 0.1}, "0.1", None, [0.1]])
+def test_a_learning_rate_that_is_no_number_is_refused(rate):
+    trainer = build(mlp(), SGD, ADAM)
+    with pytest.raises(TypeError, match=r"takes a number, got .*trainer\.optimizers\[name\]\.set_learning_rate"):
+        trainer.set_learning_rate(rate)
+    assert trainer.learning_rate == SGD[1]["learning_rate"]
+    for number in (1, np.float32(0.5), np.array(0.5)):
+        trainer.set_learning_rate(number)
+        assert trainer.learning_rate == number
+
+
 def test_multipliers_that_a_ready_made_optimizer_was_told():
     net, own = mlp(), mx.optimizer.Adam()
     own.set_lr_mult({"net_dense1_weight": 0.5})

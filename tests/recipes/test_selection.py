@@ -9,7 +9,7 @@ from mxnet.gluon import nn, rnn
 from mxnet.gluon.contrib.nn import SyncBatchNorm
 from mxnet.gluon.nn.basic_layers import _BatchNorm
 
-from multitrainer import MultiLRTrainer, no_weight_decay, train_only
+from multitrainer import MultiLRTrainer, no_weight_decay, train_only, unfreeze_at
 from recipe_support import deep, sequential
 from support import backward, batches, moved, snapshot
 
@@ -150,6 +150,19 @@ def test_a_head_of_ones_own_and_none():
     assert "net_dense2_weight" in none["frozen"].params
 
 
+def test_the_head_can_have_a_multiplier():
+    net = deep()
+    trainer = MultiLRTrainer(train_only(net, "bias", head_lr_mult=10), "sgd", {"learning_rate": 0.1})
+    assert {group.name: group.lr_mult for group in trainer.groups} == {"frozen": 0, "bias": 1, "head": 10}
+    x, y = next(iter(batches(1)))
+    backward(net, x, y)
+    before, gradients = snapshot(net), {p.name: p.grad().asnumpy() for p in net[4].collect_params().values()}
+    trainer.step(1)
+    for name, gradient in gradients.items():
+        assert abs(snapshot(net)[name] - (before[name] - gradient)).max() <= 1e-6 * abs(gradient).max(), name
+    assert train_only(net, "bias", head_lr_mult=unfreeze_at(5))[-1].lr_mult == unfreeze_at(5)
+
+
 def test_biases_of_recurrent_layers():
     net = sequential(rnn.LSTM(4, input_size=3), nn.Dense(2, in_units=4))
     groups = named(train_only(net, "bias", head=net[1]))
@@ -179,6 +192,8 @@ def test_a_network_that_cannot_be_ordered_needs_a_head():
         (lambda net: (net, "norm", nn.Dense(2)), ValueError, "does not hold dense"),
         (lambda net: (net, "norm", "output"), TypeError, "is not a target"),
         (lambda net: (net, "norm", net), ValueError, "no parameter of HybridSequential 'net' outside its head"),
+        (lambda net: (net, "norm", None, -1), ValueError, "head_lr_mult of train_only must be a finite number >= 0"),
+        (lambda net: (net, "norm", [], 10), ValueError, "head_lr_mult 10 was given without a head"),
         (lambda net: (nn.Dense(2, use_bias=False), "bias", []), ValueError, "ends in bias or beta"),
     ],
 )

@@ -21,7 +21,7 @@ from mxnet.ndarray import NDArray
 from mxnet.optimizer import NAG, SGD, Adam, Optimizer, Updater
 
 from .. import _mxnet
-from ..optimizers.adamw import AdamW
+from ..optimizers.adamw import AdamW, coefficients
 from .float_parsing import parse_all, parse_field, parse_tuple_element
 
 ENVIRONMENT_SWITCH = "MULTITRAINER_FAST"
@@ -266,7 +266,7 @@ def _adam_numbers(optimizer: Adam, lr: float, wd: float, times: int) -> tuple[fl
 
 def _adamw_numbers(optimizer: AdamW, lr: float, wd: float, times: int) -> tuple[float, float, float, float]:
     """Return the same numbers as ``AdamW.update`` has them."""
-    kept, rate, epsilon = optimizer.coefficients(lr, wd, times)
+    kept, rate, epsilon = coefficients(optimizer, lr, wd, times)
     return rate, 0.0, kept, epsilon
 
 

@@ -11,6 +11,8 @@ from .._mxnet import is_auxiliary
 from .param_group import ParamGroup
 from .targets import TARGETS, check_multiplier, collect, describe, is_parameter_mapping, is_target
 
+_NO_DICT_OF_PYTORCH = "write a group as (target, lr_mult) or ParamGroup(target, lr_mult=...)"
+
 
 class Entry:
     """One entry of ``params``: a group, the Parameters that it holds, and the words for it in error messages."""
@@ -54,6 +56,8 @@ def _split(params: Any) -> Iterator[Any]:
     """Yield the entries of ``params``; neighbouring Parameters in a list are one entry, as stock Trainer takes them."""
     if isinstance(params, (ParamGroup, Block, ParameterDict, Parameter)) or is_parameter_mapping(params):
         yield params
+    elif isinstance(params, Mapping) and "params" in params:
+        raise TypeError(f"entry 0 ({describe(params)}): {_NO_DICT_OF_PYTORCH}")
     elif isinstance(params, Mapping):
         for target, multiplier in params.items():
             if isinstance(multiplier, Parameter):
@@ -87,5 +91,5 @@ def _as_group(item: Any, where: str) -> ParamGroup:
             return ParamGroup(target)
         return ParamGroup(target, lr_mult=check_multiplier(multiplier, f"{where}: lr_mult"))
     if isinstance(item, Mapping) and not is_parameter_mapping(item):
-        raise TypeError(f"{where}: in a list, write a group as (target, lr_mult) or ParamGroup(target, lr_mult=...)")
+        raise TypeError(f"{where}: {_NO_DICT_OF_PYTORCH}")
     return ParamGroup(item)

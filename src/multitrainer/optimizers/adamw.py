@@ -12,6 +12,8 @@ from mxnet.ndarray import NDArray, adam_update
 
 from .. import _mxnet
 
+_PYTORCH_NAMES = {"lr": "learning_rate", "betas": "beta1 and beta2", "eps": "epsilon", "weight_decay": "wd"}
+
 
 class Coefficients(NamedTuple):
     """The numbers of one update of one Parameter."""
@@ -36,7 +38,9 @@ class AdamW(optimizer.Adam):
     Parameters
     ----------
     learning_rate : float, default 0.001
-        If an ``lr_scheduler`` is given, its ``base_lr`` is set to this, as with every optimizer of MXNet.
+        With an ``lr_scheduler``, give the rate to both: MXNet sets the ``base_lr`` of a scheduler to this number, its
+        default included. FactorScheduler and MultiFactorScheduler go by that, PolyScheduler and CosineScheduler by the
+        ``base_lr`` that they were made with.
     beta1, beta2 : float in [0, 1), default 0.9 and 0.999
         Decay rates of the means of the gradient and of its square.
     epsilon : float >= 0, default 1e-8
@@ -52,6 +56,8 @@ class AdamW(optimizer.Adam):
 
     Raises
     ------
+    TypeError
+        If a setting is unknown. For PyTorch's ``lr``, ``betas``, ``eps`` and ``weight_decay``, it says MXNet's name.
     ValueError
         If a beta is not in [0, 1), or epsilon or wd is not a number >= 0.
 
@@ -86,6 +92,9 @@ class AdamW(optimizer.Adam):
         correct_bias: bool = True,
         **kwargs: Any,
     ) -> None:
+        for name in kwargs:
+            if name in _PYTORCH_NAMES:
+                raise TypeError(f"AdamW takes {_PYTORCH_NAMES[name]}, which is MXNet's name for {name!r} of PyTorch")
         for name, value in (("beta1", beta1), ("beta2", beta2)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} of AdamW must be at least 0 and less than 1, not {value!r}")
@@ -99,7 +108,7 @@ class AdamW(optimizer.Adam):
         """Make one update; see `mxnet.optimizer.Optimizer.update`."""
         self._update_count(index)
         (times,) = _mxnet.times_updated(self, [index])
-        kept, rate, epsilon = self.coefficients(self._get_lr(index), self._get_wd(index), times)
+        kept, rate, epsilon = coefficients(self, self._get_lr(index), self._get_wd(index), times)
         settings = {"beta1": self.beta1, "beta2": self.beta2, "rescale_grad": self.rescale_grad}
         if self.clip_gradient:
             settings["clip_gradient"] = self.clip_gradient
@@ -121,19 +130,20 @@ class AdamW(optimizer.Adam):
             )
         return super().__reduce_ex__(protocol)
 
-    def coefficients(self, lr: float, wd: float, times: int) -> Coefficients:
-        """Return what turns Adam's operator into this definition, for a Parameter's update number ``times``.
 
-        The operator has no bias correction, and its betas are float32, which makes a difference: that of 1 and the
-        float32 next to 0.999 is 0.001 less 1.3e-5 of it. So what the operator has as mean is ``bias`` times the mean.
-        """
-        betas = [(beta, float(np.float32(beta))) for beta in (self.beta1, self.beta2)]
-        if self.correct_bias:
-            bias1, bias2 = (1 - rounded**times for _, rounded in betas)
-        else:
-            bias1, bias2 = ((1 - rounded) / (1 - beta) for beta, rounded in betas)
-        root = math.sqrt(bias2)
-        return Coefficients(float(np.float32(1 - lr * wd)), lr * root / bias1, self.epsilon * root)
+def coefficients(optimizer: AdamW, lr: float, wd: float, times: int) -> Coefficients:
+    """Return what turns Adam's operator into this definition, for a Parameter's update number ``times``.
+
+    The operator has no bias correction, and its betas are float32: in float32, 1 - 0.999 is too small by a relative
+    1.3e-5. So what the operator has as mean is ``bias`` times the mean.
+    """
+    betas = [(beta, float(np.float32(beta))) for beta in (optimizer.beta1, optimizer.beta2)]
+    if optimizer.correct_bias:
+        bias1, bias2 = (1 - rounded**times for _, rounded in betas)
+    else:
+        bias1, bias2 = ((1 - rounded) / (1 - beta) for beta, rounded in betas)
+    root = math.sqrt(bias2)
+    return Coefficients(float(np.float32(1 - lr * wd)), lr * root / bias1, optimizer.epsilon * root)
 
 
 def register(kind: type[optimizer.Optimizer]) -> None:

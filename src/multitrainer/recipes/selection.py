@@ -8,14 +8,14 @@ from mxnet.gluon import Block
 
 from .. import _mxnet
 from ..groups.param_group import ParamGroup
-from ..groups.targets import Parameters, collect, describe
+from ..groups.targets import Multiplier, Parameters, check_multiplier, collect, describe
 from .layers import named_stages
 
 # The ends of the names that Gluon's layers give their Parameters. What PyTorch calls the bias of a norm is a beta here.
 _ENDINGS = {"norm": ("gamma", "beta"), "bias": ("bias", "beta")}
 
 
-def train_only(net: Block, kind: str, head: Any = None) -> list[ParamGroup]:
+def train_only(net: Block, kind: str, head: Any = None, head_lr_mult: Multiplier = 1.0) -> list[ParamGroup]:
     """Train the normalization layers or the biases of a network, and its head; freeze the rest.
 
     Parameters
@@ -28,18 +28,21 @@ def train_only(net: Block, kind: str, head: Any = None) -> list[ParamGroup]:
     head : target, optional
         What trains too, whatever its kind: by default the last of the `stages`, because the output layer of a new task
         knows nothing yet. ``[]`` for nothing.
+    head_lr_mult : float or callable
+        The multiplier of the head.
 
     Returns
     -------
     list of ParamGroup
-        ``frozen`` with multiplier 0, ``norm`` or ``bias``, and ``head``, both with multiplier 1; empty ones are left
-        out. Every Parameter is in one of them.
+        ``frozen`` with multiplier 0, ``norm`` or ``bias`` with multiplier 1, and ``head`` with ``head_lr_mult``; empty
+        ones are left out. Every Parameter is in one of them.
 
     Raises
     ------
     TypeError, ValueError
         If ``net`` is not a Block, ``kind`` is another word, or ``head`` is not a part of the network; if nothing but
-        the head is of that kind; if no head is given for a network that cannot be ordered (see `stages`).
+        the head is of that kind; if ``head_lr_mult`` is not a multiplier, or there is no head to apply it to; if no
+        head is given for a network that cannot be ordered (see `stages`).
 
     Notes
     -----
@@ -67,8 +70,11 @@ def train_only(net: Block, kind: str, head: Any = None) -> list[ParamGroup]:
         raise TypeError(f"train_only: expected a network, which is a Block, got {describe(net)}")
     if kind not in _ENDINGS:
         raise ValueError(f"train_only: kind must be 'norm' or 'bias', got {kind!r}")
+    of_head = check_multiplier(head_lr_mult, "head_lr_mult of train_only")
     params = collect(net, "train_only")
     in_head = _head(net, params, head)
+    if of_head != 1 and not in_head:
+        raise ValueError(f"train_only: head_lr_mult {head_lr_mult!r} was given without a head to apply it to")
     chosen = {
         name: param
         for name, param in params.items()
@@ -85,8 +91,9 @@ def train_only(net: Block, kind: str, head: Any = None) -> list[ParamGroup]:
         if name not in in_head:
             trains = name in chosen or (_mxnet.is_statistic(param) and _mxnet.layer_prefix(param) in layers)
             groups[kind if trains else "frozen"][name] = param
+    multipliers = {"frozen": 0.0, kind: 1.0, "head": of_head}
     return [
-        ParamGroup._in_network(net, members, 0 if name == "frozen" else 1, name=name)
+        ParamGroup._in_network(net, members, multipliers[name], name=name)
         for name, members in groups.items()
         if members
     ]
