@@ -218,13 +218,14 @@ class TestWorkersUpdate:
                 assert about["figures"][step][0] == pytest.approx(norms, rel=1e-6)
                 assert about["figures"][step][1] == pytest.approx(ratios, rel=1e-5)  # float32 weights, small updates
 
-    def test_gradient_compression_as_under_stock(self, train):
-        """MXNet 1.9.1 has none for a distributed kvstore, and its error is what comes of asking for it."""
+    @pytest.mark.parametrize("update_on_kvstore", [None, True])
+    def test_gradient_compression_is_refused_before_it_reaches_the_connection(self, train, update_on_kvstore):
+        """MXNet 1.9.1 has none for a distributed kvstore. Stock's error comes with the connection, for all trainers."""
         case = {"kvstore": "dist_sync", "compression_params": {"type": "2bit", "threshold": 0.5}}
-        for stock in (False, True):
-            result = train(**case, update_on_kvstore=True, stock=stock)
+        for stock, message in ((False, "Leave compression_params out"), (True, "Compression not supported")):
+            result = train(**case, update_on_kvstore=update_on_kvstore, stock=stock, ready=True)
             assert len(result.errors) == 2 * 3
-            assert all("Compression not supported" in text for _, _, text in result.errors)
+            assert all(message in text for _, _, text in result.errors)
 
 
 class TestAccumulation:
@@ -267,8 +268,12 @@ class TestAccumulation:
 
     @pytest.mark.parametrize(
         "case",
-        [{"accumulate_on": {"ranks": [1], "steps": 4}}, {"flush_after": [[0, 1]]}],
-        ids=lambda case: next(iter(case)),
+        [
+            {"accumulate_on": {"ranks": [1], "steps": 4}},
+            {"flush_after": [[0, 1]]},
+            {"flush_after": [[1, 0]]},  # as many steps were collected before, but the other rank adds one
+        ],
+        ids=str,
     )
     def test_ranks_that_differ(self, train, case):
         result = train(kvstore="dist_sync", accumulate=3, steps=4, ends_at_error=True, **case)
@@ -302,6 +307,11 @@ class TestRanksThatDiffer:
     def test_one_makes_no_backward_pass_for_what_was_unfrozen(self, train):
         changes = {"changes": [[0, "set_lr_mult", 0, 0]], "changes_after_backward": [[1, "set_lr_mult", 0, 1]]}
         result = train(kvstore="dist_sync", **changes, without_backward=[[1, 0]], steps=3)
+        self.assert_all_got_an_error(result, {1})
+        result.assert_ranks_agree()
+
+    def test_one_makes_no_backward_pass(self, train):
+        result = train(kvstore="dist_sync", without_backward=[[1, 0]], steps=3)
         self.assert_all_got_an_error(result, {1})
         result.assert_ranks_agree()
 

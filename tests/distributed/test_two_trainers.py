@@ -21,7 +21,9 @@ def train_alone(steps, changes=True):
     return gan.train(networks, trainers, steps, change=change)
 
 
-@pytest.mark.parametrize("scenario", ["two names", "one object", "a name beside an object"])
+@pytest.mark.parametrize(
+    "scenario", ["two names", "one object", "a name beside an object", "the store of another trainer"]
+)
 def test_a_gan_equals_one_process(tmp_path, scenario):
     run(WORKER, scenario, tmp_path, servers=2, timeout=PATIENCE)
     gan.assert_equal_to_one_process(tmp_path, train_alone(5))

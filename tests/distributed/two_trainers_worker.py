@@ -72,6 +72,12 @@ def a_name_beside_an_object():
     train_gan(networks, trainers, kv)
 
 
+def the_store_of_another_trainer():
+    kv = connect_by_name()
+    networks = gan.make_networks()
+    train_gan(networks, trainers_for(networks, kv), kv)
+
+
 def stock_beside(order):
     kv = mx.kv.create("dist_sync")
     kinds = {"generator": gluon.Trainer, "discriminator": multitrainer.MultiLRTrainer}
@@ -195,6 +201,7 @@ SCENARIOS = {
     "two names": two_names,
     "one object": one_object,
     "a name beside an object": a_name_beside_an_object,
+    "the store of another trainer": the_store_of_another_trainer,
     "stock first": lambda: stock_beside("stock first"),
     "stock second": lambda: stock_beside("stock second"),
     "one after another": one_after_another,

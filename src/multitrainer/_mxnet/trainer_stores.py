@@ -32,14 +32,14 @@ class TrainerStore(kvstore.KVStore):
     Parameters
     ----------
     connection : KVStore
-        Which stays open as long as this object exists.
+        It stays open as long as this object exists.
     keys : iterator of int
         The free keys of the connection.
     """
 
     def __init__(self, connection: kvstore.KVStore, keys: Iterator[int]) -> None:
         super().__init__(connection.handle)
-        self._connection, self._free_keys = connection, keys
+        self.connection, self._free_keys = connection, keys
         self._keys: dict[Hashable, int] = {}
 
     def __del__(self) -> None:
@@ -153,7 +153,7 @@ def sharing_connection(trainer: Trainer, number: int) -> Iterator[None]:
     ------
     RuntimeError
         Before anything is set up: if the servers cannot be shared with the trainers that use them, or if the ranks
-        begin different trainers.
+        begin different trainers; or if gradients are to be compressed.
     ValueError
         If the connection is of another type.
     """
@@ -161,6 +161,11 @@ def sharing_connection(trainer: Trainer, number: int) -> Iterator[None]:
         yield
         return
     settings, updating = trainer._kvstore_params, "servers" if servers_update(trainer) else "workers"
+    if trainer._compression_params:  # it would be set on the connection, for all trainers
+        raise RuntimeError(
+            f"{_describe(trainer)} cannot compress gradients: MXNet 1.9.1 does not support it on a distributed "
+            "kvstore. Leave compression_params out"
+        )
     wanted = settings["kvstore"]
     connection = _connect(wanted)
     connection.check_free(trainer, updating)
@@ -189,7 +194,7 @@ def _connect(wanted: Any) -> _Connection:
                 f"parameter servers. Give every trainer kvstore={store.type!r}"
             )
     else:
-        store = wanted
+        store = wanted.connection if isinstance(wanted, TrainerStore) else wanted
     if _connection is None or _connection.store is not store:
         _connection = _Connection(store)
     return _connection
