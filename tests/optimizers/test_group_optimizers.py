@@ -120,7 +120,7 @@ def own(net, i, optimizer=None, **settings):
             lambda net: [own(net, 2, momentum=0.5)],
             mx.optimizer.SGD(),
             {},
-            r"optimizer_params of group '2': the trainer's optimizer is an object.*name the optimizer",
+            r"optimizer_params of group '2': the settings of the trainer's optimizer are not known.*name the optimizer",
         ),
         (
             lambda net: [own(net, 2, learning_rate=0.5)],

@@ -104,8 +104,9 @@ def _from_trainer(
     """Take the class and the settings of the trainer's optimizer, and replace some of the settings."""
     if not isinstance(optimizer, str):
         raise ValueError(
-            f"optimizer_params of group {name!r}: the trainer's optimizer is an object, whose settings cannot be taken "
-            "over; name the optimizer of the group, such as optimizer='sgd', and give all of its settings"
+            f"optimizer_params of group {name!r}: the settings of the trainer's optimizer are not known, because it is "
+            "an object or the group is added later; name the optimizer of the group, such as optimizer='sgd', and give "
+            "all of its settings"
         )
     _check_name(name, optimizer)
     inherited = dict(trainer_settings)
