@@ -108,7 +108,7 @@ class MultiLRTrainer(Trainer):
         self._averages = Averages()
         self._measurement = UpdateMeasurement()
         self._multipliers = Multipliers(self._params, self._partition, inherited)
-        self._multipliers.start(resolved.assignments, resolved.blocks)
+        self._multipliers.start(resolved.assignments, resolved.blocks, resolved.companions)
 
     def _construct_stock_trainer(
         self, params: Sequence[Parameter], own: Sequence[GroupOptimizer], optimizer: Any, *args: Any, **kwargs: Any
@@ -481,7 +481,7 @@ class MultiLRTrainer(Trainer):
             self._divide(own, created)
             self._resolved = self._resolved.extended(resolved._replace(blocks=()))
             self._multipliers.add_parameters(added, inherited)
-            self._multipliers.start(resolved.assignments, resolved.blocks)
+            self._multipliers.start(resolved.assignments, resolved.blocks, resolved.companions)
         self._share_added(added)
 
     def _compare_addition(self, added: int) -> None:
