@@ -110,7 +110,7 @@ class MultiLRTrainer(Trainer):
         self._measurement = UpdateMeasurement()
         self._store_marks = StoreMarks()
         self._multipliers = Multipliers(self._params, self._partition, inherited)
-        self._multipliers.start(resolved.assignments, resolved.blocks)
+        self._multipliers.start(resolved.assignments, resolved.blocks, resolved.companions)
 
     def _construct_stock_trainer(
         self, params: Sequence[Parameter], own: Sequence[GroupOptimizer], optimizer: Any, *args: Any, **kwargs: Any
@@ -487,7 +487,7 @@ class MultiLRTrainer(Trainer):
             self._divide(own, created)
             self._resolved = self._resolved.extended(resolved._replace(blocks=()))
             self._multipliers.add_parameters(added, inherited)
-            self._multipliers.start(resolved.assignments, resolved.blocks)
+            self._multipliers.start(resolved.assignments, resolved.blocks, resolved.companions)
         self._share_added(added)
 
     def _compare_addition(self, added: Sequence[Parameter]) -> None:

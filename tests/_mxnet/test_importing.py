@@ -68,10 +68,19 @@ def test_mxnet_2_is_refused_in_one_line(tmp_path, prepare):
     assert errors.count("Traceback") == 1
 
 
-def test_mxnet_2_that_an_unsuitable_numpy_keeps_from_being_imported_is_refused_as_such(tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [
+        "import numpy\nnumpy.no_such_name",
+        "from numpy import no_such_name",
+        "import no_such_package",
+        "raise OSError('libopenblas.so.0: cannot open shared object file')",
+    ],
+)
+def test_mxnet_2_that_cannot_be_imported_is_refused_as_such(tmp_path, content):
     (tmp_path / "mxnet-2.0.0b1.dist-info").mkdir()
     (tmp_path / "mxnet-2.0.0b1.dist-info" / "METADATA").write_text("Name: mxnet\nVersion: 2.0.0b1\n")
-    errors = refused(tmp_path, "mxnet", "import numpy\nnumpy.no_such_name")
+    errors = refused(tmp_path, "mxnet", content)
     assert "ImportError: MXNet 2.0.0b1 is not supported" in errors.strip().splitlines()[-1]
     assert errors.count("Traceback") == 1
 
@@ -82,6 +91,29 @@ def test_a_missing_mxnet_is_named_with_what_to_install(tmp_path):
         f"ModuleNotFoundError: MXNet is not installed: pip install 'mxnet>=1.9.1,<2' '{NUMPY}'"
     )
     assert errors.count("Traceback") == 1
+
+
+def test_a_missing_numpy_is_named_with_what_to_install(tmp_path):
+    errors = refused(tmp_path, "", None, "sys.modules['numpy'] = None")
+    assert errors.strip().splitlines()[-1] == (
+        f"ModuleNotFoundError: NumPy, which MXNet needs, is not installed: pip install 'mxnet>=1.9.1,<2' '{NUMPY}'"
+    )
+    assert errors.count("Traceback") == 1
+
+
+@pytest.mark.parametrize("prepare", ["", "import mxnet"], ids=["", "imported before"])
+def test_a_folder_called_mxnet_is_not_mistaken_for_it(tmp_path, prepare):
+    (tmp_path / "mxnet").mkdir()
+    only_here = f"import numpy; sys.path[:] = [path for path in sys.path if 'site-packages' not in path]; {prepare}"
+    last = refused(tmp_path, "", None, only_here).strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: MXNet is not installed, and the folder {tmp_path / 'mxnet'} has its name")
+    assert f"pip install 'mxnet>=1.9.1,<2' '{NUMPY}'" in last
+
+
+@pytest.mark.parametrize("error", ["OSError('libgfortran.so.4')", "ImportError('no')"])
+def test_another_error_of_mxnet_1_is_raised_as_it_is(tmp_path, error):
+    last = refused(tmp_path, "mxnet", f"raise {error}").strip().splitlines()[-1]
+    assert last == error.replace("('", ": ").replace("')", "")
 
 
 def test_a_package_that_mxnet_misses_is_named_as_ever(tmp_path):

@@ -53,6 +53,48 @@ class TestBatchNorm:
         trainer.set_lr_mult({body: 1})
         assert not plain._kwargs["use_global_stats"]
 
+    @pytest.mark.parametrize("later", [False, True], ids=["constructor", "add"])
+    def test_a_layer_without_parameters_follows_the_group_that_it_is_in(self, later):
+        """The other layers of its Block are in another group, which trains."""
+        net = nn.HybridSequential(prefix="net_")
+        with net.name_scope():
+            plain = nn.BatchNorm(center=False, scale=False, in_channels=3)
+            last = nn.Dense(3, in_units=3)
+            net.add(nn.Dense(3, in_units=3), *([] if later else [plain, last]))
+        last.initialize(mx.init.Xavier())
+        plain.initialize()
+        net[0].initialize(mx.init.Xavier())
+        net.hybridize()
+        trainer = MultiLRTrainer([net, *([] if later else [([plain, last], 0)])], "sgd", {"learning_rate": 0.1})
+        if later:
+            net.add(plain, last)
+            trainer.add([([plain, last], 0)])
+        (x, y), *_ = batches(columns=3)
+        for multiplier, expected in ((None, set()), (1, {"running_mean", "running_var"}), (0, set())):
+            if multiplier is not None:
+                trainer.set_lr_mult({last: multiplier})
+            before = snapshot(plain)
+            backward(net, x, y)
+            trainer.step(4)
+            assert {name[len(plain.prefix) :] for name in moved(before, snapshot(plain))} == expected
+            assert close(*outputs_in_both_modes(plain, x)) == (not expected)
+
+    def test_a_layer_without_parameters_stays_frozen_while_a_later_entry_trains_a_part(self):
+        net = nn.HybridSequential()
+        net.add(nn.BatchNorm(center=False, scale=False, in_channels=3), nn.Dense(3, in_units=3), nn.Dense(3))
+        net.initialize()
+        trainer = MultiLRTrainer([(net, 0), (net[2], 1)], "sgd")
+        assert net[0]._kwargs["use_global_stats"]
+        trainer.set_lr_mult({net: 1})
+        assert not net[0]._kwargs["use_global_stats"]
+        trainer.set_lr_mult({net: 0})
+        assert net[0]._kwargs["use_global_stats"]
+
+    def test_a_layer_without_parameters_alone_in_a_group_is_refused_with_the_cure(self):
+        layer = nn.BatchNorm(center=False, scale=False, in_channels=3)
+        with pytest.raises(ValueError, match=r"as in \(\[batchnorm, layer\], 0\).*use_global_stats=True"):
+            MultiLRTrainer([nn.Dense(3, in_units=3), (layer, 0)], "sgd")
+
     @pytest.mark.parametrize(
         "layer", [nn.BatchNorm, nn.BatchNormReLU, lambda **k: contrib.nn.SyncBatchNorm(num_devices=1, **k)]
     )

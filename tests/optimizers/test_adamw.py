@@ -253,6 +253,33 @@ class TestSettings:
                 optimizer(learning_rate=0.2, lr_scheduler=scheduler)
                 assert scheduler(0) == expected, kind
 
+    @pytest.mark.parametrize("name", ["beta1", "beta2"])
+    def test_a_beta_that_float32_rounds_to_1_is_refused(self, name):
+        with pytest.raises(ValueError, match=f"{name} of AdamW must be less than 1 in float32.*0.99999994"):
+            AdamW(**{name: 1 - 1e-9})
+        AdamW(**{name: 0.99999994})
+
+    @pytest.mark.parametrize("name", ["beta1", "beta2", "epsilon", "wd"])
+    @pytest.mark.parametrize("value", ["0.9", None, False])
+    def test_what_is_no_number_is_refused(self, name, value):
+        with pytest.raises(TypeError, match=f"{name} of AdamW must be a number, not {value!r} of type"):
+            AdamW(**{name: value})
+
+    def test_lazy_updates_are_refused(self):
+        with pytest.raises(ValueError, match="AdamW has no lazy_update"):
+            AdamW(lazy_update=True)
+        assert not AdamW(lazy_update=False).lazy_update
+
+    def test_float64_weights_decay_by_an_unrounded_factor(self):
+        param = gluon.Parameter("p", shape=(50,), dtype="float64")
+        param.initialize(mx.init.One())
+        trainer = MultiLRTrainer(param, "adamw", {"learning_rate": 1e-6, "wd": 0.01})
+        for _ in range(100):
+            param.data()._fresh_grad = True  # the gradient is 0
+            trainer.step(1)
+        decay = 1 - param.data().asnumpy()
+        assert decay == pytest.approx(1 - (1 - 1e-8) ** 100, rel=1e-6)
+
     def test_defaults_are_those_of_pytorch(self):
         optimizer = AdamW()
         found = optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.epsilon, optimizer.wd

@@ -71,6 +71,53 @@ def test_groups_of_gluoncv_classifiers(model, kind):
     assert sorted(held) == sorted(net.collect_params())
 
 
+def _three_steps(net, trainer, x, y):
+    for _ in range(3):
+        with autograd.record():
+            loss = gluon.loss.SoftmaxCrossEntropyLoss()(net(x), y)
+        loss.backward()
+        trainer.step(4)
+    return snapshot(net)
+
+
+@pytest.mark.parametrize("kind", ["norm", "bias"])
+@pytest.mark.parametrize("hybridize", [None, {}, {"static_alloc": True, "static_shape": True}])
+def test_a_batchnorm_without_parameters_is_frozen_as_by_hand(kind, hybridize):
+    """The first layer of a ResNet v2 is one. By hand: stock, ``grad_req='null'`` and ``use_global_stats=True``."""
+    x, y = mx.nd.random.normal(3, 5, shape=(4, 3, 32, 32)), mx.nd.array([0, 1, 2, 0])
+    nets = [model_zoo.get_model("cifar_resnet20_v2", classes=3, prefix="net_") for _ in range(2)]
+    for net in nets:
+        mx.random.seed(1)
+        net.initialize(mx.init.Xavier(), force_reinit=True)
+        net(x)
+        if hybridize is not None:
+            net.hybridize(**hybridize)
+            net(x)
+    settings = {"learning_rate": 0.01, "momentum": 0.9}
+    groups = train_only(nets[0], kind)
+    frozen = next(group.params for group in groups if group.name == "frozen")
+    trainer = MultiLRTrainer(groups, "sgd", settings)
+    first = nets[1].features[0]
+    for name, param in nets[1].collect_params().items():
+        if name in frozen:
+            param.grad_req = "null"
+    first._kwargs["use_global_stats"] = True
+    nets[1]._clear_cached_op()
+    stock = gluon.Trainer(nets[1].collect_params(), "sgd", settings)
+    start = snapshot(nets[0])
+    ours, theirs = (_three_steps(net, each, x, y) for net, each in zip(nets, (trainer, stock)))
+    assert not moved(ours, theirs)
+    assert not set(first.collect_params()) & moved(start, ours)
+    trainer.set_lr_mult({nets[0]: 1})
+    for name in frozen:
+        param = nets[1].collect_params()[name]
+        param.grad_req = "write" if param._differentiable else "null"
+    first._kwargs["use_global_stats"] = False
+    nets[1]._clear_cached_op()
+    ours, theirs = (_three_steps(net, each, x, y) for net, each in zip(nets, (trainer, stock)))
+    assert not moved(ours, theirs)
+
+
 @pytest.mark.parametrize("kind", ["norm", "bias"])
 @pytest.mark.parametrize("hybridize", [False, True])
 def test_frozen_stays_bit_for_bit(kind, hybridize):

@@ -1,12 +1,14 @@
 """Let the BatchNorm layers of frozen Blocks normalize with their running statistics, which then stay as they are.
 
-As in Keras, this holds for a BatchNorm layer if none of its own parameters trains. MXNet writes the choice into the
-trace of every hybridized parent, so those traces are dropped.
+As in Keras, this holds for a BatchNorm layer if none of its own parameters trains. One without trainable parameters
+follows those that it was named with in a group, or those of the Block around it. MXNet writes the choice into the trace
+of every hybridized parent, so those traces are dropped.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from types import MappingProxyType
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from mxnet.gluon import Block, Parameter
 
@@ -19,7 +21,11 @@ from .user_warning import warn
 _BEFORE = "_multitrainer_before"
 
 
-def hold_statistics(roots: Sequence[Block], pending: Callable[[], bool]) -> set[Parameter]:
+def hold_statistics(
+    roots: Sequence[Block],
+    pending: Callable[[], bool],
+    companions: Mapping[Parameter, Sequence[Parameter]] = MappingProxyType({}),
+) -> set[Parameter]:
     """Choose the statistics of every BatchNorm layer below ``roots``, and drop the traces that used other ones.
 
     Parameters
@@ -28,6 +34,8 @@ def hold_statistics(roots: Sequence[Block], pending: Callable[[], bool]) -> set[
         The known Blocks: a network, or parts of it.
     pending : callable () -> bool
         Whether the next update belongs to a forward pass that was made before. Called only if a layer is switched.
+    companions : dict of Parameter to sequence of Parameter, optional
+        The trainable Parameters of the group that holds a statistic.
 
     Returns
     -------
@@ -38,7 +46,9 @@ def hold_statistics(roots: Sequence[Block], pending: Callable[[], bool]) -> set[
     for root in roots:
         for layer, path in _batchnorms(root, ()):
             found.setdefault(layer, []).append(path)
-    wanted = {layer: any(map(_is_frozen, paths)) for layer, paths in found.items()}
+    wanted = {
+        layer: _is_group_frozen(layer, companions) or any(map(_is_frozen, paths)) for layer, paths in found.items()
+    }
     switched = {layer: frozen for layer, frozen in wanted.items() if frozen != _holds_statistics(layer)}
     stale = {
         block
@@ -118,7 +128,21 @@ def _holds_statistics(layer: Any) -> bool:
 def _is_frozen(path: Sequence[Block]) -> bool:
     """Whether all trainable parameters are frozen in the innermost Block of ``path`` that has any."""
     for block in reversed(path):
-        trainable = [param for param in block.collect_params().values() if not _mxnet.is_auxiliary(param)]
+        trainable = _trainable(block)
         if trainable:
-            return all(param.lr_mult == 0 and is_frozen(param) for param in trainable)
+            return _are_frozen(trainable)
     return False
+
+
+def _is_group_frozen(layer: Block, companions: Mapping[Parameter, Sequence[Parameter]]) -> bool:
+    """Whether a layer without trainable parameters is in a group whose trainable Parameters are all frozen."""
+    members = [member for param in layer.params.values() for member in companions.get(param, ())]
+    return bool(members) and not _trainable(layer) and _are_frozen(members)
+
+
+def _trainable(block: Block) -> list[Parameter]:
+    return [param for param in block.collect_params().values() if not _mxnet.is_auxiliary(param)]
+
+
+def _are_frozen(params: Iterable[Parameter]) -> bool:
+    return all(param.lr_mult == 0 and is_frozen(param) for param in params)

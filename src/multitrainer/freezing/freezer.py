@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Callable, Collection, Container, Iterable, Mapping, Sequence
 
 from mxnet.gluon import Block, Parameter
@@ -42,6 +43,7 @@ class Freezer:
     def __init__(self, params: Sequence[Parameter], trainable: Sequence[Parameter]) -> None:
         self._params, self._trainable = params, trainable
         self.blocks = KnownBlocks()
+        self._companions: Mapping[Parameter, Sequence[Parameter]] = {}
         self._blocks_checked = True
         self._record_state()
 
@@ -72,6 +74,10 @@ class Freezer:
         """Add Blocks to the known ones; the next `apply` looks at all of them."""
         self.blocks.add(blocks)
         self.recheck_blocks()
+
+    def add_companions(self, companions: Mapping[Parameter, Sequence[Parameter]]) -> None:
+        """Note which trainable Parameters are in the group of a statistic; see `hold_statistics`."""
+        self._companions = {**self._companions, **companions}
 
     def add_parameters(self, params: Sequence[Parameter], trainable: Sequence[Parameter], exchanged: bool) -> None:
         """Take in Parameters that were added to the trainer.
@@ -176,7 +182,7 @@ class Freezer:
     def _update_blocks(self, pending: bool) -> set[Parameter]:
         roots, params = self.blocks.roots, self._trainable
         switch_off_gradients(roots, params)
-        return update_blocks(roots, params, lambda: pending or gradient_pending(params))
+        return update_blocks(roots, params, lambda: pending or gradient_pending(params), self._companions)
 
     def _warn_of_statistics(self, held: set[Parameter]) -> None:
         held = held | attributes.parameters_on_global_statistics(self.blocks.roots)
@@ -213,11 +219,16 @@ def unfreeze_parameters(params: Collection[Parameter]) -> None:
         mark_unfrozen(param)
 
 
-def update_blocks(roots: Sequence[Block], params: Iterable[Parameter], pending: Callable[[], bool]) -> set[Parameter]:
+def update_blocks(
+    roots: Sequence[Block],
+    params: Iterable[Parameter],
+    pending: Callable[[], bool],
+    companions: Mapping[Parameter, Sequence[Parameter]] = MappingProxyType({}),
+) -> set[Parameter]:
     """Bring traces and BatchNorm layers of known Blocks in line with what is frozen; see `hold_statistics`."""
     if any(map(is_frozen, params)):
         trace_splitting.divide_traces(roots)
-    return hold_statistics(roots, pending)
+    return hold_statistics(roots, pending, companions)
 
 
 def gradient_pending(params: Iterable[Parameter]) -> bool:

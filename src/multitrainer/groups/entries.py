@@ -36,7 +36,9 @@ class Entry:
         if not self.trainable and not self.sets_nothing:
             raise ValueError(
                 f"{self.where}: the target holds only statistics or constants ({', '.join(list(self.params)[:3])}), "
-                "which no multiplier moves"
+                "which no multiplier moves; a BatchNorm without trainable parameters is frozen with the group that it "
+                "is in: build the trainer with it beside a layer, as in ([batchnorm, layer], 0), or create it with "
+                "use_global_stats=True"
             )
 
 

@@ -47,6 +47,7 @@ class ResolvedGroups(NamedTuple):
     assignments: dict[str, dict[Parameter, Multiplier]]  # field -> Parameter -> the multiplier that it gets
     member_of: dict[Parameter, int]  # trainable Parameter -> index of the last group that holds it
     blocks: tuple[Block, ...]  # the Blocks among the targets, and the networks that recipes made groups of
+    companions: dict[Parameter, list[Parameter]]  # statistic -> trainable Parameters with lr_mult from the same entry
 
     def extended(self, added: ResolvedGroups) -> ResolvedGroups:
         """Return these groups followed by ``added``, whose Parameters are others; the indices here stay."""
@@ -62,6 +63,7 @@ class ResolvedGroups(NamedTuple):
             {field: {**self.assignments[field], **added.assignments[field]} for field in FIELDS},
             {**self.member_of, **{param: first + i for param, i in added.member_of.items()}},
             tuple(dict.fromkeys([*self.blocks, *added.blocks])),
+            {**self.companions, **added.companions},
         )
 
     def groups_setting(self, param: Parameter, field: str) -> list[int]:
@@ -206,7 +208,22 @@ def _resolve_entries(
         field: {param: getattr(groups[i], field) for param, i in deciding[field].items()} for field in FIELDS
     }
     member_of = {param: i for i, entry in enumerate(entries) for param in entry.trainable.values()}
-    return ResolvedGroups(parameters, groups, deciding, assignments, member_of, blocks)
+    companions = _companions(entries, deciding["lr_mult"])
+    return ResolvedGroups(parameters, groups, deciding, assignments, member_of, blocks, companions)
+
+
+def _companions(entries: Sequence[Entry], deciding: Mapping[Parameter, int]) -> dict[Parameter, list[Parameter]]:
+    """Return, for what no multiplier moves, the Parameters that get theirs from the last entry that holds both."""
+    decided: dict[int, list[Parameter]] = {}
+    for param, i in deciding.items():
+        decided.setdefault(i, []).append(param)
+    return {
+        param: decided.get(i, [])
+        for i, entry in enumerate(entries)
+        if entry.group.lr_mult is not None
+        for name, param in entry.params.items()
+        if name not in entry.trainable
+    }
 
 
 def _deciding_entries(entries: Sequence[Entry], field: str) -> dict[Parameter, int]:

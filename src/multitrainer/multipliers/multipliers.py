@@ -76,9 +76,12 @@ class Multipliers:
 
     # -- setting and noticing multipliers ------------------------------------------------------------------------------
 
-    def start(self, given: _Given, blocks: Iterable[Block]) -> None:
+    def start(
+        self, given: _Given, blocks: Iterable[Block], companions: Mapping[Parameter, Sequence[Parameter]]
+    ) -> None:
         """Set the multipliers of the groups, and write all multipliers to the symbols that stand for Parameters."""
         attributes.share_variables(blocks)
+        self._freezer.add_companions(companions)
         self.assign(given, blocks)
         attributes.write_to_symbols(self.trainable, blocks)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from typing import Any, NamedTuple
 
@@ -57,9 +58,11 @@ class AdamW(optimizer.Adam):
     Raises
     ------
     TypeError
-        If a setting is unknown. For PyTorch's ``lr``, ``betas``, ``eps`` and ``weight_decay``, it says MXNet's name.
+        If a setting is unknown or is not a number. For PyTorch's ``lr``, ``betas``, ``eps`` and ``weight_decay``, it
+        says MXNet's name.
     ValueError
-        If a beta is not in [0, 1), or epsilon or wd is not a number >= 0.
+        If a beta is not in [0, 1) or is rounded to 1 in float32, if epsilon or wd is not a number >= 0, or if
+        ``lazy_update`` is asked for.
 
     Notes
     -----
@@ -95,12 +98,9 @@ class AdamW(optimizer.Adam):
         for name in kwargs:
             if name in _PYTORCH_NAMES:
                 raise TypeError(f"AdamW takes {_PYTORCH_NAMES[name]}, which is MXNet's name for {name!r} of PyTorch")
-        for name, value in (("beta1", beta1), ("beta2", beta2)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} of AdamW must be at least 0 and less than 1, not {value!r}")
-        for name, value in (("epsilon", epsilon), ("wd", wd)):
-            if not value >= 0:
-                raise ValueError(f"{name} of AdamW must be a number >= 0, not {value!r}")
+        _check_settings({"beta1": beta1, "beta2": beta2}, {"epsilon": epsilon, "wd": wd})
+        if kwargs.pop("lazy_update", False):
+            raise ValueError("AdamW has no lazy_update: every update decays all rows. Leave it out, or use 'adam'")
         super().__init__(learning_rate, beta1, beta2, epsilon, lazy_update=False, wd=wd, **kwargs)
         self.correct_bias = correct_bias
 
@@ -108,10 +108,10 @@ class AdamW(optimizer.Adam):
         """Make one update; see `mxnet.optimizer.Optimizer.update`."""
         self._update_count(index)
         (times,) = _mxnet.times_updated(self, [index])
-        kept, rate, epsilon = coefficients(self, self._get_lr(index), self._get_wd(index), times)
-        settings = {"beta1": self.beta1, "beta2": self.beta2, "rescale_grad": self.rescale_grad}
-        if self.clip_gradient:
-            settings["clip_gradient"] = self.clip_gradient
+        lr, wd = self._get_lr(index), self._get_wd(index)
+        kept, rate, epsilon = coefficients(self, lr, wd, times)
+        if weight.dtype == np.float64:  # a product reads it whole; Adam's operator reads float32 alone
+            kept = 1 - lr * wd
         if kept != 1:
             weight *= kept
         adam_update(weight, grad, *state, out=weight, lazy_update=False, lr=rate, epsilon=epsilon, wd=0, **settings)
@@ -144,6 +144,23 @@ def coefficients(optimizer: AdamW, lr: float, wd: float, times: int) -> Coeffici
         bias1, bias2 = ((1 - rounded) / (1 - beta) for beta, rounded in betas)
     root = math.sqrt(bias2)
     return Coefficients(float(np.float32(1 - lr * wd)), lr * root / bias1, optimizer.epsilon * root)
+
+
+def _check_settings(betas: dict[str, Any], others: dict[str, Any]) -> None:
+    for name, value in {**betas, **others}.items():
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise TypeError(f"{name} of AdamW must be a number, not {value!r} of type {type(value).__name__}")
+    for name, value in betas.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} of AdamW must be at least 0 and less than 1, not {value!r}")
+        if np.float32(value) == 1:
+            raise ValueError(
+                f"{name} of AdamW must be less than 1 in float32, as MXNet's operator reads it, not {value!r}: the "
+                "largest is 0.99999994"
+            )
+    for name, value in others.items():
+        if not value >= 0:
+            raise ValueError(f"{name} of AdamW must be a number >= 0, not {value!r}")
 
 
 def register(kind: type[optimizer.Optimizer]) -> None:

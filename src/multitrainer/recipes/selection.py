@@ -47,7 +47,7 @@ def train_only(net: Block, kind: str, head: Any = None, head_lr_mult: Multiplier
     Notes
     -----
     A BatchNorm layer whose gamma or beta trains normalizes with the statistics of the batch, and its running
-    statistics move; only the others are frozen with their Blocks.
+    statistics move; only the others are frozen with their Blocks or groups.
 
     BitFit (Ben Zaken et al. 2022, arXiv:2106.10199) trains biases; Frankle et al. 2021 (arXiv:2003.00152) train
     BatchNorm. AutoGluon calls them ``bit_fit`` and ``norm_fit``, and trains the head too.
