@@ -284,7 +284,7 @@ def test_collecting_is_a_step_that_counts_no_update():
 
 
 def test_parameters_cannot_be_added_while_multipliers_are_held():
-    net, trainer = build(lambda net: [net])
+    _, trainer = build(lambda net: [net])
     new = mx.gluon.nn.Dense(1, in_units=2, prefix="new_")
     new.initialize()
     with trainer._multipliers.held(), pytest.raises(ValueError, match="'new_bias'"):
