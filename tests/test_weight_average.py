@@ -29,6 +29,34 @@ from support import (
 FIRST, LAST = {"net_dense0_weight", "net_dense0_bias"}, {"net_dense1_weight", "net_dense1_bias"}
 
 
+def cast_and_predict(net, _):
+    net.cast("float64")
+    net(batches(1)[0][0].astype("float64")).wait_to_read()
+
+
+def cast_and_back(net, path):
+    net.cast("float16")
+    net.save_parameters(str(path))
+    net.cast("float32")
+
+
+def move_and_back(net, _):
+    net.collect_params().reset_ctx(mx.cpu(1))
+    net(batches(1)[0][0].as_in_context(mx.cpu(1))).wait_to_read()
+    net.collect_params().reset_ctx(mx.cpu(0))
+
+
+# What users do to a network to save or serve it, which replaces its arrays.
+CHANGES = {
+    "cast": cast_and_predict,
+    "cast and back": cast_and_back,
+    "cast parameters": lambda net, _: net.collect_params().setattr("dtype", "float64"),
+    "move": lambda net, _: net.collect_params().reset_ctx(mx.cpu(1)),
+    "move and back": move_and_back,
+    "initialize": lambda net, _: net.initialize(force_reinit=True),
+}
+
+
 def trainer_of(net, spec=None, optimizer="sgd", **options):
     params = {"learning_rate": 0.1, "momentum": 0.9} if optimizer == "sgd" else {"learning_rate": 0.05}
     return MultiLRTrainer([net, *(spec or [])], optimizer, params, **options)
@@ -451,6 +479,63 @@ class TestApplied:
             stop()
         assert same_arrays(before, all_arrays(net))
         train(net, trainer, batches(1), CONTEXTS)
+
+    @pytest.mark.parametrize("hybridize", [None, {}, {"static_alloc": True, "static_shape": True}])
+    @pytest.mark.parametrize("change", CHANGES)
+    @pytest.mark.parametrize("pending", [False, True])
+    def test_a_network_that_was_cast_moved_or_initialized_inside(self, change, hybridize, pending, tmp_path):
+        def run(applies):
+            net = mlp()
+            if hybridize is not None:
+                net.hybridize(**hybridize)
+            trainer = trainer_of(net)
+            average = WeightAverage(trainer, 0.9)
+            history = train(net, trainer, batches(2))
+            trainer.set_lr_mult({net[0]: 0})
+            average.update()
+            for x, y in batches(3, seed=6):
+                if pending:
+                    backward(net, x, y)
+                if applies:
+                    with average.applied():
+                        CHANGES[change](net, tmp_path / "net")
+                if not pending:
+                    backward(net, x, y)
+                trainer.step(len(x))
+                average.update()
+                history.append(snapshot(net))
+            assert np.dtype(net[0].weight.dtype) == net[0].weight.data().dtype == np.float32
+            assert net[0].weight.list_ctx() == [mx.cpu(0)]
+            return [*history, averaged(net, average)]
+
+        assert same(run(False), run(True))
+
+    def test_two_contexts_of_a_network_that_was_moved_inside(self):
+        net = mlp(CONTEXTS, batchnorm=False)
+        trainer = trainer_of(net)
+        average = WeightAverage(trainer, 0.9)
+        train(net, trainer, batches(1), CONTEXTS)
+        net[0].weight.list_data()[1][:] = 7
+        before = all_arrays(net)
+        with average.applied():
+            net.collect_params().reset_ctx(mx.cpu(2))
+        assert same_arrays(before, all_arrays(net))
+        assert net[0].weight.list_ctx() == CONTEXTS
+        train(net, trainer, batches(1), CONTEXTS)
+
+    def test_a_layer_cast_and_frozen_inside(self):
+        net = mlp()
+        trainer = trainer_of(net)
+        average = WeightAverage(trainer, 0.9)
+        train(net, trainer, batches(1))
+        before = snapshot(net)
+        with average.applied():
+            net.cast("float16")
+            trainer.set_lr_mult({net[0]: 0})
+        assert not moved(before, snapshot(net))
+        assert net[0].weight.grad_req == "null"
+        train(net, trainer, batches(1))
+        assert moved(before, snapshot(net)) & (FIRST | LAST) == LAST
 
     def test_contexts_whose_weights_differ_get_their_own_back(self):
         net = mlp(CONTEXTS, batchnorm=False)

@@ -151,7 +151,8 @@ class WeightAverage:
     def applied(self) -> Iterator[None]:
         """Let the network have the averages for its weights inside a ``with`` block.
 
-        The trained weights are put back at the end of the block, bit for bit, also after an exception.
+        The trained weights are put back at the end of the block, bit for bit, also after an exception. A network that
+        was cast, moved or initialized again inside gets back all its arrays, with their dtype and context.
         ``net.save_parameters`` inside the block saves the averaged network.
 
         Do not assign weights inside the block, as with ``net.load_parameters``: what Parameters with an average get
@@ -164,8 +165,10 @@ class WeightAverage:
         """
         averages = self._trainer._averages
         averages.check_not_applied("average.applied()")
+        params = filter(_mxnet.is_initialized, self._trainer._multipliers.known_parameters())
+        arrays = [_mxnet.ParameterArrays(param) for param in params]
         with autograd.pause():
-            trained = [(array, array.copy()) for param in self._arrays for array in _weights(param)]
+            trained = {param: [array.copy() for array in _weights(param)] for param in self._arrays}
         try:
             averages.applied = True
             with autograd.pause():
@@ -174,9 +177,12 @@ class WeightAverage:
                         average.copyto(array)
             yield
         finally:
+            for each in arrays:
+                each.put_back()
             with autograd.pause():
-                for array, weight in trained:
-                    weight.copyto(array)
+                for param, weights in trained.items():
+                    for weight, array in zip(weights, _weights(param)):
+                        weight.copyto(array)
             averages.applied = False  # last: if this was interrupted, the next step raises
 
     def save(self, fname: str | os.PathLike[str]) -> None:

@@ -202,3 +202,29 @@ def test_gradient_arrays_are_those_of_each_context():
     deferred = gluon.Parameter("w", shape=(0, 2), allow_deferred_init=True)
     deferred.initialize()
     assert list(_mxnet.gradient_arrays(net[0].weight)) == list(_mxnet.gradient_arrays(deferred)) == []
+
+
+def test_a_parameter_that_was_cast_gets_its_own_arrays_and_gradients_back():
+    net = mlp(batchnorm=False)
+    param = net[0].weight
+    backward(net, *batches(1)[0])
+    array, gradient, arrays = param.data(), param.grad(), _mxnet.ParameterArrays(param)
+    param.cast("float16")
+    arrays.put_back()
+    assert param.data() is array
+    assert param.grad() is gradient
+    assert _mxnet.has_fresh_gradient(param)
+    param.grad_req = "null"
+    param.reset_ctx(mx.cpu(1))
+    arrays.put_back()
+    assert (param.grad_req, param.list_ctx(), param._grad) == ("null", [mx.cpu(0)], None)
+
+
+def test_arrays_that_were_not_replaced_stay():
+    param = mlp(batchnorm=False)[0].weight
+    arrays = _mxnet.ParameterArrays(param)
+    param.grad_req = "null"
+    param.grad_req = "add"
+    array, gradient = param.data(), param.grad()
+    arrays.put_back()
+    assert (param.grad_req, param.data() is array, param.grad() is gradient) == ("add", True, True)

@@ -281,3 +281,14 @@ def test_collecting_is_a_step_that_counts_no_update():
     assert net[-1].weight.lr_mult == 0.5
     assert trainer.optimizer.num_update == 0
     assert net[0].weight.lr_mult == 0
+
+
+def test_parameters_cannot_be_added_while_multipliers_are_held():
+    _, trainer = build(lambda net: [net])
+    new = mx.gluon.nn.Dense(1, in_units=2, prefix="new_")
+    new.initialize()
+    with trainer._multipliers.held(), pytest.raises(ValueError, match="'new_bias'"):
+        trainer.add(new)
+    assert new.weight._trainer is None
+    trainer.add(new)
+    assert new.weight._trainer is trainer

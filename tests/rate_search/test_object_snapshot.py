@@ -1,10 +1,16 @@
 """What an object holds is put back into the same objects, and code is left alone."""
 
+import random
+from array import array as array_of_numbers
+from collections import Counter, OrderedDict, deque
+from weakref import WeakSet
+
 import mxnet as mx
 import numpy as np
 import pytest
 from mxnet.gluon import nn
 
+from multitrainer import MultiLRTrainer, ParamGroup
 from multitrainer.rate_search.object_snapshot import ObjectSnapshot
 from support import backward, batches, mlp
 
@@ -125,17 +131,150 @@ def test_arrays_of_a_parameter_that_were_replaced_get_the_values():
 
 
 def test_code_is_not_looked_into():
-    class Schedule(Thing):
-        def __call__(self, num_update):
-            return 1
+    def function():
+        pass
 
-    net, schedule = nn.Dense(1, prefix="block_"), Schedule(calls=[])
-    snapshot = ObjectSnapshot([Thing(net=net, schedule=schedule, module=np, function=len, kind=Thing)])
-    schedule.calls.append(1)
-    net.mark = 1
+    net, init, kind = nn.Dense(1, prefix="block_"), mx.init.Xavier(), type("Kind", (), {})
+    code = [net, init, kind, function]
+    snapshot = ObjectSnapshot([Thing(code=code, module=np, method=net.forward, built_in=len)])
+    for each in code:
+        each.mark = 1
     snapshot.restore()
-    assert schedule.calls == [1]
-    assert net.mark == 1
+    assert [each.mark for each in code] == [1, 1, 1, 1]
+
+
+def test_what_blocks_hold_is_not_edited():
+    net = nn.HybridSequential(prefix="net_")
+    net.add(nn.Dense(1, in_units=1, prefix="first_"))
+    net.initialize()
+    trainer = MultiLRTrainer([net, ParamGroup(net[0].params, 2)], "sgd")
+    snapshot = ObjectSnapshot([trainer])
+    net.add(nn.Dense(1, in_units=1, prefix="second_"))
+    net[0].params.get("extra", shape=(1,))
+    snapshot.restore()
+    assert len(net) == 2
+    assert "first_extra" in net[0].params
+
+
+class Calls:
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self):
+        self.count += 1
+        return self.count
+
+
+class Slots:
+    __slots__ = ("__private", "added", "number")
+
+    def __init__(self):
+        self.__private = self.number = 0
+
+    def next(self):
+        self.__private += 1
+        self.number += 1
+        self.added = [*getattr(self, "added", []), self.number]
+        return self.__private, self.number, len(self.added)
+
+
+class SlotsAndAttributes(Slots):
+    def next(self):
+        self.more = getattr(self, "more", 0) + 1
+        return super().next(), self.more
+
+
+class ListWithAttribute(list):
+    def __iter__(self):
+        return iter(())
+
+    def __setitem__(self, key, value):
+        raise AssertionError
+
+    def next(self):
+        self.append(len(self))
+        self.calls = getattr(self, "calls", 0) + 1
+        return self.calls, list.copy(self)
+
+
+def appended(target):
+    target.append(target[-1] + 1)
+    return list(target)
+
+
+def incremented(target, index=0):
+    target[index] += 1
+    return target[index]
+
+
+def counted(target):
+    target.update("a")
+    return dict(target)
+
+
+def reordered(target):
+    target.move_to_end(next(iter(target)))
+    target[max(target) + 1] = 0
+    del target[next(iter(target))]
+    return list(target.items()), list(reversed(list(target)))
+
+
+def object_in_array(target):
+    target[0].count += 1
+    return target[0].count
+
+
+def _rngs():
+    return {
+        "random": (random.Random(1), lambda rng: (rng.random(), rng.gauss(0, 1))),
+        "SystemRandom": (random.SystemRandom(), lambda rng: None),
+        "RandomState": (np.random.RandomState(1), lambda rng: (rng.rand(), rng.randn())),
+        "Generator": (np.random.default_rng(1), lambda rng: (rng.random(), rng.integers(9, dtype="int32"))),
+        "MT19937": (np.random.Generator(np.random.MT19937(1)), lambda rng: rng.random()),
+        "BitGenerator": (np.random.PCG64(1), lambda rng: rng.random_raw()),
+    }
+
+
+def _objects():
+    array = np.array([Calls()], dtype=object)
+    return {
+        **_rngs(),
+        "deque": (deque([0], maxlen=3), appended),
+        "bytearray": (bytearray(2), incremented),
+        "array": (array_of_numbers("d", [1]), appended),
+        "Counter": (Counter("ab"), counted),
+        "OrderedDict": (OrderedDict.fromkeys([1, 2, 3]), reordered),
+        "callable": (Calls(), Calls.__call__),
+        "slots": (Slots(), Slots.next),
+        "slots and attributes": (SlotsAndAttributes(), SlotsAndAttributes.next),
+        "list with attribute": (ListWithAttribute([1]), ListWithAttribute.next),
+        "array of objects": (array, object_in_array),
+        "masked array": (np.ma.masked_array([1, 2], [False, True]), lambda target: (incremented(target), target.mask)),
+    }
+
+
+@pytest.mark.parametrize("name", _objects())
+def test_kinds_of_objects_go_on_as_without_the_search(name):
+    (target, use), (twin, _) = _objects()[name], _objects()[name]
+    assert repr(use(target)) == repr(use(twin))
+    snapshot = ObjectSnapshot([Thing(held=[target])])
+    for _ in range(2):
+        for _ in range(5):
+            use(target)
+        snapshot.restore()
+    for _ in range(3):
+        assert repr(use(target)) == repr(use(twin))
+
+
+def test_a_weak_set_keeps_what_joined_it():
+    first, second = Calls(), Calls()
+    members = WeakSet([first])
+    snapshot = ObjectSnapshot([Thing(members=members)])
+    first()
+    members.add(second)
+    snapshot.restore()
+    assert first.count == 0
+    assert set(members) == {first, second}
 
 
 def test_updaters_and_schedulers_of_mxnet_are_looked_into():

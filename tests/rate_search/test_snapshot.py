@@ -9,10 +9,10 @@ import pytest
 from mxnet import autograd
 from mxnet.gluon import nn
 
-from multitrainer import MultiLRTrainer, gradual_unfreezing
+from multitrainer import MultiLRTrainer, gradual_unfreezing, unfreeze
 from multitrainer.rate_search.snapshot import restored
 from search_support import batches, build, dropout_mlp, everything, make_step
-from support import CONTEXTS, Overflow, backward, same, train
+from support import CONTEXTS, Overflow, backward, moved, same, snapshot, train
 
 DATA, MORE = batches(3), batches(6, seed=8)
 OPTIMIZERS = ["sgd", "nag", "adam", "rmsprop", "ftml", "nadam", "lamb", "sgld"]
@@ -256,6 +256,62 @@ def test_layers_frozen_or_unfrozen_meanwhile(hybridize):
         return history + train(net, trainer, MORE)
 
     assert same(run(False), run(True))
+
+
+@pytest.mark.parametrize("grad_req", ["write", "add"])
+def test_an_unfrozen_layer_gets_what_it_had_before_the_search(grad_req):
+    net, trainer, train_step = build()
+    net[0].weight.grad_req = grad_req
+    trainer.set_lr_mult({net[0]: 0})
+    with restored(trainer, trainer._training()):
+        train_step(DATA[0])
+        trainer.set_lr_mult({net[0]: 3})
+        train_step(DATA[1])
+    assert net[0].weight.lr_mult == 0
+    unfreeze(net[0])
+    assert (net[0].weight.lr_mult, net[0].weight.grad_req) == (0.1, grad_req)
+    assert net[0].bias.lr_mult == 0.1
+
+
+@pytest.mark.parametrize("hybridize", [False, True])
+def test_a_gradient_that_was_off_is_off_again(hybridize):
+    def run(disturbed):
+        net, trainer, train_step = build()
+        if hybridize:
+            net.hybridize(static_alloc=True, static_shape=True)
+        net[0].collect_params().setattr("grad_req", "null")
+        history = train(net, trainer, DATA)
+        if disturbed:
+            with restored(trainer, trainer._training()):
+                trainer.set_lr_mult({net[0]: 3})
+                train_step(DATA[0])
+        return history + train(net, trainer, MORE)
+
+    assert same(run(False), run(True))
+
+
+@pytest.mark.parametrize("ctx", [None, CONTEXTS])
+def test_a_step_that_adds_parameters(ctx):
+    net, trainer, train_step = build(ctx=ctx)
+    train(net, trainer, DATA, ctx)
+    new = nn.Dense(2, in_units=2, prefix="new_")
+    new.initialize(ctx=ctx)
+
+    def adding_step(batch):
+        net.add(new)
+        trainer.add([(new, 2)])
+        return train_step(batch)
+
+    before = everything(trainer, net)["settings"], trainer.learning_rates
+    with pytest.raises(ValueError, match="train_step must not add Parameters to the trainer"):
+        disturb(trainer, adding_step)
+    assert (everything(trainer, net)["settings"], trainer.learning_rates) == before
+    with pytest.raises(ValueError, match="Call trainer"):
+        train(net, trainer, MORE[:1], ctx)
+    trainer.add([(new, 2)])
+    weights = snapshot(new)
+    train(net, trainer, MORE, ctx)
+    assert moved(weights, snapshot(new)) == set(weights)
 
 
 def test_a_layer_unfrozen_after_the_backward_still_waits():

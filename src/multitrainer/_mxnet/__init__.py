@@ -47,6 +47,7 @@ from .multiplier_support import supports_multiplier
 from .optimizers import NOT_STATE, set_states, updater_of, weight_decays
 from .parameters import (
     STATISTICS,
+    ParameterArrays,
     arrays_and_gradients,
     contexts,
     discard_gradient,

@@ -10,6 +10,8 @@ from mxnet.gluon import Constant, Parameter
 from mxnet.gluon.utils import shape_is_known
 from mxnet.ndarray import NDArray, sparse
 
+from .arrays import memory_block
+
 # mxnet/initializer.py knows statistics by these endings, too. A SymbolBlock has nothing else to know them by.
 STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_var")
 
@@ -152,3 +154,22 @@ def contexts(param: Parameter) -> list[Context]:
 def load_values(param: Parameter, array: Any, ctx: Any) -> None:
     """Give a Parameter the values of an array that fits; if it is not initialized, create it on ``ctx``."""
     param._load_init(array, None if contexts(param) else ctx)
+
+
+class ParameterArrays:
+    """The arrays that an initialized Parameter has now, with its dtype, contexts and gradients. Nothing is copied."""
+
+    def __init__(self, param: Parameter) -> None:
+        names = "_data", "_grad", "_grad_req", "_dtype", "_ctx_list", "_ctx_map", "_deferred_init"
+        self._param, self._attributes = param, {name: getattr(param, name) for name in names}
+
+    def put_back(self) -> None:
+        """Let the Parameter have these arrays again if it was cast, moved or initialized again since.
+
+        A ``grad_req`` that was set since stays.
+        """
+        param = self._param
+        if list(map(memory_block, self._attributes["_data"])) != list(map(memory_block, param._data or ())):
+            grad_req = param.grad_req
+            vars(param).update(self._attributes)
+            param.grad_req = grad_req

@@ -60,6 +60,7 @@ class Multipliers:
         self._clock.counts_updates = self._freezer.freezes
         self._tracker = self._new_tracker()
         self._exchanged = False  # whether the gradients of the next update were exchanged apart from it
+        self._held = False
 
     def use_optimizer(self, optimizer: Optimizer) -> None:
         """Use another optimizer of the trainer's own; the Parameters' multipliers hold, whatever its table says."""
@@ -89,7 +90,17 @@ class Multipliers:
         """Take in Parameters that were appended to the trainer's; call `sync` before and `start` after it.
 
         From then on ``num_update`` counts updates, for the new Parameters count from 0 and may be the first of one.
+
+        Raises
+        ------
+        ValueError
+            While the multipliers are `held`.
         """
+        if self._held:
+            raise ValueError(
+                f"train_step must not add Parameters to the trainer, got {params[0].name!r}: call trainer.add before "
+                "find_learning_rate"
+            )
         self._write(inherited)
         self._params = [*self._params, *params]
         self.trainable = [*self.trainable, *(param for param in params if not _mxnet.is_auxiliary(param))]
@@ -136,13 +147,17 @@ class Multipliers:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the multipliers as they are during the block: schedules stand still, and go on after it."""
+        """Keep the multipliers as they are while a learning rate is searched: schedules stand still, and go on later.
+
+        Adding Parameters is an error, because a kvstore cannot forget them.
+        """
         self.sync()
         schedules, self._schedules = self._schedules, Schedules()
+        self._held = True
         try:
             yield
         finally:
-            self._schedules = schedules
+            self._schedules, self._held = schedules, False
 
     def departed(self) -> set[Parameter]:
         """Look for the Parameters that left the Blocks that the trainer knows."""

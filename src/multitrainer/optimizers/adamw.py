@@ -112,6 +112,9 @@ class AdamW(optimizer.Adam):
         kept, rate, epsilon = coefficients(self, lr, wd, times)
         if weight.dtype == np.float64:  # a product reads it whole; Adam's operator reads float32 alone
             kept = 1 - lr * wd
+        settings = {"beta1": self.beta1, "beta2": self.beta2, "rescale_grad": self.rescale_grad}
+        if self.clip_gradient:
+            settings["clip_gradient"] = self.clip_gradient
         if kept != 1:
             weight *= kept
         adam_update(weight, grad, *state, out=weight, lazy_update=False, lr=rate, epsilon=epsilon, wd=0, **settings)

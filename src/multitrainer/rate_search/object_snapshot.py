@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any, Callable, Iterable
+import functools
+import random
+from array import array
+from collections import OrderedDict, deque
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
-from mxnet.gluon import Parameter
-from mxnet.lr_scheduler import LRScheduler
+from mxnet.gluon import Block, Parameter, ParameterDict
+from mxnet.initializer import Initializer
 from mxnet.ndarray import NDArray
-from mxnet.optimizer import Updater
 
 from .. import _mxnet
 
+_NOT_LOOKED_INTO = (
+    *(type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, Block, Initializer),
+    _mxnet.Structure,  # what a Block holds stays as it is
+)
+
 
 class ObjectSnapshot:
-    """The contents of dicts, lists, sets, arrays, Parameters and other objects, as they are now.
+    """The contents of collections, arrays, generators, Parameters and objects with attributes, as they are now.
 
-    They are put back into the same objects, so it does not matter how many names an object has. What is called is not
-    looked into: functions, classes, Blocks, schedules, initializers. Updaters and LRSchedulers are the exceptions.
+    They are put back into the same objects, so it does not matter how many names an object has. Code is not looked
+    into: functions, methods, classes, modules, Blocks, initializers.
 
     Parameters
     ----------
@@ -46,65 +54,160 @@ class ObjectSnapshot:
         """List the objects of one class, or of its subclasses, that were found."""
         return [each for each in self._found.values() if isinstance(each, kind)]
 
-    def _remember(self, target: Any) -> Iterable[Any]:
+    def _remember(self, target: Any) -> list[Any]:
         """Remember the contents of one object; return the objects that it holds."""
+        if isinstance(target, _NOT_LOOKED_INTO):
+            return []
         if isinstance(target, Parameter):
             self._restorers.append(self._parameter_restorer(target))
-            return ()
-        if isinstance(target, (NDArray, np.ndarray)):
-            self._restorers.append(_array_restorer(target))
-            return ()
-        if isinstance(target, (tuple, frozenset, WeakSet)):
+            return []
+        if isinstance(target, NDArray):
+            self._restorers.append(functools.partial(target.copy().copyto, target))
+            return []
+        if isinstance(target, ParameterDict):  # it may be that of a Block
+            return list(target.values())
+        if isinstance(target, WeakSet):  # objects join it by themselves
             return list(target)
-        if isinstance(target, (dict, set)):
-            return self._remember_collection(target)
-        if isinstance(target, list):
-            items = list(target)
-            self._restorers.append(lambda: target.__setitem__(slice(None), items))
-            return items
-        if hasattr(target, "__dict__") and not _is_code(target):
-            return self._remember_collection(vars(target))
-        return ()
-
-    def _remember_collection(self, target: Any) -> list[Any]:
-        contents = target.copy()
-
-        def restore() -> None:
-            # Nothing is missing at any time, in case this is interrupted.
-            for key in [key for key in target if key not in contents]:
-                target.pop(key) if isinstance(target, dict) else target.discard(key)
-            target.update(contents)
-
-        self._restorers.append(restore)
-        return list(contents.values() if isinstance(contents, dict) else contents)
+        held: list[Any] = []
+        for kind in _kinds(target):
+            contents = kind.read(target)
+            self._restorers.append(functools.partial(kind.write, target, contents))
+            held.extend(kind.held(contents))
+        return held
 
     def _parameter_restorer(self, param: Parameter) -> Callable[[], None]:
         """Remember the values and gradients of a Parameter, which may be in other arrays when they are put back."""
         values, gradients = _mxnet.values_and_gradients(param)
-        self._found.update((id(array), array) for array in (*values, *gradients))
+        self._found.update((id(each), each) for each in (*values, *gradients))
         fresh = _mxnet.fresh_gradients(param)
-        saved = [array.copy() for array in (*values, *gradients)]
+        saved = [each.copy() for each in (*values, *gradients)]
 
         def restore() -> None:
             values, gradients = _mxnet.values_and_gradients(param)
-            for before, array in zip(saved, (*values, *gradients)):
-                before.copyto(array)
+            for before, each in zip(saved, (*values, *gradients)):
+                before.copyto(each)
             _mxnet.set_fresh_gradients(param, fresh)
 
         return restore
 
 
-def _array_restorer(target: Any) -> Callable[[], None]:
-    saved = target.copy()
+class _Kind(NamedTuple):
+    """How contents of an object are read and put back, and which objects are among them.
 
-    def restore() -> None:
-        if isinstance(target, NDArray):
-            saved.copyto(target)
-        elif target.flags.writeable:
-            target[...] = saved
+    Methods are called on the built-in class: a subclass may give them another meaning, as ``Counter.update`` has.
+    """
 
-    return restore
+    read: Callable[[Any], Any]
+    write: Callable[[Any, Any], Any]
+    held: Callable[[Any], Iterable[Any]]
 
 
-def _is_code(target: Any) -> bool:
-    return isinstance(target, ModuleType) or (callable(target) and not isinstance(target, (Updater, LRScheduler)))
+def _kinds(target: Any) -> Iterator[_Kind]:
+    """Yield the kind of an object, and those of its attributes."""
+    for builtin, kind in _BUILTIN_KINDS.items():
+        if isinstance(target, builtin):
+            yield kind
+            break
+    if isinstance(getattr(target, "__dict__", None), dict):
+        yield _ATTRIBUTES
+    if _slots(target):
+        yield _SLOTS
+
+
+def _nothing(*_: Any) -> Iterable[Any]:
+    return ()
+
+
+def _write_mapping(builtin: Any, target: Any, contents: dict[Any, Any]) -> None:
+    # At most one entry is missing at any time, in case this is interrupted.
+    for key in [key for key in builtin.keys(target) if key not in contents]:
+        builtin.__delitem__(target, key)
+    for key, value in contents.items():
+        builtin.__setitem__(target, key, value)
+    if any(key is not before for key, before in zip(builtin.keys(target), contents)):
+        for key, value in contents.items():  # in their order
+            builtin.__delitem__(target, key)
+            builtin.__setitem__(target, key, value)
+
+
+def _mapping(builtin: Any) -> _Kind:
+    return _Kind(lambda target: dict(builtin.items(target)), functools.partial(_write_mapping, builtin), dict.values)
+
+
+def _write_set(target: set[Any], contents: set[Any]) -> None:
+    set.difference_update(target, set(target) - contents)
+    set.update(target, contents)
+
+
+def _write_deque(target: deque[Any], contents: list[Any]) -> None:
+    deque.clear(target)
+    deque.extend(target, contents)
+
+
+def _read_array(target: np.ndarray) -> np.ndarray:
+    return target.view(np.ndarray).copy()
+
+
+def _write_array(target: np.ndarray, contents: np.ndarray) -> None:
+    if target.flags.writeable:
+        target.view(np.ndarray)[...] = contents
+
+
+def _objects_in_array(contents: np.ndarray) -> Iterable[Any]:
+    return contents.flat if contents.dtype == object else ()
+
+
+def _set_state(target: Any, state: Any) -> None:
+    target.state = state
+
+
+def _slots(target: Any) -> list[Any]:
+    """Return the descriptors of the attributes that the classes of an object keep in ``__slots__``."""
+    classes = [vars(each) for each in type(target).__mro__ if "__slots__" in vars(each)]
+    return [each for members in classes for each in members.values() if isinstance(each, MemberDescriptorType)]
+
+
+def _read_slots(target: Any) -> dict[Any, Any]:
+    contents = {}
+    for slot in _slots(target):
+        try:
+            contents[slot] = slot.__get__(target)
+        except AttributeError:  # not set
+            continue
+    return contents
+
+
+def _write_slots(target: Any, contents: dict[Any, Any]) -> None:
+    for slot in _read_slots(target).keys() - contents.keys():
+        slot.__delete__(target)
+    for slot, value in contents.items():
+        slot.__set__(target, value)
+
+
+_DICT = _mapping(dict)
+_ATTRIBUTES = _Kind(
+    lambda target: dict(vars(target)), lambda target, contents: _DICT.write(vars(target), contents), dict.values
+)
+_SLOTS = _Kind(_read_slots, _write_slots, dict.values)
+_SLICE = slice(None)
+
+# The first one that fits is taken.
+_BUILTIN_KINDS: dict[Any, _Kind] = {
+    OrderedDict: _mapping(OrderedDict),
+    dict: _DICT,
+    list: _Kind(list.copy, lambda target, contents: list.__setitem__(target, _SLICE, contents), iter),
+    set: _Kind(set, _write_set, iter),
+    (tuple, frozenset): _Kind(list, _nothing, iter),
+    deque: _Kind(lambda target: list(deque.__iter__(target)), _write_deque, iter),
+    bytearray: _Kind(bytes, lambda target, contents: bytearray.__setitem__(target, _SLICE, contents), _nothing),
+    array: _Kind(
+        lambda target: target[:], lambda target, contents: array.__setitem__(target, _SLICE, contents), _nothing
+    ),
+    np.ndarray: _Kind(_read_array, _write_array, _objects_in_array),
+    random.Random: _Kind(random.Random.getstate, random.Random.setstate, _nothing),
+    np.random.RandomState: _Kind(
+        lambda target: target.get_state(legacy=False), np.random.RandomState.set_state, _nothing
+    ),
+    np.random.BitGenerator: _Kind(lambda target: target.state, _set_state, _nothing),
+    np.random.Generator: _Kind(lambda target: [target.bit_generator], _nothing, iter),
+}

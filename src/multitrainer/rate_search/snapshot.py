@@ -11,7 +11,8 @@ from mxnet.optimizer import Optimizer
 
 from .. import _mxnet
 from ..checkpoint import TrainerState
-from ..freezing.state import wait_for_backward, waiting_for_backward
+from ..freezing.gradients import request_gradients
+from ..freezing.state import before_freezing, mark_frozen, wait_for_backward, waiting_for_backward
 from ..groups import FIELDS
 from .object_snapshot import ObjectSnapshot
 from .random_states import RandomStates
@@ -36,6 +37,8 @@ class TrainerSnapshot:
         self._recording, self._training = autograd.is_recording(), autograd.is_training()
         trainable = state.multipliers.trainable
         self._multipliers = {field: {param: getattr(param, field) for param in trainable} for field in FIELDS}
+        self._grad_reqs = {param: param.grad_req for param in trainable}
+        self._before_freezing = {param: before_freezing(param) for param in trainable}
         self._waiting = waiting_for_backward(trainable)
         self._objects = ObjectSnapshot([trainer, *state.multipliers.known_parameters()])
         self._random = RandomStates(state.contexts)
@@ -67,6 +70,10 @@ class TrainerSnapshot:
         }
         if any(changed.values()):
             self._state.multipliers.assign(changed)
+        request_gradients(self._grad_reqs)
+        for param, before in self._before_freezing.items():
+            if before is not None and before != before_freezing(param):
+                mark_frozen(param, *before)
 
 
 @contextlib.contextmanager
