@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import mxnet as mx
 from mxnet.gluon import Block, Parameter
@@ -25,7 +25,7 @@ class LoadReport:
     Attributes
     ----------
     source : str
-        The file and the network.
+        The file and the network, with the part of either that was matched, such as ``features.``.
     loaded : tuple of str
         The Parameters that got the values of the file, by attribute path, such as ``features.0.weight``.
     other_shape : dict of str to tuple
@@ -33,9 +33,10 @@ class LoadReport:
     unknown_shape : tuple of str
         Parameters after one in ``other_shape`` of which no dimension is known yet: whether they fit is unknown.
     not_in_file : tuple of str
-        Parameters that the file does not have.
+        Parameters that the file does not have, or under another number that does not tell which layer it is.
     not_in_network : tuple of str
-        Arrays of the file that the network does not have, by their names in the file.
+        Arrays of the file that the network does not have, by their names in the file; of a shared Parameter, those
+        that differ from the one that was loaded.
     head : tuple of str
         Parameters of the ``head`` that was named, which keep their values.
 
@@ -115,15 +116,18 @@ def load_backbone(net: Block, fname: str | os.PathLike[str], ctx: Any = None, he
         If there is no such file.
     TypeError, ValueError
         Before anything has changed: if the file cannot be read or has no names, if nothing in it fits, with a shape
-        that differs or the closest names; if ``head`` is not part of ``net``, or ``ctx`` is not where its initialized
-        Parameters are.
+        that differs or the closest names, or if several parts of the file or of ``net`` fit equally well; if ``head``
+        is not part of ``net``, or ``ctx`` is not where its initialized Parameters are.
 
     Notes
     -----
     *Names.* Attribute paths (``features.0.weight``) and Parameter names (``resnetv10_conv0_weight``) are found by
     themselves. The file may also be of a whole network of which ``net`` is a part, or of a part of ``net``, if all of
-    the part is there. If the prefix of Parameter names differs, because Gluon numbers networks in the order in which a
-    process makes them, they are paired in that order.
+    the part is there. If Parameter names begin with other numbers, because Gluon numbers networks and layers in the
+    order in which a process makes them, they are paired in that order. If the file has more or fewer of a kind, only
+    the same numbers are paired, and only if they are the first ones or their shapes fit better than in that order.
+
+    *Shared Parameters* get the first of their arrays that fits.
 
     *Unknown shapes.* Before its first forward pass, a network does not know all dimensions. An array of any size fits
     those; a wrong size of a matrix is an error in the forward pass. A BatchNorm layer without ``in_channels`` knows no
@@ -194,27 +198,29 @@ def match_file(net: Block, fname: str | os.PathLike[str], head: Any = None) -> M
     if foreign:
         raise ValueError(f"head: {describe(net)} does not hold {', '.join(foreign[:3])}; name a part of the network")
     arrays = _read(Path(fname))
-    names = _names_in_file(net, paths, arrays)
+    chosen = _best_choice(net, paths, arrays, set(kept))
+    names = chosen.names
     known = set(names.values())
-    by_param: dict[Parameter, list[str]] = defaultdict(list)  # a shared Parameter has several paths
-    for path, param in paths.items():
-        by_param[param].append(path)
     found, loaded, other_shape, unknown, missing = {}, [], {}, [], []
+    by_param = _paths_by_param(paths)
     for param, own in by_param.items():
         present = [names[path] for path in own if names[path] in arrays]
+        fitting = [name for name in present if _fits(arrays[name], param)]
         if param in kept:
             continue
         if not present:
             missing.append(own[0])
-        elif not _fits(arrays[present[0]], param):
+        elif not fitting:
             other_shape[own[0]] = (arrays[present[0]].shape, tuple(param.shape))
         elif other_shape and not any(size > 0 for size in param.shape or ()):
             unknown.append(own[0])  # MXNet would not notice a BatchNorm of another width
         else:
-            found[param] = arrays[present[0]]
+            found[param] = arrays[fitting[0]]
             loaded.append(own[0])
+            known -= {name for name in present if not _same(arrays[name], found[param])}
     report = LoadReport(
-        source=f"{fname} -> {describe(net)}",
+        source=f"{fname}{chosen.part_of_file and f', {chosen.part_of_file}'} -> "
+        f"{chosen.part_of_net and f'{chosen.part_of_net} of '}{describe(net)}",
         loaded=tuple(loaded),
         other_shape=other_shape,
         unknown_shape=tuple(unknown),
@@ -225,15 +231,32 @@ def match_file(net: Block, fname: str | os.PathLike[str], head: Any = None) -> M
     return Match(found, tuple(arrays), report)
 
 
+def _paths_by_param(paths: dict[str, Parameter]) -> dict[Parameter, list[str]]:
+    by_param: dict[Parameter, list[str]] = defaultdict(list)  # a shared Parameter has several paths
+    for path, param in paths.items():
+        by_param[param].append(path)
+    return by_param
+
+
 def _why_nothing_fits(net: Block, match: Match) -> str:
     if match.report.other_shape:
         name, (there, here) = next(iter(match.report.other_shape.items()))
         return f"names agree, but shapes do not, such as that of {name}: {there} in the file, {here} in the network"
-    names, own = list(match.file_names), list(_mxnet.parameters_by_path(net))
+    names, params = list(match.file_names), _mxnet.parameters_by_path(net)
+    numbered = _numbered(param.name for param in params.values())
+    for stem, layers in _numbered(names).items():
+        own = numbered.get(stem, [])
+        if own and len(own) != len(layers):
+            return (
+                f"the file has {len(layers)} layers that are numbered as {', '.join(layers[:3])}, the network "
+                f"{len(own)}, as {', '.join(own[:3])}, and neither numbers nor shapes tell which is which. Pass the "
+                "network that was saved as a whole, or a file of save_parameters, which goes by attribute path"
+            )
+    paths = list(params)
     return (
-        f"it has {len(names)} arrays, such as {', '.join(closest_names(own[0], names)) or 'none'}, and the network "
-        f"{', '.join(own[:3])}, ... A file of save_parameters goes by attribute path, so the attributes must have the "
-        "same names"
+        f"it has {len(names)} arrays, such as {', '.join(closest_names(paths[0], names)) or 'none'}, and the network "
+        f"{', '.join(paths[:3])}, ... A file of save_parameters goes by attribute path, so the attributes must have "
+        "the same names"
     )
 
 
@@ -243,8 +266,8 @@ def _read(path: Path) -> dict[str, mx.nd.NDArray]:
         raise FileNotFoundError(f"{path} cannot be read as MXNet parameters: there is no such file")
     try:
         loaded = mx.nd.load(str(path))
-    except (mx.MXNetError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except Exception as error:  # a damaged storage type is a bare one
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ValueError(
             f"{path} cannot be read as MXNet parameters: it is damaged or something else ({reason})"
         ) from None
@@ -260,26 +283,66 @@ def _fits(array: mx.nd.NDArray, param: Parameter) -> bool:
     return len(own) == len(array.shape) and all(size in (there, 0, -1) for size, there in zip(own, array.shape))
 
 
-def _names_in_file(net: Block, paths: dict[str, Parameter], arrays: dict[str, mx.nd.NDArray]) -> dict[str, str]:
-    """Return the name in the file for each path: the candidates that fit most, the first of equal ones."""
+def _same(one: mx.nd.NDArray, other: mx.nd.NDArray) -> bool:
+    return one is other or (one.shape == other.shape and one.asnumpy().tobytes() == other.asnumpy().tobytes())
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A name in the file for each path of the network, and the part of either in which they were found."""
+
+    names: dict[str, str]
+    part_of_file: str = ""
+    part_of_net: str = ""
+
+    def __str__(self) -> str:
+        if self.part_of_file:
+            return f"{self.part_of_file!r} of the file"
+        return f"{self.part_of_net!r} of the network" if self.part_of_net else "the names as they are"
+
+    def fitting(self, paths: dict[str, Parameter], arrays: dict[str, mx.nd.NDArray]) -> dict[str, str]:
+        return {path: name for path, name in self.names.items() if name in arrays and _fits(arrays[name], paths[path])}
+
+
+def _best_choice(
+    net: Block, paths: dict[str, Parameter], arrays: dict[str, mx.nd.NDArray], kept: set[Parameter]
+) -> _Choice:
+    """Return the choice that fits most; raise a ValueError if another one fits as well and loads other values."""
     has_paths = any("." in name for name in arrays)
-    candidates = _by_path(paths, arrays) if has_paths else _by_name(net, paths, arrays)
+    choices = list(_by_path(paths, arrays) if has_paths else _by_name(net, paths, arrays))
+    fitting = [choice.fitting(paths, arrays) for choice in choices]
+    most = max(map(len, fitting))
 
-    def count(names: dict[str, str]) -> int:
-        return sum(name in arrays and _fits(arrays[name], paths[path]) for path, name in names.items())
+    def loaded(names: dict[str, str]) -> dict[Parameter, mx.nd.NDArray]:
+        first = {paths[path]: arrays[name] for path, name in reversed(list(names.items()))}
+        return {param: array for param, array in first.items() if param not in kept}
 
-    return max(candidates, key=count)
+    best, *others = [(choice, loaded(names)) for choice, names in zip(choices, fitting) if len(names) == most]
+    tied = [
+        choice
+        for choice, values in others
+        if values.keys() != best[1].keys() or not all(_same(values[param], best[1][param]) for param in values)
+    ]
+    if tied:
+        raise ValueError(
+            f"{describe(net)}: {', '.join(map(str, [best[0], *tied[:_LISTED]]))} fit equally well, so which to load is "
+            f"unknown; pass {'the part that was saved' if tied[0].part_of_net else 'the whole network that was saved'}"
+        )
+    return best[0]
 
 
-def _by_path(paths: dict[str, Parameter], arrays: dict[str, mx.nd.NDArray]) -> Iterator[dict[str, str]]:
+def _by_path(paths: dict[str, Parameter], arrays: dict[str, mx.nd.NDArray]) -> Iterator[_Choice]:
     """Yield the paths themselves, then below each part of the file or of the network that the other one equals."""
-    yield {path: path for path in paths}
+    yield _Choice({path: path for path in paths})
+    if all(path in arrays and _fits(arrays[path], param) for path, param in paths.items()):
+        return
     for part in _parts(arrays):
         if all(part + path in arrays for path in paths):
-            yield {path: part + path for path in paths}
+            yield _Choice({path: part + path for path in paths}, part_of_file=part)
     for part in _parts(paths):
         if all(part + name in paths for name in arrays):
-            yield {path: path[len(part) :] if path.startswith(part) else "" for path in paths}
+            names = {path: path[len(part) :] if path.startswith(part) else "" for path in paths}
+            yield _Choice(names, part_of_net=part)
 
 
 def _parts(paths: Any) -> list[str]:
@@ -287,34 +350,58 @@ def _parts(paths: Any) -> list[str]:
     return list(dict.fromkeys(path[: dot.end()] for path in paths for dot in re.finditer(r"\.", path)))
 
 
-def _by_name(net: Block, paths: dict[str, Parameter], arrays: dict[str, mx.nd.NDArray]) -> Iterator[dict[str, str]]:
-    """Yield the Parameters' names: as they are, with other prefixes, and with the numbers of other networks."""
+def _by_name(net: Block, paths: dict[str, Parameter], arrays: dict[str, mx.nd.NDArray]) -> Iterator[_Choice]:
+    """Yield the Parameters' names, with the numbers of the file, also with another prefix than the network's."""
     own = {path: param.name for path, param in paths.items()}
-    yield own
-    yield {path: path for path in paths}  # that of a single layer has no dot either
+    yield _Choice(_renumbered(own, paths, arrays))
+    yield _Choice({path: path for path in paths})  # that of a single layer has no dot either
+    bare = {path: name[len(net.prefix) :] if name.startswith(net.prefix) else name for path, name in own.items()}
     some = next(iter(arrays), "")
     starts = (some[: place.end()] for place in re.finditer("_", some))
     for prefix in ["", *(start for start in starts if all(name.startswith(start) for name in arrays))]:
-        yield {
-            path: prefix + name[len(net.prefix) :] if name.startswith(net.prefix) else name
-            for path, name in own.items()
+        below = {name[len(prefix) :]: array for name, array in arrays.items()}
+        names = _renumbered(bare, paths, below)
+        yield _Choice({path: name and prefix + name for path, name in names.items()}, part_of_file=prefix)
+
+
+def _renumbered(names: dict[str, str], paths: dict[str, Parameter], arrays: dict[str, mx.nd.NDArray]) -> dict[str, str]:
+    """Return the names with the numbers that their first parts have in the file; empty if nothing tells which."""
+
+    def rename(pairs: dict[str, str]) -> dict[str, str]:
+        return {
+            path: pairs[first] and pairs[first] + name[len(first) :] if first in pairs else name
+            for path, name, first in ((path, name, _first_part(name)) for path, name in names.items())
         }
-    there, here = _numbered_prefixes(arrays), _numbered_prefixes(own.values())
-    renamed: dict[str, str] = {}
-    for stem, prefixes in here.items():
-        if len(there.get(stem, ())) == len(prefixes):
-            renamed.update(zip(prefixes, there[stem]))
-    yield {
-        path: renamed.get(first, first) + underscore + rest
-        for path, (first, underscore, rest) in ((path, name.partition("_")) for path, name in own.items())
-    }
+
+    def count(pairs: dict[str, str]) -> int:
+        others = dict.fromkeys(map(_first_part, names.values()), "")
+        return len(_Choice(rename({**others, **pairs})).fitting(paths, arrays))
+
+    there, renamed = _numbered(arrays), {}
+    for stem, here in _numbered(names.values()).items():
+        renamed.update({**dict.fromkeys(here, ""), **_paired(here, there.get(stem, []), count)})
+    return rename(renamed)
 
 
-def _numbered_prefixes(names: Any) -> dict[str, list[str]]:
-    """Return the first parts of names by what precedes their number, in the order of the numbers."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for first in {name.partition("_")[0] for name in names}:
-        found[first.rstrip("0123456789")].append(first)
-    for stem, prefixes in found.items():
-        prefixes.sort(key=lambda first, stem=stem: int(first[len(stem) :] or -1))  # type: ignore[misc]
-    return found
+def _paired(here: list[str], there: list[str], count: Callable[[dict[str, str]], int]) -> dict[str, str]:
+    """Pair in order; the same numbers must fit better, or be the first ones if the file has more or fewer."""
+    same = {first: first for first in here if first in there}
+    in_order = dict(zip(here, there))
+    from_the_end = dict(zip(here[::-1], there[::-1]))
+    if same == in_order or count(same) > max(count(in_order), count(from_the_end)):
+        return same
+    return in_order if len(here) == len(there) else {}
+
+
+def _first_part(name: str) -> str:
+    return re.sub("(?<=[^_])_.*", "", name, flags=re.DOTALL)
+
+
+def _numbered(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the first parts of names that end in a number, by what precedes it, in the order of the numbers."""
+    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for first in set(map(_first_part, names)):
+        number = re.search("[0-9]+$", first)
+        if number:
+            found[first[: number.start()]].append((int(number[0]), first))
+    return {stem: [first for _, first in sorted(parts)] for stem, parts in found.items()}
