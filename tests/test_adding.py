@@ -816,3 +816,30 @@ def test_undone_on_error(error):
     assert (vars(one), vars(other)) == ({"a": 1}, {"a": [2]})
     fail(False)
     assert (vars(one), vars(other)) == ({"a": 2, "b": 3}, {"a": [4]})
+
+
+@pytest.mark.parametrize("update_on_kvstore", [None, False])
+def test_a_head_that_was_replaced_stays_as_it_is_on_two_contexts(update_on_kvstore):
+    """A kvstore that updates leaves its last gradient marked as fresh."""
+    net = mlp(CONTEXTS, batchnorm=False)
+    trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 0.1}, update_on_kvstore=update_on_kvstore)
+    train(net, trainer, batches(2), CONTEXTS)
+    old, new = net[1], nn.Dense(2, in_units=4, prefix="new_")
+    new.initialize(ctx=CONTEXTS)
+    net._children["1"] = new
+    trainer.add(new)
+    before = [snapshot(head) for head in (old, new)]
+    train(net, trainer, batches(3), CONTEXTS)
+    assert not moved(before[0], snapshot(old))
+    assert moved(before[1], snapshot(new)) == set(before[1])
+    for x, y in batches(2):  # used again, by hand
+        with mx.autograd.record():
+            losses = [((old(net[0](part)) - target) ** 2).sum() for part, target in shares(x, y)]
+        mx.autograd.backward(losses)
+        before = snapshot(old)
+        trainer.step(len(x), ignore_stale_grad=True)
+        assert moved(before, snapshot(old)) == set(before)
+
+
+def shares(x, y):
+    return zip(*(mx.gluon.utils.split_and_load(array, CONTEXTS) for array in (x, y)))

@@ -20,7 +20,6 @@ from .freezing.rank_agreement import StoreComparison
 from .fused.parts import FusedUpdates
 from .gradients.accumulation import NOTHING, Accumulation
 from .gradients.clipping import GradientClipping
-from .gradients.store_marks import StoreMarks
 from .gradients.update_ratios import UpdateMeasurement, ratio
 from .groups import ParamGroup, resolve, resolve_addition, resolve_assignment
 from .groups.targets import Multiplier, describe, known_name
@@ -108,7 +107,6 @@ class MultiLRTrainer(Trainer):
         self._fused = FusedUpdates(self._partition)
         self._averages = Averages()
         self._measurement = UpdateMeasurement()
-        self._store_marks = StoreMarks()
         self._multipliers = Multipliers(self._params, self._partition, inherited)
         self._multipliers.start(resolved.assignments, resolved.blocks, resolved.companions)
 
@@ -847,11 +845,7 @@ class MultiLRTrainer(Trainer):
         self._measurement.end_update()
 
     def _update_weights(self, ignore_stale_grad: bool) -> None:
-        if self._update_on_kvstore:
-            with self._store_marks.update(self._params):
-                super()._update(ignore_stale_grad)
-            return
-        fusable = not (hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
+        fusable = not (self._update_on_kvstore or hasattr(self, "_amp_loss_scaler")) and len(self._updaters) == 1
         fused = self._fused.prepare(self._updaters[0], self._params) if fusable else []
         covered = {param for part in fused for param in part.params}
         # AMP looks for an overflow in the first gradient, and fails if no Parameter has one.

@@ -780,6 +780,19 @@ class TestPartsOfANetwork:
         assert (two.weight.data(CONTEXTS[0]).asnumpy() == before[two]).all()
         assert close(one.weight.data(CONTEXTS[0]).asnumpy(), before[one] - 0.1)
 
+    @pytest.mark.parametrize("options", CASES, ids=str)
+    def test_a_context_without_data_adds_nothing(self, options):
+        (one, _), trainer = self.build(**options)
+        for _ in range(3):
+            self.step([one], trainer)
+        for _ in range(3):
+            with autograd.record():
+                loss = one(mx.nd.full((1, 2), 4, ctx=CONTEXTS[0])).sum()
+            loss.backward()
+            trainer.step(1, ignore_stale_grad=True)
+        for context in CONTEXTS:
+            assert close(one.weight.data(context).asnumpy(), np.full((1, 2), 1 - 0.1 - 0.1 * 4))
+
     @pytest.mark.parametrize("assigned", [False, True])
     def test_heads_that_take_turns(self, assigned):
         """Whether a head is a child of the network at the call that updates makes no difference."""

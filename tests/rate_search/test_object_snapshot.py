@@ -1,6 +1,9 @@
 """What an object holds is put back into the same objects, and code is left alone."""
 
+import logging
+import queue
 import random
+import threading
 from array import array as array_of_numbers
 from collections import Counter, OrderedDict, deque
 from weakref import WeakSet
@@ -300,3 +303,32 @@ def test_it_can_be_restored_again_and_again():
         thing.list = [3]
         snapshot.restore()
         assert thing.list == [1]
+
+
+def test_threads_queues_and_loggers_are_left_as_they_are():
+    thing = Thing()
+    thing.logger, thing.lines, thing.done = logging.getLogger("a test of snapshots"), queue.Queue(), threading.Event()
+    snapshot = ObjectSnapshot([thing])
+    handler = logging.NullHandler()
+    thing.logger.addHandler(handler)
+    thing.lines.put(1)
+    thing.done.set()
+    late = logging.getLogger("a later test of snapshots")
+    snapshot.restore()
+    assert thing.logger.handlers == [handler]
+    assert thing.lines.get_nowait() == 1
+    assert thing.done.is_set()
+    assert logging.getLogger("a later test of snapshots") is late
+
+
+def test_an_object_that_cannot_be_put_back_leaves_none_of_the_others():
+    things = [Thing(), Thing(), Thing()]
+    for thing in things:
+        thing.values = np.zeros((2, 3))
+    snapshot = ObjectSnapshot(things)
+    for thing in things:
+        thing.values[:] = 1
+    things[1].values.shape = (3, 2)
+    with pytest.raises(RuntimeError, match="1 objects that the trainer holds could not be put back.*broadcast"):
+        snapshot.restore()
+    assert [thing.values.sum() for thing in things] == [0, 6, 0]

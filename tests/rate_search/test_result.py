@@ -126,8 +126,8 @@ class TestSetLearningRates:
     @pytest.mark.parametrize(
         ("scheduled", "match"),
         [
-            ((True, False), r"with this base_lr and learning_rate: 0\.5 for the trainer$"),
-            ((False, True), r"with this base_lr and learning_rate: 0\.01 for group 'head'$"),
+            ((True, False), r"with this base_lr and learning_rate: 0\.5 for the trainer, 0\.01 for group 'head'$"),
+            ((False, True), r"with this base_lr and learning_rate: 0\.5 for the trainer, 0\.01 for group 'head'$"),
             ((True, True), r"with this base_lr and learning_rate: 0\.5 for the trainer, 0\.01 for group 'head'$"),
         ],
     )

@@ -16,6 +16,7 @@ import itertools
 import re
 from typing import Any, Hashable, Iterator
 
+import numpy as np
 from mxnet import kvstore, nd
 from mxnet.gluon import Trainer
 
@@ -224,5 +225,5 @@ def _fingerprint(trainer: Trainer, number: int) -> list[int]:
 
     The numbers in names are left out: a rank may have made other networks before, which take up numbers.
     """
-    params = [(re.sub(r"\d+", "", param.name), param.shape, str(param.dtype)) for param in trainer._params]
+    params = [(re.sub(r"\d+", "", param.name), param.shape, np.dtype(param.dtype).name) for param in trainer._params]
     return list(hashlib.sha256(repr((number, params)).encode()).digest())

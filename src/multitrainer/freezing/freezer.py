@@ -45,6 +45,7 @@ class Freezer:
         self.blocks = KnownBlocks()
         self._companions: Mapping[Parameter, Sequence[Parameter]] = {}
         self._blocks_checked = True
+        self._departed: set[Parameter] = set()  # those that had left the known Blocks at the last step
         self._record_state()
 
     @property
@@ -60,6 +61,16 @@ class Freezer:
     def departed(self) -> set[Parameter]:
         """Give the Parameters that left the known Blocks, and so may have no gradient."""
         return set(self.blocks.departed(self._trainable))
+
+    def use_departed(self, store_updates: bool) -> None:
+        """Mark the gradients of Parameters as used that left the known Blocks since the last step.
+
+        A kvstore that updates leaves them marked as fresh, so they would be used again and again.
+        """
+        departed = self.departed()
+        if store_updates:
+            _mark_used(departed - self._departed)
+        self._departed = departed
 
     def left_out(self, collected: Container[Parameter] = ()) -> set[Parameter]:
         """Give the Parameters that the next update leaves out.
@@ -154,9 +165,11 @@ class Freezer:
         for param, (_, grad_req, before) in frozen.items():
             mark_frozen(param, grad_req, before)
 
-    def end_step(self) -> None:
-        """Note that the gradients were used: no Parameter waits any longer for its backward pass."""
+    def end_step(self, store_updates: bool = False) -> None:
+        """Note that a step was made: no Parameter waits any longer for its backward pass."""
         stop_waiting(self._trainable)
+        if store_updates:
+            _mark_used(self._departed)
 
     def check_no_unowned_parameter(self) -> None:
         """Raise a ValueError if a Parameter came to a known Block, would train, and belongs to no trainer."""
@@ -198,6 +211,11 @@ def _shortened(texts: Iterable[str]) -> str:
     """Join the first three of ``texts``."""
     texts = list(texts)
     return ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "")
+
+
+def _mark_used(params: Iterable[Parameter]) -> None:
+    with_gradient = [param for param in params if param.grad_req != "null"]
+    _mxnet.mark_gradients_used(weight for param in with_gradient for weight, _ in _mxnet.arrays_and_gradients(param))
 
 
 def _is_to_change(param: Parameter, previous: float) -> bool:

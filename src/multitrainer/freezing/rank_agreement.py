@@ -6,6 +6,7 @@ import hashlib
 import re
 from typing import Any, Sequence
 
+import numpy as np
 from mxnet import nd
 from mxnet.gluon import Parameter
 
@@ -74,7 +75,7 @@ def _fingerprint(params: Sequence[Parameter]) -> int:
 
     The numbers in names are left out: a rank may have made other networks before, which take up numbers.
     """
-    described = [(re.sub(r"\d+", "", param.name), param.shape, str(param.dtype)) for param in params]
+    described = [(re.sub(r"\d+", "", param.name), param.shape, np.dtype(param.dtype).name) for param in params]
     return int(hashlib.sha256(repr(described).encode()).hexdigest(), 16) % 2**NUMBER_BITS
 
 

@@ -222,16 +222,23 @@ class _OwnGradients:
         self._own: list[tuple[NDArray, NDArray]] = []
 
     def add(self, arrays: Sequence[tuple[NDArray, NDArray]], collected: Sequence[Any] | None) -> None:
-        """Add what was collected to the gradients of one Parameter; it replaces a stale gradient."""
-        for (weight, gradient), others in zip(arrays, collected or [None] * len(arrays)):
+        """Add what was collected to the gradients of one Parameter; it replaces a stale gradient.
+
+        A context that no batch has used gets 0, if another one was used.
+        """
+        others_of = collected or [None] * len(arrays)
+        is_used = any(others is not None or _mxnet.is_fresh(weight) for (weight, _), others in zip(arrays, others_of))
+        for (weight, gradient), others in zip(arrays, others_of):
             own = gradient.copy()
             self._own.append((gradient, own))
-            if others is None:
-                continue
             if _mxnet.is_fresh(weight):
-                nd.elemwise_add(own, others, out=gradient)
-            else:
-                others.copyto(gradient)
+                if others is not None:
+                    nd.elemwise_add(own, others, out=gradient)
+            elif is_used:
+                if others is None:
+                    nd.zeros_like(gradient, out=gradient)
+                else:
+                    others.copyto(gradient)
                 _mxnet.mark_gradients_fresh([weight])
 
     def put_back(self) -> None:

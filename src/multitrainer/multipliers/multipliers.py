@@ -233,7 +233,7 @@ class Multipliers:
         set of Parameter
             Those that left the network, and so may have a stale gradient.
         """
-        left_out = self._begin_step(collected)
+        left_out = self._begin_step(trainer, collected)
         warn_of_old_traces(self.trainable)
         self._servers.count_update(self._trained(left_out))
         trains = self._partition.takes_part(self._trained(left_out))
@@ -243,13 +243,13 @@ class Multipliers:
         with self._clock.update(trains), _mxnet.without_parameters(trainer, left_out):
             yield self._freezer.departed()
         self._exchanged = False
-        self._freezer.end_step()
+        self._freezer.end_step(_mxnet.store_updates(trainer))
         self._advance_schedules()
 
     @contextlib.contextmanager
     def collect(self, trainer: Trainer, collected: Container[Parameter] = ()) -> Iterator[set[Parameter]]:
         """Surround a step by ``trainer`` that keeps its gradients for a later update; see `update`."""
-        left_out = self._begin_step(collected)
+        left_out = self._begin_step(trainer, collected)
         warn_of_old_traces(self.trainable)
         with _mxnet.without_parameters(trainer, left_out):
             yield self._freezer.departed()
@@ -258,14 +258,15 @@ class Multipliers:
     @contextlib.contextmanager
     def exchange(self, trainer: Trainer) -> Iterator[None]:
         """Surround an exchange of gradients by ``trainer`` that is made apart from the update."""
-        with _mxnet.without_parameters(trainer, self._begin_step()):
+        with _mxnet.without_parameters(trainer, self._begin_step(trainer)):
             yield
         self._exchanged = True
 
-    def _begin_step(self, collected: Container[Parameter] = ()) -> set[Parameter]:
+    def _begin_step(self, trainer: Trainer, collected: Container[Parameter] = ()) -> set[Parameter]:
         """Act on assignments; return the Parameters that the step leaves out."""
         self._freezer.check_no_unowned_parameter()
         self._sync(backward_done=True)
+        self._freezer.use_departed(_mxnet.store_updates(trainer))
         return self._freezer.left_out(collected)
 
     def _trained(self, left_out: Collection[Parameter]) -> Iterator[Parameter]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import functools
+import io
+import logging
+import queue
 import random
+import threading
 from array import array
 from collections import OrderedDict, deque
+from concurrent.futures import Executor, Future
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 from weakref import WeakSet
@@ -20,6 +25,9 @@ from .. import _mxnet
 _NOT_LOOKED_INTO = (
     *(type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, Block, Initializer),
     _mxnet.Structure,  # what a Block holds stays as it is
+    # What threads and the outside world do meanwhile cannot be undone, and must not be half undone.
+    *(threading.Thread, threading.Condition, threading.Event, threading.Semaphore, threading.local, queue.Queue),
+    *(Executor, Future, io.IOBase, logging.Filterer, logging.Manager),
 )
 
 
@@ -46,9 +54,24 @@ class ObjectSnapshot:
                 waiting.extend(self._remember(each))
 
     def restore(self) -> None:
-        """Put the contents back. It can be called again, for example after an interrupt."""
+        """Put the contents back. It can be called again, for example after an interrupt.
+
+        Raises
+        ------
+        RuntimeError
+            When all others are back, if the contents of some objects could not be put back.
+        """
+        errors = []
         for restorer in self._restorers:
-            restorer()
+            try:
+                restorer()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise RuntimeError(
+                f"{len(errors)} objects that the trainer holds could not be put back, the first one because of "
+                f"{errors[0]!r}"
+            ) from errors[0]
 
     def objects(self, kind: type) -> list[Any]:
         """List the objects of one class, or of its subclasses, that were found."""

@@ -104,10 +104,8 @@ class LearningRateSearch:
                 f"{_optimizers_of(trainer.optimizers)}: search again with this trainer"
             )
         rates = {name: rate * ratio for name, ratio in self.ratios.items()}
-        bases = [f"{rate:.6g} for the trainer"] if trainer.optimizer.lr_scheduler else []
-        scheduled = [name for name, optimizer in trainer.optimizers.items() if optimizer.lr_scheduler]
-        bases += [f"{rates[name]:.6g} for group {name!r}" for name in scheduled]
-        if bases:
+        if any(optimizer.lr_scheduler for optimizer in (trainer.optimizer, *trainer.optimizers.values())):
+            bases = [f"{rate:.6g} for the trainer", *(f"{rates[name]:.6g} for group {name!r}" for name in rates)]
             raise ValueError(
                 "the learning rate cannot be set, because an lr_scheduler computes it from its base_lr: build the "
                 f"lr_scheduler and the trainer again, with this base_lr and learning_rate: {', '.join(bases)}"

@@ -55,13 +55,15 @@ class TrainerSnapshot:
         with contextlib.suppress(MXNetError):  # of an operation that failed; the caller has that error already
             nd.waitall()
         self._restore_multipliers()
-        self._objects.restore()
-        if self._state.update_on_kvstore:
-            _mxnet.set_stored_weights(self._trainer, self._state.multipliers.trainable)
-        wait_for_backward(self._waiting)
-        self._random.restore()
-        autograd.set_recording(self._recording)
-        autograd.set_training(self._training)
+        try:
+            self._objects.restore()
+        finally:
+            if self._state.update_on_kvstore:
+                _mxnet.set_stored_weights(self._trainer, self._state.multipliers.trainable)
+            wait_for_backward(self._waiting)
+            self._random.restore()
+            autograd.set_recording(self._recording)
+            autograd.set_training(self._training)
 
     def _restore_multipliers(self) -> None:
         changed = {
