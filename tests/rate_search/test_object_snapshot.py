@@ -329,6 +329,6 @@ def test_an_object_that_cannot_be_put_back_leaves_none_of_the_others():
     for thing in things:
         thing.values[:] = 1
     things[1].values.shape = (3, 2)
-    with pytest.raises(RuntimeError, match="1 objects that the trainer holds could not be put back.*broadcast"):
+    with pytest.raises(RuntimeError, match=r"1 objects that the trainer holds could not be put back.*broadcast"):
         snapshot.restore()
     assert [thing.values.sum() for thing in things] == [0, 6, 0]
