@@ -1,9 +1,11 @@
 """MXNet can be imported with any NumPy that it runs on, and NumPy stays as it was."""
 
+import pathlib
 import sys
 
 import pytest
 
+import multitrainer
 from support import run_python
 
 NUMPY = "numpy>=1.26,<2" if sys.version_info >= (3, 12) else "numpy<1.24"
@@ -104,6 +106,7 @@ def test_a_missing_numpy_is_named_with_what_to_install(tmp_path):
 @pytest.mark.parametrize("prepare", ["", "import mxnet"], ids=["", "imported before"])
 def test_a_folder_called_mxnet_is_not_mistaken_for_it(tmp_path, prepare):
     (tmp_path / "mxnet").mkdir()
+    (tmp_path / "multitrainer").symlink_to(pathlib.Path(multitrainer.__file__).parent)  # MXNet may be beside it
     only_here = f"import numpy; sys.path[:] = [path for path in sys.path if 'site-packages' not in path]; {prepare}"
     last = refused(tmp_path, "", None, only_here).strip().splitlines()[-1]
     assert last.startswith(f"ImportError: MXNet is not installed, and the folder {tmp_path / 'mxnet'} has its name")
