@@ -816,7 +816,12 @@ class MultiLRTrainer(Trainer):
         if self._distributed:
             _mxnet.use_plain_layout(self._params_to_init)
         super()._init_params()
-        if not self._distributed or self._update_on_kvstore:
+        if not self._distributed:
+            return
+        if self._update_on_kvstore:
+            # MXNet does not order a first pull before the first push: it can bring weights that are updated already.
+            # Training is right all the same, but what compares with the weights from before would not be.
+            nd.waitall()
             return
         is_new = self._comparison is None or self._comparison.size != len(self._params)
         if is_new and self._kvstore.num_workers > 1:

@@ -14,6 +14,8 @@ import traceback
 import numpy as np
 from mxnet import autograd, gluon
 
+from multitrainer._mxnet.trainer_stores import TrainerStore
+
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from support import CONTEXTS, convolution, mlp, snapshot
 
@@ -74,16 +76,21 @@ def main():
 
 
 def count_values(kv):
-    """Return a list that grows by the number of values of each gradient that this rank sends."""
+    """Return a list that grows by the number of values that this rank sends in each exchange with the others."""
     values = []
+
+    def counted(pushpull):
+        def counting(*args, **options):
+            key, value = args[1:3] if isinstance(args[0], TrainerStore) else args[:2]
+            if isinstance(key, int):  # the names are exchanged once
+                values.append(sum(array.size for array in (value if isinstance(value, list) else [value])))
+            pushpull(*args, **options)
+
+        return counting
+
     if CASE.get("ready"):
-        pushpull = kv.pushpull
-
-        def counting(key, value, **options):
-            values.append(sum(array.size for array in (value if isinstance(value, list) else [value])))
-            pushpull(key, value, **options)
-
-        kv.pushpull = counting
+        kv.pushpull = counted(kv.pushpull)  # if the servers update
+        TrainerStore.pushpull = counted(TrainerStore.pushpull)
     return values
 
 
