@@ -96,6 +96,8 @@ def train_alone(case, figures=None):
 
 def figures_of(trainer):
     """Return the norms of the gradients by group and of all of them, and the update ratios, of the last step."""
+    if trainer.accumulated:  # the last update was at an earlier step
+        return {}, {}
     return {**trainer.grad_norms(), "total": trainer.total_grad_norm()}, trainer.update_ratios()
 
 
