@@ -76,7 +76,7 @@ def store_updates(trainer: Trainer) -> bool:
 
 
 def chosen_update_on_kvstore(trainer: Trainer) -> bool | None:
-    """Return what the user, or `let_workers_update`, chose about who updates; None if that was left open."""
+    """Tell whether the user, or `let_workers_update`, chose the kvstore to update; None if that was left open."""
     return trainer._kvstore_params["update_on_kvstore"]
 
 

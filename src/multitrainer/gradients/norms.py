@@ -110,5 +110,5 @@ def sum_of_squares(array: NDArray) -> float:
 
 
 def sum_of_squares_on_device(array: NDArray) -> float:
-    """Return what `sum_of_squares` does, without moving the values to the host."""
+    """Compute the sum of squares as `sum_of_squares` does, without moving the values to the host."""
     return float(nd.square(array.astype("float64")).sum().asscalar())

@@ -135,7 +135,7 @@ class AdamW(optimizer.Adam):
 
 
 def coefficients(optimizer: AdamW, lr: float, wd: float, times: int) -> Coefficients:
-    """Return what turns Adam's operator into this definition, for a Parameter's update number ``times``.
+    """Return the settings of Adam's operator that give AdamW, for a Parameter's update number ``times``.
 
     The operator has no bias correction, and its betas are float32: in float32, 1 - 0.999 is too small by a relative
     1.3e-5. So what the operator has as mean is ``bias`` times the mean.

@@ -36,7 +36,7 @@ class Part:
 
     @property
     def owner(self) -> str:
-        """The words for whose optimizer it is, in texts and messages."""
+        """Whose optimizer it is, in words, for texts and messages."""
         return "the trainer" if self.group is None else f"group {self.group!r}"
 
     def planned_rates(self, num_updates: int) -> list[float]:

@@ -136,7 +136,7 @@ def _rates(lowest: float, highest: float, num_batches: int, per_update: int) -> 
 
 
 def _check_trainer(trainer: MultiLRTrainer) -> None:
-    """Raise an error if this is no trainer that can be put back."""
+    """Raise an error if this is not a trainer that can be put back."""
     if not isinstance(trainer, MultiLRTrainer):
         raise TypeError(f"trainer must be a MultiLRTrainer, got {type(trainer).__name__}")
     if _mxnet.servers_update(trainer):
