@@ -37,14 +37,14 @@ import numpy as np
 
 import record
 from multitrainer import MultiLRTrainer
-from multitrainer.cli.demo import comparison, digits, regimes
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.exchange import Ranks
-from multitrainer.cli.runs import figures
-from multitrainer.cli.runs.artifacts import save_figure, save_parameters
-from multitrainer.cli.training import network
-from multitrainer.cli.training.interrupts import Interrupts
-from multitrainer.cli.training.loop import fit, seed_everything
+from multitrainer_cli.demo import comparison, digits, regimes
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks.exchange import Ranks
+from multitrainer_cli.runs import figures
+from multitrainer_cli.runs.artifacts import save_figure, save_parameters
+from multitrainer_cli.training import network
+from multitrainer_cli.training.interrupts import Interrupts
+from multitrainer_cli.training.loop import fit, seed_everything
 
 sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
 import gluoncv  # noqa: E402, F401

@@ -16,7 +16,7 @@ import numpy as np
 # SIGINT is ignored in what a shell starts in the background, and so in the processes started from there.
 COMMAND = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-    "from multitrainer.cli import main; sys.exit(main())"
+    "from multitrainer_cli import main; sys.exit(main())"
 )
 MODEL = "cifar_resnet20_v1"
 FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
@@ -70,7 +70,7 @@ def without_times(rows: list) -> list:
 
 def finetune(images: Path, *options: object, epochs: int = 2) -> int:
     """Run the command on images in this process; return its exit status."""
-    from multitrainer.cli import main
+    from multitrainer_cli import main
 
     common = ["--data", images, "--model", MODEL, "--batch-size", 8, "--lr", 0.02, "--epochs", epochs]
     return main(["finetune", *map(str, [*common, *options])])

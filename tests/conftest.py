@@ -52,7 +52,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """Weights of `MODEL` for another number of classes than those images have."""
-    from multitrainer.cli.training import network
+    from multitrainer_cli.training import network
 
     mx.random.seed(0)
     net, _ = network.build(MODEL, 7)

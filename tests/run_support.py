@@ -11,10 +11,10 @@ import mxnet as mx
 
 from cli_support import rows_of
 from multitrainer import MultiLRTrainer
-from multitrainer.cli.ranks.exchange import Ranks
-from multitrainer.cli.runs import artifacts
-from multitrainer.cli.runs.checkpoints import Checkpoints
-from multitrainer.cli.runs.claim import claim_folder
+from multitrainer_cli.ranks.exchange import Ranks
+from multitrainer_cli.runs import artifacts
+from multitrainer_cli.runs.checkpoints import Checkpoints
+from multitrainer_cli.runs.claim import claim_folder
 
 IMAGES = {"classes": ["a", "b"], "train": ["a/1.jpg", "b/1.jpg"], "val": ["a/2.jpg", "b/2.jpg"]}
 IMAGES["contents"] = {name: [1, 2] for name in (*IMAGES["train"], *IMAGES["val"])}

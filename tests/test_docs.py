@@ -19,7 +19,8 @@ import pytest
 from gluoncv import model_zoo
 
 import multitrainer
-from multitrainer import cli, symbolic
+import multitrainer_cli
+from multitrainer import symbolic
 from support import moved, snapshot
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -97,7 +98,7 @@ class TestExamples:
     def test_groups_prints_what_the_page_shows(self, capsys):
         shown = [text for code, text in blocks(ROOT / "docs" / "command.md", "sh") if text]
         (call,) = [call for call in commands(ROOT / "docs" / "command.md") if call[0] == "groups"]
-        assert cli.main(call) == 0
+        assert multitrainer_cli.main(call) == 0
         assert [capsys.readouterr().out] == shown
         assert pathlib.Path("groups.png").exists()
 
@@ -114,10 +115,12 @@ class TestCommands:
     @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=page_id)
     def test_options_exist(self, page):
         for call in commands(page):
-            cli.build_parser().parse_args(call)
+            multitrainer_cli.build_parser().parse_args(call)
 
     def test_every_option_is_on_the_page_of_the_command(self):
-        (subcommands,) = [a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+        (subcommands,) = [
+            a for a in multitrainer_cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)
+        ]
         parsers = subcommands.choices.values()
         options = {option for parser in parsers for action in parser._actions for option in action.option_strings}
         named = set(re.findall(r"`(--[a-z-]+)", (ROOT / "docs" / "command.md").read_text()))

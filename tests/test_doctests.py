@@ -12,7 +12,7 @@ import multitrainer
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(multitrainer.__path__, "multitrainer.")
-    if not module.name.startswith(("multitrainer.cli.", "multitrainer.horovod", "multitrainer.fused.kernels"))
+    if not module.name.startswith(("multitrainer.horovod", "multitrainer.fused.kernels"))
 ]
 
 

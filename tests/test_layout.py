@@ -6,27 +6,29 @@ import pathlib
 import pytest
 
 import multitrainer
+import multitrainer_cli
 
 ROOT = pathlib.Path(multitrainer.__file__).parent
+COMMAND = pathlib.Path(multitrainer_cli.__file__).parent
 TESTS = pathlib.Path(__file__).parent
 # Each room may import what stands before it.
 ROOMS = [
     *("_mxnet", "groups", "optimizers", "symbolic", "freezing", "multipliers", "gradients", "fused", "checkpoint"),
     *("recipes", "pretrained", "report", "plotting", "averages", "adding", "trainer", "weight_average"),
-    *("rate_search", "", "horovod", "cli"),
+    *("rate_search", "", "horovod"),
 ]
 
 
-def imports(path):
-    """Yield the module of this package that each import statement of a file names, as a tuple of its parts."""
-    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+def imports(path, root=ROOT):
+    """Yield the module of its package that each relative import of a file names, as a tuple of its parts."""
+    package = path.relative_to(root).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1] + tuple(
                 (node.module or "").split(".") if node.module else ()
             )
             for alias in node.names:
-                inner = ROOT.joinpath(*base, alias.name)
+                inner = root.joinpath(*base, alias.name)
                 yield (*base, alias.name) if inner.is_dir() or inner.with_suffix(".py").exists() else base
 
 
@@ -35,6 +37,7 @@ def room(parts):
 
 
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+MODULES_OF_COMMAND = sorted(path for path in COMMAND.rglob("*.py") if path != COMMAND / "__init__.py")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -44,13 +47,19 @@ def test_imports_point_downwards(path):
     assert not above
 
 
-def test_modules_do_not_import_each_other():
+def test_the_library_does_not_import_the_command():
+    assert not [path for path in MODULES if "multitrainer_cli" in path.read_text()]
+
+
+@pytest.mark.parametrize(("root", "modules"), [(ROOT, MODULES), (COMMAND, MODULES_OF_COMMAND)], ids=["library", "cli"])
+def test_modules_do_not_import_each_other(root, modules):
     graph = {
-        path: {ROOT.joinpath(*parts).with_suffix(".py") for parts in imports(path)} & set(MODULES) for path in MODULES
+        path: {root.joinpath(*parts).with_suffix(".py") for parts in imports(path, root)} & set(modules)
+        for path in modules
     }
     while graph:
         leaves = [path for path, imported in graph.items() if not imported & graph.keys()]
-        assert leaves, f"a circle among {sorted(str(path.relative_to(ROOT)) for path in graph)}"
+        assert leaves, f"a circle among {sorted(str(path.relative_to(root)) for path in graph)}"
         for path in leaves:
             del graph[path]
 
@@ -62,3 +71,12 @@ def test_a_module_has_its_tests_beside_its_name(path):
     where = path.relative_to(ROOT)
     tests = TESTS / "distributed" if where.name == "horovod.py" else TESTS / where.parent
     assert (tests / f"test_{path.name}").exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES_OF_COMMAND if not path.name.startswith("__") and path.parent.name != "arguments"],
+    ids=lambda path: str(path.relative_to(COMMAND)),
+)
+def test_a_module_of_the_command_has_its_tests_beside_its_name(path):
+    assert (TESTS / "cli" / path.relative_to(COMMAND).parent / f"test_{path.name}").exists()

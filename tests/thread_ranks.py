@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.exchange import Ranks
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks.exchange import Ranks
 
 PATIENCE = 60  # seconds that a rank waits for the others
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from multitrainer.cli.errors import UserError, report_error, require
+from multitrainer_cli.errors import UserError, report_error, require
 
 
 def test_an_error_of_the_user_is_one_line(capsys):

@@ -15,7 +15,8 @@ from support import PATIENCE
 
 pytest.importorskip("gluoncv")
 
-from multitrainer.cli import main
+from multitrainer_cli import main
+from multitrainer_cli.finetune import _recorded_text
 
 
 def finetune(*arguments):
@@ -133,7 +134,7 @@ def test_a_subcommand_is_required(capsys):
 
 def test_the_command_runs_as_a_module():
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "multitrainer.cli", "finetune", "--lr", "-1"],
+        [sys.executable, "-W", "ignore", "-m", "multitrainer_cli", "finetune", "--lr", "-1"],
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         timeout=PATIENCE,
@@ -157,3 +158,9 @@ def test_a_missing_package_names_the_extra(images):
     assert process.returncode == 2
     assert "pip install 'multitrainer[finetune]'" in error
     assert error.count("\n") == 1
+
+
+def test_a_record_keeps_what_follows_the_name_of_an_option():
+    assert _recorded_text("lr", 0.1) == "0.1"
+    assert _recorded_text("lr_mult", ["a=1", "b=2"]) == "a=1 --lr-mult b=2"
+    assert _recorded_text("model", None) == "None"

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from multitrainer.cli import main
+from multitrainer_cli import main
 
 if __name__ == "__main__":
     # A shell ignores SIGINT in its background processes, and their children inherit that.

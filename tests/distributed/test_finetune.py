@@ -19,7 +19,7 @@ from support import PATIENCE, close
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer.cli import main
+from multitrainer_cli import main
 
 pytestmark = pytest.mark.slow
 HERE = pathlib.Path(__file__).parent

@@ -14,7 +14,7 @@ from support import PATIENCE
 
 pytest.importorskip("gluoncv")
 
-from multitrainer.cli.training import network
+from multitrainer_cli.training import network
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -12,10 +12,10 @@ from cli_support import write_images
 pytest.importorskip("gluoncv")
 pytest.importorskip("PIL")
 
-from multitrainer.cli.data import batches
-from multitrainer.cli.data.split import open_folder
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.exchange import Ranks
+from multitrainer_cli.data import batches
+from multitrainer_cli.data.split import open_folder
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks.exchange import Ranks
 
 
 def arrays(loader):

@@ -13,8 +13,8 @@ from cli_support import write_images
 pytest.importorskip("gluoncv")
 pytest.importorskip("PIL")
 
-from multitrainer.cli.data.image_folder import ImageFolder, check_readable, class_roots
-from multitrainer.cli.errors import UserError
+from multitrainer_cli.data.image_folder import ImageFolder, check_readable, class_roots
+from multitrainer_cli.errors import UserError
 
 
 def readable(root):

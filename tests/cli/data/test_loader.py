@@ -6,8 +6,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from multitrainer.cli.data.loader import Loader, RankSampler
-from multitrainer.cli.ranks.exchange import Ranks
+from multitrainer_cli.data.loader import Loader, RankSampler
+from multitrainer_cli.ranks.exchange import Ranks
 
 
 def ranks_of(size):

@@ -10,8 +10,8 @@ from cli_support import write_images
 pytest.importorskip("gluoncv")
 pytest.importorskip("PIL")
 
-from multitrainer.cli.data.split import open_folder
-from multitrainer.cli.errors import UserError
+from multitrainer_cli.data.split import open_folder
+from multitrainer_cli.errors import UserError
 
 
 def paths(dataset):

@@ -19,12 +19,13 @@ from support import PATIENCE
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer.cli import main
-from multitrainer.cli.demo import comparison, digits
-from multitrainer.cli.demo.comparison import DRAWS, EPOCHS
-from multitrainer.cli.demo.digits import CLASSES
-from multitrainer.cli.demo.regimes import REGIMES, build_network
-from multitrainer.cli.runs.checkpoints import Checkpoints
+from multitrainer_cli import main
+from multitrainer_cli.arguments.defaults import DEMO_EPOCHS as EPOCHS
+from multitrainer_cli.demo import comparison, digits
+from multitrainer_cli.demo.comparison import DRAWS
+from multitrainer_cli.demo.digits import CLASSES
+from multitrainer_cli.demo.regimes import REGIMES, build_network
+from multitrainer_cli.runs.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")

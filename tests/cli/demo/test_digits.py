@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer.cli.demo import digits
-from multitrainer.cli.ranks.exchange import Ranks
+from multitrainer_cli.demo import digits
+from multitrainer_cli.ranks.exchange import Ranks
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("gluoncv")
 
 from multitrainer import MultiLRTrainer
-from multitrainer.cli.demo.regimes import REGIMES, build_network
+from multitrainer_cli.demo.regimes import REGIMES, build_network
 from support import moved, snapshot, weights
 
 

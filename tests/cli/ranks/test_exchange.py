@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from multitrainer import MultiLRTrainer, ParamGroup
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.exchange import Ranks
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks.exchange import Ranks
 from support import mlp, snapshot
 from thread_ranks import run_ranks
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import multitrainer
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.horovod_ranks import HorovodRanks
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks.horovod_ranks import HorovodRanks
 
 
 def test_without_horovod_it_says_how_to_install_it(monkeypatch):

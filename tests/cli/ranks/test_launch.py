@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.launch import run_distributed
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks.launch import run_distributed
 from support import PATIENCE
 
 
@@ -69,9 +69,9 @@ def test_a_process_that_is_the_only_worker_works_alone(monkeypatch, environment)
 
 RANK = """
 import sys
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks import launch
-from multitrainer.cli.ranks.exchange import Ranks
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks import launch
+from multitrainer_cli.ranks.exchange import Ranks
 
 class Rank(Ranks):  # in place of a connection to servers
     rank, size = int(sys.argv[1]), int(sys.argv[2])

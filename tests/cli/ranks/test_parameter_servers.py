@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from multitrainer import ParamGroup
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks import parameter_servers
-from multitrainer.cli.ranks.parameter_servers import DMLC_VARIABLES, ServerRanks
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks import parameter_servers
+from multitrainer_cli.ranks.parameter_servers import DMLC_VARIABLES, ServerRanks
 from support import mlp
 
 

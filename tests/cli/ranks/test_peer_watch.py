@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from multitrainer.cli.ranks import peer_watch
+from multitrainer_cli.ranks import peer_watch
 from support import PATIENCE
 
 # The module is loaded by its path, for the package around it takes seconds to import.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from multitrainer import MultiLRTrainer
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.runs import artifacts
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.runs import artifacts
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -17,14 +17,14 @@ pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
 from multitrainer import MultiLRTrainer
-from multitrainer.cli import main
-from multitrainer.cli.data.loader import Loader
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.exchange import Ranks
-from multitrainer.cli.runs import run_folder
-from multitrainer.cli.runs.checkpoints import Checkpoints
-from multitrainer.cli.training.interrupts import Interrupts
-from multitrainer.cli.training.loop import fit
+from multitrainer_cli import main
+from multitrainer_cli.data.loader import Loader
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks.exchange import Ranks
+from multitrainer_cli.runs import run_folder
+from multitrainer_cli.runs.checkpoints import Checkpoints
+from multitrainer_cli.training.interrupts import Interrupts
+from multitrainer_cli.training.loop import fit
 
 
 @pytest.fixture(scope="module")

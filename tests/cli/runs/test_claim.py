@@ -16,12 +16,12 @@ from run_support import IMAGES, check_run, claim, required_files, train
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer.cli import main
-from multitrainer.cli.data import batches, image_folder
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.exchange import Ranks
-from multitrainer.cli.runs import run_folder
-from multitrainer.cli.runs.checkpoints import Checkpoints
+from multitrainer_cli import main
+from multitrainer_cli.arguments.defaults import RUN_FOLDER
+from multitrainer_cli.data import batches, image_folder
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks.exchange import Ranks
+from multitrainer_cli.runs.checkpoints import Checkpoints
 
 
 def test_runs_that_start_at_once_get_a_folder_each(tmp_path, monkeypatch):
@@ -48,7 +48,7 @@ def test_the_last_default_run_is_the_one_with_the_highest_number(tmp_path, monke
 
 def test_a_default_run_killed_in_its_first_epoch_is_the_one_to_resume(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    train(run_folder.DEFAULT, 1, 0)
+    train(RUN_FOLDER, 1, 0)
     with claim() as out:
         begun = Checkpoints(out, {"value": "1"}, False, False, Ranks())
         begun.find_earlier(Path("data"), required_files)
@@ -59,7 +59,7 @@ def test_a_default_run_killed_in_its_first_epoch_is_the_one_to_resume(tmp_path, 
         train(out, 2, 1, resume=True)
     assert capsys.readouterr().out == f"the run in {out} has no whole epoch yet; it begins from the start\n"
     check_run(out, 2, 1)
-    check_run(run_folder.DEFAULT, 1, 0)
+    check_run(RUN_FOLDER, 1, 0)
 
 
 def test_a_checkpoint_folder_that_cannot_be_written_to_is_named(tmp_path):

@@ -13,8 +13,8 @@ from cli_support import MODEL, arrays, contents, finetune, rows_of, without_time
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer.cli import main
-from multitrainer.cli.runs.earlier_run import read_earlier_run
+from multitrainer_cli import main
+from multitrainer_cli.runs.earlier_run import read_earlier_run
 
 
 class TestLabels:

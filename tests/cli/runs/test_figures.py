@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from multitrainer.cli.runs import figures
+from multitrainer_cli.runs import figures
 
 
 def training_rows(rates):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from multitrainer.cli.runs import run_folder
+from multitrainer_cli.runs import run_folder
 
 
 @pytest.fixture

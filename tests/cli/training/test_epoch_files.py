@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from multitrainer import MultiLRTrainer
-from multitrainer.cli.ranks.exchange import Ranks
-from multitrainer.cli.runs.checkpoints import Checkpoints
-from multitrainer.cli.training.epoch_files import EpochFiles
+from multitrainer_cli.ranks.exchange import Ranks
+from multitrainer_cli.runs.checkpoints import Checkpoints
+from multitrainer_cli.training.epoch_files import EpochFiles
 
 IMAGES = {"classes": ["a", "b"], "train": [], "val": [], "contents": {}}
 

@@ -11,10 +11,10 @@ from cli_support import MODEL, default_sigint, rows_of, write_images
 pytest.importorskip("gluoncv")
 
 from multitrainer import MultiLRTrainer
-from multitrainer.cli import main
-from multitrainer.cli.data.loader import Loader
-from multitrainer.cli.training import features, network
-from multitrainer.cli.training.interrupts import Interrupts
+from multitrainer_cli import main
+from multitrainer_cli.data.loader import Loader
+from multitrainer_cli.training import features, network
+from multitrainer_cli.training.interrupts import Interrupts
 
 FROZEN = ("--no-augment", "--freeze", "features")
 

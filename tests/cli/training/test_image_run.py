@@ -12,9 +12,9 @@ from cli_support import FILES, MODEL, arrays, rows_of
 
 pytest.importorskip("gluoncv")
 
-from multitrainer.cli import main
-from multitrainer.cli.data import batches
-from multitrainer.cli.training import network
+from multitrainer_cli import main
+from multitrainer_cli.data import batches
+from multitrainer_cli.training import network
 
 
 def finetune(*arguments):

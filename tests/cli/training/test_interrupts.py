@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from cli_support import default_sigint
-from multitrainer.cli.training.interrupts import Interrupts
+from multitrainer_cli.training.interrupts import Interrupts
 
 
 def test_ctrl_c_waits_for_the_check():

@@ -12,10 +12,10 @@ from cli_support import default_sigint
 pytest.importorskip("tqdm")
 
 from multitrainer import MultiLRTrainer
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.ranks.exchange import Ranks
-from multitrainer.cli.training.interrupts import Interrupts
-from multitrainer.cli.training.loop import fit, seed_everything, split_batch
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks.exchange import Ranks
+from multitrainer_cli.training.interrupts import Interrupts
+from multitrainer_cli.training.loop import fit, seed_everything, split_batch
 
 
 def make(dropout=0.0):

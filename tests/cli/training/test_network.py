@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("gluoncv")
 
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.training import network
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.training import network
 
 HEADS = {
     "cifar_resnet20_v1": "output",

@@ -10,12 +10,12 @@ from cli_support import MODEL
 pytest.importorskip("gluoncv")
 
 from multitrainer import discriminative, layerwise_decay, stages
-from multitrainer.cli import build_parser
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.options import parse_optimizer
-from multitrainer.cli.ranks.exchange import Ranks
-from multitrainer.cli.training import network, param_groups
-from multitrainer.cli.training.schedule import TrainingLength
+from multitrainer_cli import build_parser
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks.exchange import Ranks
+from multitrainer_cli.training import network, param_groups
+from multitrainer_cli.training.optimizer import parse_optimizer
+from multitrainer_cli.training.schedule import TrainingLength
 
 LENGTH = TrainingLength(images=27, batch_size=8, epochs=10)
 

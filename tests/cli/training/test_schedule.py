@@ -6,16 +6,17 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from multitrainer.cli.errors import UserError
-from multitrainer.cli.options import OptimizerChoice, parse_optimizer
-from multitrainer.cli.training import schedule
+from multitrainer_cli.arguments.training import add_schedule_arguments
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.training import schedule
+from multitrainer_cli.training.optimizer import OptimizerChoice, parse_optimizer
 
 LENGTH = schedule.TrainingLength(images=27, batch_size=8, epochs=10)
 
 
 def parse(*options):
     parser = argparse.ArgumentParser()
-    schedule.add_arguments(parser)
+    add_schedule_arguments(parser)
     return parser.parse_args([*map(str, options)])
 
 

@@ -1,0 +1,22 @@
+"""The options of the network: --model, --pretrained and --params."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import defaults
+from .values import utf8_path
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --model, --pretrained and --params to a parser."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"a GluonCV classifier (default {defaults.MODEL}, quick on a CPU, good on a GPU)",
+    )
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--pretrained", action="store_true", default=None, help="start from GluonCV's published weights"
+    )
+    weights.add_argument("--params", metavar="FILE", type=utf8_path, help="start from the weights in this file")

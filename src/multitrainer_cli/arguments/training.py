@@ -1,0 +1,43 @@
+"""The options of every training: learning rate, optimizer, length, and how the rate changes over the epochs."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import defaults
+from .values import non_negative_float, positive_float, positive_int
+
+SCHEDULES = ("constant", "step", "cosine", "poly")
+STEPS, FACTOR = (0.5, 0.75), 0.1  # shares of the epochs, as in GluonCV's training scripts for CIFAR
+POWER = 2
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, epochs: str, digits_batch_size: int | None = None) -> None:
+    """Add the options of every training; `epochs` and `digits_batch_size` are for the help text."""
+    add = parser.add_argument
+    add("--lr", type=positive_float, help="learning rate (default: the optimizer's own, 0.01 for sgd)")
+    add("--wd", type=non_negative_float, help="weight decay (default 0.0001; 0.01 for adamw)")
+    add("--optimizer", metavar="NAME", help="any MXNet optimizer, or adamw (default sgd; momentum 0.9 if it has one)")
+    add("--epochs", type=positive_int, help=f"number of epochs ({epochs})")
+    of_digits = "" if digits_batch_size is None else f"; {digits_batch_size} for the digits"
+    add(
+        "--batch-size",
+        type=positive_int,
+        help=f"images in a batch, over all devices and ranks (default {defaults.BATCH_SIZE}{of_digits})",
+    )
+
+
+def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --lr-schedule and --warmup to a parser."""
+    parser.add_argument(
+        "--lr-schedule",
+        choices=SCHEDULES,
+        help=f"how --lr changes over the epochs: constant (default); step, times {FACTOR:g} after {STEPS[0]:.0%} and "
+        f"{STEPS[1]:.0%} of them; cosine or poly (power {POWER}), down to 0".replace("%", "%%"),
+    )
+    parser.add_argument(
+        "--warmup",
+        metavar="EPOCHS",
+        type=non_negative_float,
+        help="let --lr rise from 0 during this many epochs (default 0)",
+    )

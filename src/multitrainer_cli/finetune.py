@@ -1,0 +1,88 @@
+"""``multitrainer finetune``: fine-tune an image classifier of GluonCV, with a learning rate for each part of it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .arguments import defaults
+from .arguments.param_groups import OPTIONS as GROUP_OPTIONS
+from .data.image_folder import class_roots
+from .demo import comparison
+from .errors import UserError
+from .ranks.exchange import Ranks
+from .ranks.launch import run_distributed
+from .runs import run_folder
+from .runs.checkpoints import Checkpoints
+from .runs.claim import claim_folder
+from .training import image_run, schedule
+from .training.devices import parse_contexts
+from .training.optimizer import parse_optimizer
+
+ONLY_WITH_DATA = (
+    "model",
+    "pretrained",
+    "params",
+    *GROUP_OPTIONS,
+    "lr_schedule",
+    "warmup",
+    "no_augment",
+    "workers",
+)
+# Options that may differ between the ranks of a run, or between a run and its resumption.
+MAY_DIFFER_BY_RANK = ("data", "params", "out", "ctx", "workers", "feature_memory", "command")
+MAY_DIFFER_ON_RESUME = (*MAY_DIFFER_BY_RANK, "kvstore", "resume", "overwrite")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand and return the exit status."""
+    return run_distributed(args.kvstore, lambda ranks: _run_on_rank(args, ranks))
+
+
+def _run_on_rank(args: argparse.Namespace, ranks: Ranks) -> int:
+    contexts = parse_contexts(args.ctx, ranks.local_rank)
+    optimizer = parse_optimizer(args.optimizer, args.lr, args.wd)
+    options = {name: _recorded_text(name, value) for name, value in sorted(vars(args).items())}
+    ranks.check_same("options", [item for item in options.items() if item[0] not in MAY_DIFFER_BY_RANK])
+    options = {name: value for name, value in options.items() if name not in MAY_DIFFER_ON_RESUME}
+    if args.data is None:
+        _refuse_options_of_images(args)
+    else:
+        if not schedule.depends_on_epochs(args):
+            del options["epochs"]  # a resumed run may have more
+        ranks.run_on_first(lambda: _check_paths(args, args.out or defaults.RUN_FOLDER))
+    with claim_folder(args.out, args.resume, args.overwrite, ranks) as out:
+        checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
+        if args.data is None:
+            return comparison.run(args, contexts, optimizer, ranks, checkpoints)
+        if args.out is None:
+            ranks.run_on_first(lambda: _check_paths(args, out))  # the number of the default folder is known now
+        return image_run.run(args, contexts, optimizer, ranks, checkpoints)
+
+
+def _refuse_options_of_images(args: argparse.Namespace) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in ONLY_WITH_DATA if getattr(args, name) is not None]
+    if given:
+        raise UserError(
+            f"{', '.join(given)} can only be used with --data DIR; without it, the command trains on digits"
+        )
+
+
+def _check_paths(args: argparse.Namespace, out: Path) -> None:
+    """Refuse to write where the run reads from, before it makes a folder there."""
+    places = [out.resolve(), *out.resolve().parents]
+    if any(root.resolve() in places for root in class_roots(args.data)):
+        raise UserError(
+            f"--out {out} is inside --data, where its files would be taken for a class; choose another --out"
+        )
+    replaced = map(Path.resolve, run_folder.files_of_run(out) if args.overwrite and args.out else [])
+    if args.params and args.params.resolve() in replaced:
+        raise UserError(
+            f"--params {args.params} belongs to the run that --overwrite would remove; choose another --out"
+        )
+
+
+def _recorded_text(name: str, value: Any) -> str:
+    """Return the text of an option in the record of a run: what follows its name on the command line."""
+    return f" --{name.replace('_', '-')} ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,40 @@
+"""``multitrainer groups``: the table of groups and their learning rates over a run, without training."""
+
+from __future__ import annotations
+
+import argparse
+
+import mxnet as mx
+
+from multitrainer import plot_learning_rates
+
+from .arguments import defaults
+from .arguments.groups import CLASSES, EPOCHS, IMAGES
+from .data.split import open_folder
+from .errors import require
+from .ranks.exchange import Ranks
+from .runs import artifacts
+from .training import network, param_groups, schedule
+from .training.optimizer import parse_optimizer
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand and return the exit status."""
+    optimizer = parse_optimizer(args.optimizer, args.lr, args.wd)
+    model = args.model or defaults.MODEL
+    classes, images = args.classes or CLASSES, args.images or IMAGES
+    if args.data is not None:
+        split = open_folder(args.data, seed=0)
+        classes, images = len(split.classes), len(split.train)
+    net, head = network.build(model, classes)
+    length = schedule.TrainingLength(images, min(args.batch_size or defaults.BATCH_SIZE, images), args.epochs or EPOCHS)
+    optimizer = schedule.add_scheduler(optimizer, args, length)
+    network.initialize(net, [mx.cpu()], model, classes)
+    trainer = param_groups.make_trainer(net, head, args, length, optimizer, Ranks())
+    print(f"{model}, {classes} classes; {length.epochs} epochs of {images} images, {length.updates} updates")
+    print(f"{trainer.summary()}\n{param_groups.describe_unfreezing(trainer, length)}", end="")
+    figure = require("matplotlib.figure").Figure(figsize=(10, 4.5), layout="constrained")
+    plot_learning_rates(trainer, length.updates, ax=figure.subplots())
+    artifacts.save_figure(figure, args.out)
+    print(f"learning rates of all groups over the updates: {args.out}")
+    return 0

@@ -1,0 +1,138 @@
+"""Choose the folder that a run writes to, and lock it against other processes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import re
+from pathlib import Path
+from typing import Iterator
+
+from ..arguments.defaults import RUN_FOLDER
+from ..errors import UserError
+from ..ranks.exchange import Ranks
+from . import artifacts
+from .run_folder import CHECKPOINT, has_record, holds_run
+
+
+@contextlib.contextmanager
+def claim_folder(out: Path | None, resume: bool, overwrite: bool, ranks: Ranks) -> Iterator[Path]:
+    """Yield the folder that the run writes to, and keep other processes from it while the block runs.
+
+    Parameters
+    ----------
+    out : Path, optional
+        The folder that was asked for; by default, runs/finetune or the next one that is free.
+    resume, overwrite : bool
+        Whether the run continues or replaces the one in the folder.
+    ranks : Ranks
+        Those that train together; rank 0 decides, on its machine.
+
+    Raises
+    ------
+    UserError
+        On all ranks, if the folder cannot be written to, another process uses it, or it holds a run and neither
+        `resume` nor `overwrite` was asked for.
+    """
+    named = _last_default() if out is None else out
+    elsewhere = ranks.any(not ranks.is_first and named is not None and holds_run(named))
+    with contextlib.ExitStack() as stack:
+        yield Path(ranks.run_on_first(lambda: str(_claim(out, resume, overwrite, elsewhere, stack))))
+
+
+def _claim(wanted: Path | None, resume: bool, overwrite: bool, elsewhere: bool, stack: contextlib.ExitStack) -> Path:
+    if wanted is None and overwrite:
+        raise UserError("--overwrite replaces a run; say which one with --out")
+    out = wanted or (_last_default() if resume else None)
+    if out is None:
+        out = _lock_next_default(stack)
+    elif not _lock(out, stack):
+        raise UserError(f"--out {out}: another process is training there; wait for it, or choose another --out")
+    if os.path.lexists(out / CHECKPOINT):
+        artifacts.make_folder(out / CHECKPOINT)  # checks that it can be written to
+    if holds_run(out):
+        if not (resume or overwrite):
+            raise UserError(
+                f"--out {out} holds a run already; go on with it (--resume), replace it (--overwrite), or choose "
+                "another --out"
+            )
+    elif resume and elsewhere:
+        raise UserError(
+            f"--resume: there is no run in {out} on the machine of rank 0, but there is one in --out of another rank; "
+            "copy that folder to this machine, or leave --resume out to begin a new run"
+        )
+    elif resume and not has_record(out):
+        print(f"nothing to resume in {out}; a new run begins", flush=True)
+    return out
+
+
+def _lock_next_default(stack: contextlib.ExitStack) -> Path:
+    """Lock a free default folder with a higher number than all that hold a run, so that --resume finds it."""
+    last = _last_default()
+    for number in itertools.count(1 if last is None else _number(last) + 1):
+        out = _default(number)
+        if _lock(out, stack) and not holds_run(out):
+            break
+    if number > 1:
+        print(f"{_default(number - 1)} is in use; this run goes to {out}", flush=True)
+    return out
+
+
+def _default(number: int) -> Path:
+    return RUN_FOLDER if number == 1 else RUN_FOLDER.with_name(f"{RUN_FOLDER.name}-{number}")
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name[len(RUN_FOLDER.name) + 1 :] or 1)
+
+
+def _last_default() -> Path | None:
+    """Return the default folder with the highest number among those in which a run has begun."""
+    found = [RUN_FOLDER, *RUN_FOLDER.parent.glob(f"{RUN_FOLDER.name}-*")]
+    numbered = [path for path in found if re.fullmatch(r"(-[1-9][0-9]*)?", path.name[len(RUN_FOLDER.name) :])]
+    begun = [path for path in numbered if holds_run(path) or has_record(path)]
+    return max(begun, key=_number, default=None)
+
+
+_locked: dict[int, Path] = {}  # file descriptor -> folder
+
+
+def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
+    """Make the folder and lock it until the stack is closed; return False if another process has locked it.
+
+    The lock is on the folder itself and ends with the process for whatever reason, so no file is left behind. On a
+    file system without locks for folders, the folder is used without one.
+    """
+    made = not folder.exists()
+    artifacts.make_folder(folder)
+    handle = os.open(str(folder), os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(handle)
+            return False
+    _locked[handle] = folder
+    stack.callback(_unlock, handle, made)
+    return True
+
+
+def _unlock(handle: int, made: bool) -> None:
+    folder = _locked.pop(handle)
+    if made:
+        with contextlib.suppress(OSError):  # not empty: the run has begun
+            folder.rmdir()
+    os.close(handle)
+
+
+def _close_locks_of_parent() -> None:
+    for handle in _locked:
+        os.close(handle)
+    _locked.clear()
+
+
+# A process that loads images may live longer than this one if this one is killed, and must not keep its lock.
+os.register_at_fork(after_in_child=_close_locks_of_parent)

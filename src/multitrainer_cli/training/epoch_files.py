@@ -1,0 +1,67 @@
+"""The files that a run on a folder of images writes after every epoch, and when it ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mxnet import gluon
+
+from multitrainer import MultiLRTrainer
+
+from ..runs import artifacts, figures, run_folder
+from ..runs.checkpoints import Checkpoints
+
+
+class EpochFiles:
+    """Writes weights, metrics and a checkpoint after every epoch; for rank 0 alone.
+
+    Parameters
+    ----------
+    net : Block
+        The network, whose best and last parameters are kept.
+    trainer : MultiLRTrainer
+        The trainer, whose state goes into the checkpoint.
+    checkpoints : Checkpoints
+        The run; its metrics hold the rows of the epochs that were trained before.
+    images : dict, optional
+        The record of the images, which rank 0 has.
+    """
+
+    def __init__(
+        self, net: gluon.Block, trainer: MultiLRTrainer, checkpoints: Checkpoints, images: dict[str, Any] | None
+    ) -> None:
+        self.out = checkpoints.out
+        self._net = net
+        self._trainer = trainer
+        self._checkpoints = checkpoints
+        self._images = images
+
+    def write_epoch(self, row: dict[str, Any]) -> None:
+        """Write everything that an epoch changes; its row of metrics comes after its checkpoint."""
+        checkpoints, earlier = self._checkpoints, self._checkpoints.metrics.rows
+        checkpoints.begin_run(self._images)
+        self._save_parameters(run_folder.LAST)
+        if row["val_accuracy"] > max((each["val_accuracy"] for each in earlier), default=-1.0):
+            self._save_parameters(run_folder.BEST)
+        checkpoints.save(self._net, self._trainer, row["epoch"])
+        checkpoints.metrics.add(row)
+        checkpoints.remove_before(row["epoch"])
+
+    def write_interrupted(self) -> str:
+        """Write the weights of an unfinished epoch, unless they would replace an earlier run; return what was done."""
+        if self._checkpoints.overwrite_pending:
+            return f" in the first epoch; the run in {self.out} is as it was"
+        self._checkpoints.begin_run(self._images)
+        self._save_parameters(run_folder.LAST)
+        return f"; {self.out / run_folder.LAST} holds the weights as they are now"
+
+    def finish(self, title: str) -> None:
+        """Draw the metrics and print the best epoch, if an epoch has ended."""
+        rows = self._checkpoints.metrics.rows
+        if rows:
+            artifacts.save_figure(figures.plot_training(rows, title), self.out / "finetune.png")
+            best = max(rows, key=lambda row: row["val_accuracy"])
+            print(f"best validation accuracy {best['val_accuracy']:.1%} (epoch {best['epoch']}); files in {self.out}")
+
+    def _save_parameters(self, name: str) -> None:
+        artifacts.save_parameters(self._net, self.out / name)

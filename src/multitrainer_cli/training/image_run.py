@@ -1,0 +1,187 @@
+"""A run on a folder of images: build the network and its trainer, train, keep the files of the run up to date."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mxnet as mx
+from mxnet import gluon
+
+from multitrainer import MultiLRTrainer
+
+from ..arguments import defaults
+from ..data import batches
+from ..data.loader import Loader
+from ..data.split import Split, open_folder
+from ..errors import INTERRUPTED, UserError
+from ..ranks.exchange import Ranks
+from ..runs import run_folder
+from ..runs.checkpoints import Checkpoints
+from ..runs.earlier_run import EarlierRun
+from . import features, network, param_groups, schedule
+from .epoch_files import EpochFiles
+from .interrupts import Interrupts
+from .loop import fit, seed_everything
+from .optimizer import OptimizerChoice
+
+
+class _Model(NamedTuple):
+    """A network with the trainer that the options ask for, on some devices."""
+
+    net: gluon.HybridBlock
+    head: str
+    trainer: MultiLRTrainer
+    contexts: list[mx.Context]
+    length: schedule.TrainingLength
+
+
+def run(
+    args: argparse.Namespace,
+    contexts: list[mx.Context],
+    optimizer: OptimizerChoice,
+    ranks: Ranks,
+    checkpoints: Checkpoints,
+) -> int:
+    """Train on the images of --data, and return the exit status."""
+    seed_everything(args.seed)
+    earlier = checkpoints.find_earlier(args.data, lambda rows: [run_folder.BEST, run_folder.LAST])
+    split = open_folder(args.data, args.seed, earlier.images)
+    ranks.check_same("images", split.listing())
+    checkpoints.announce_resume()
+    for note in split.notes:
+        print(note)
+    model = _build_model(args, split, contexts, optimizer, ranks, earlier)
+    loaders = batches.make_loaders(
+        split,
+        network.input_size(args.model or defaults.MODEL),
+        model.length.batch_size,
+        args.workers or 0,
+        args.seed,
+        ranks,
+        augment=not args.no_augment,
+    )
+    _print_plan(args, split, model, ranks)
+    if earlier.rows:
+        checkpoints.restore(model.net, model.trainer, contexts, len(earlier.rows))
+        loaders[0].skip(len(earlier.rows))
+    images = earlier.images or (split.record() if ranks.is_first else None)
+    checkpoints.write_record(images)
+    files = EpochFiles(model.net, model.trainer, checkpoints, images)
+    interrupted = _train(args, split, model, loaders, ranks, files, len(earlier.rows))
+    outcome = ""
+    if ranks.is_first:
+        outcome = files.write_interrupted() if interrupted else ""
+        files.finish(_title(args))
+    if interrupted:
+        print(f"multitrainer: interrupted{outcome}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _build_model(
+    args: argparse.Namespace,
+    split: Split,
+    contexts: list[mx.Context],
+    optimizer: OptimizerChoice,
+    ranks: Ranks,
+    earlier: EarlierRun,
+) -> _Model:
+    """Build the network with the weights that the run starts from, and the trainer of its groups."""
+    name, classes = args.model or defaults.MODEL, len(split.classes)
+    net, head = network.build(name, classes)
+    batch_size = _batch_size(args.batch_size or defaults.BATCH_SIZE, len(split.train), contexts, ranks)
+    length = schedule.TrainingLength(len(split.train) // ranks.size, batch_size, args.epochs or defaults.EPOCHS)
+    optimizer = schedule.add_scheduler(optimizer, args, length)
+    network.initialize(net, contexts, name, classes)
+    if ranks.is_first and network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
+        network.load_backbone(net, head, network.download_weights(name) if args.pretrained else args.params)
+    ranks.broadcast_parameters(net.collect_params().values())
+    trainer = param_groups.make_trainer(net, head, args, length, optimizer, ranks)
+    return _Model(net, head, trainer, contexts, length)
+
+
+def _batch_size(wanted: int, images: int, contexts: list[mx.Context], ranks: Ranks) -> int:
+    """Return the size of this rank's batches: its share of `wanted`, if there are that many images."""
+    usable = min(ranks.batch_share(wanted), images // ranks.size)
+    if usable < len(contexts):
+        raise UserError(
+            f"a batch of {usable} images cannot be divided among {len(contexts)} devices; raise --batch-size"
+        )
+    if usable * ranks.size < wanted:
+        print(f"batches of {usable * ranks.size}, not {wanted}: there are no more images to train on")
+    return usable
+
+
+def _print_plan(args: argparse.Namespace, split: Split, model: _Model, ranks: Ranks) -> None:
+    name, origin = args.model or defaults.MODEL, "from scratch"
+    if network.has_weights(args):
+        origin = f"from {args.params or 'the published weights'} with a new {model.head}"
+    of_ranks = f" of {ranks.size} ranks" if ranks.size > 1 else ""
+    print(f"{name} {origin}, on {', '.join(map(str, model.contexts))}{of_ranks}")
+    print(f"{len(split.train)} images to train on, {len(split.val)} to measure on, {len(split.classes)} classes")
+    unfreezing = param_groups.describe_unfreezing(model.trainer, model.length)
+    print(f"{model.trainer.summary()}\n{unfreezing}", end="", flush=True)
+
+
+def _title(args: argparse.Namespace) -> str:
+    origin = "fine-tuned" if network.has_weights(args) else "from scratch"
+    return f"{args.model or defaults.MODEL} on {args.data.resolve().name}, {origin}"
+
+
+def _train(
+    args: argparse.Namespace,
+    split: Split,
+    model: _Model,
+    loaders: tuple[Loader, Loader],
+    ranks: Ranks,
+    files: EpochFiles,
+    epochs_done: int,
+) -> bool:
+    """Train all epochs, and return whether Ctrl-C has interrupted them."""
+    with Interrupts() as interrupts:
+        try:
+            folder = files.out if ranks.is_first else None
+            task = _make_task(args, split, model, loaders, interrupts, folder)
+            if task.note:
+                print(task.note, flush=True)
+            on = (task.train, task.val, model.contexts, model.length.epochs, interrupts)
+            options = {"ranks": ranks, "seed": args.seed, "epochs_done": epochs_done}
+            for row in fit(task.block, model.trainer, *on, **options):
+                if ranks.is_first:
+                    files.write_epoch(row)
+                    print(_describe_epoch(row, model.length.epochs), flush=True)
+        except multiprocessing.TimeoutError as error:
+            raise UserError(
+                f"no worker answered within {batches.TIMEOUT} s; use fewer --workers, or give them more shared memory"
+            ) from error
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _make_task(
+    args: argparse.Namespace,
+    split: Split,
+    model: _Model,
+    loaders: tuple[Loader, Loader],
+    interrupts: Interrupts,
+    folder: Path | None,
+) -> features.TrainingTask:
+    """Return the task to train the network, or its head on cached features if nothing else is trained."""
+    if args.no_augment and features.trains_head_only(model.net, model.head, model.trainer):
+        in_order = batches.make_loader_in_order(split.train, model.length.batch_size, args.workers or 0)
+        cache = features.FeatureCache(model.contexts, interrupts, args.feature_memory, folder)
+        return features.cache_features(model.net, model.head, in_order, *loaders, cache)
+    model.net.hybridize(static_alloc=True)
+    return features.TrainingTask(model.net, *loaders)
+
+
+def _describe_epoch(row: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  training {row['train_accuracy']:.1%}  "
+        f"validation {row['val_accuracy']:.1%}  {row['images_per_second']:.0f} images/s"
+    )

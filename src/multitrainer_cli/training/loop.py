@@ -1,0 +1,186 @@
+"""The training loop: epochs of updates, validation, and one row of metrics for each epoch."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from typing import Any, Iterable, Iterator, Sequence
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon
+
+from multitrainer import MultiLRTrainer, _mxnet
+
+from ..errors import UserError, require
+from ..ranks.exchange import Ranks
+from .interrupts import Interrupts
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of MXNet, NumPy and Python."""
+    random.seed(seed)
+    np.random.seed(seed)
+    mx.random.seed(seed)
+
+
+class _Tally:
+    """Loss and accuracy of an epoch, read one batch late so that the device does not wait for Python."""
+
+    def __init__(self) -> None:
+        self.loss = self.correct = 0.0
+        self.images = 0.0
+        self._pending: tuple[list[mx.nd.NDArray], list[mx.nd.NDArray], int] | None = None
+
+    def add(self, losses: list[mx.nd.NDArray], correct: list[mx.nd.NDArray], images: int) -> None:
+        self.read_pending()
+        self._pending = (losses, correct, images)
+
+    def read_pending(self) -> None:
+        if self._pending is not None:
+            losses, correct, images = self._pending
+            self.loss += sum(float(loss.asscalar()) for loss in losses)
+            self.correct += sum(float(count.asscalar()) for count in correct)
+            self.images += images
+            self._pending = None
+        if not math.isfinite(self.loss):
+            raise UserError("training diverged, the loss is no longer a number: lower --lr or the multipliers")
+
+    def sum_over(self, ranks: Ranks) -> _Tally:
+        """Return the tally of all ranks together."""
+        total = _Tally()
+        total.loss, total.correct, total.images = ranks.sum(np.array([self.loss, self.correct, self.images])).tolist()
+        return total
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(self.images, 1)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / max(self.images, 1)
+
+
+def fit(
+    net: gluon.Block,
+    trainer: MultiLRTrainer,
+    train: gluon.data.DataLoader,
+    val: Iterable[Any],
+    contexts: Sequence[mx.Context],
+    epochs: int,
+    interrupts: Interrupts,
+    title: str = "",
+    measure_every: int = 1,
+    ranks: Ranks | None = None,
+    seed: int = 0,
+    epochs_done: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Train, and yield one row of metrics after every epoch.
+
+    Parameters
+    ----------
+    net : Block
+        The network; the parameters it has on `contexts` are trained in place.
+    trainer : MultiLRTrainer
+        Updates the parameters.
+    train, val : DataLoader
+        Batches of images and labels.
+    contexts : sequence of Context
+        The devices that share a batch.
+    epochs : int
+        The number of epochs of the run.
+    interrupts : Interrupts
+        Checked between two batches.
+    title : str
+        The beginning of the progress bar.
+    measure_every : int
+        Epochs between two validations; the last epoch always ends with one. In between, val_accuracy is None.
+    ranks : Ranks, optional
+        The ranks that train together; each has batches of its own, and all get the same rows.
+    seed : int
+        Decides what layers such as Dropout draw. Every epoch seeds MXNet again, so that a run can resume at any epoch.
+    epochs_done : int
+        Epochs of this run that were trained before; `train` has skipped them.
+
+    Yields
+    ------
+    dict
+        epoch, train_loss, train_accuracy, val_accuracy, images_per_second, seconds (both of the training alone) and
+        learning_rates by group, at the epoch's first update.
+    """
+    ranks = ranks or Ranks()
+    for epoch in range(epochs_done + 1, epochs + 1):
+        mx.random.seed((seed + 1_000_003 * epoch) % 2**31)
+        rates = dict(trainer.learning_rates)
+        began = time.perf_counter()
+        bar_title = f"{title}epoch {epoch}/{epochs}"
+        tally = _train_epoch(net, trainer, train, contexts, interrupts, bar_title, ranks).sum_over(ranks)
+        seconds = time.perf_counter() - began
+        # Each rank's statistics follow its own batches; all validate the network that rank 0 keeps.
+        ranks.broadcast_parameters(param for param in net.collect_params().values() if _mxnet.is_statistic(param))
+        measured = epoch % measure_every == 0 or epoch == epochs
+        yield {
+            "epoch": epoch,
+            "train_loss": round(tally.mean_loss, 6),
+            "train_accuracy": round(tally.accuracy, 6),
+            "val_accuracy": round(_measure_accuracy(net, val, contexts, interrupts, ranks), 6) if measured else None,
+            "images_per_second": round(tally.images / seconds, 1),
+            "seconds": round(seconds, 3),
+            "learning_rates": rates,
+        }
+
+
+def split_batch(array: mx.nd.NDArray, contexts: Sequence[mx.Context]) -> list[mx.nd.NDArray]:
+    """Divide a batch among devices."""
+    # The last batch to validate on may hold fewer images than there are devices.
+    used = list(contexts[: len(array)])
+    return gluon.utils.split_and_load(array, used, even_split=False)
+
+
+def _train_epoch(
+    net: gluon.Block,
+    trainer: MultiLRTrainer,
+    batches: gluon.data.DataLoader,
+    contexts: Sequence[mx.Context],
+    interrupts: Interrupts,
+    title: str,
+    ranks: Ranks,
+) -> _Tally:
+    loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
+    tally = _Tally()
+    disable = None if ranks.is_first else True  # None: tqdm draws no bar if stderr is not a terminal
+    with require("tqdm").tqdm(desc=title, unit=" images", leave=False, disable=disable, dynamic_ncols=True) as bar:
+        count = len(batches)  # of this epoch; once it runs, the loader gives the length of the next one
+        for data, label in batches:
+            interrupts.check()
+            bar.total = count * len(data)
+            labels = split_batch(label, contexts)
+            with autograd.record():
+                outputs = [net(x) for x in split_batch(data, contexts)]
+                losses = [loss_function(output, y) for output, y in zip(outputs, labels)]
+            autograd.backward(losses)
+            trainer.step(ranks.step_batch_size(len(data)))
+            tally.add([loss.sum() for loss in losses], _count_correct(outputs, labels), len(data))
+            if tally.images:
+                bar.set_postfix(loss=f"{tally.mean_loss:.3f}", accuracy=f"{tally.accuracy:.1%}", refresh=False)
+            bar.update(len(data))
+        tally.read_pending()
+    return tally
+
+
+def _measure_accuracy(
+    net: gluon.Block, batches: Iterable[Any], contexts: Sequence[mx.Context], interrupts: Interrupts, ranks: Ranks
+) -> float:
+    """Return the share of images whose label has the highest score."""
+    tally = _Tally()
+    for data, label in batches:
+        interrupts.check()
+        outputs = [net(x) for x in split_batch(data, contexts)]
+        tally.add([], _count_correct(outputs, split_batch(label, contexts)), len(data))
+    tally.read_pending()
+    return tally.sum_over(ranks).accuracy
+
+
+def _count_correct(outputs: list[mx.nd.NDArray], labels: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
+    return [(output.argmax(axis=1) == y.astype("float32")).sum() for output, y in zip(outputs, labels)]

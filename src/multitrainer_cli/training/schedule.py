@@ -1,0 +1,77 @@
+"""The learning rate over the updates of a run, and epochs expressed as numbers of updates."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from typing import Any, NamedTuple
+
+import mxnet as mx
+
+from ..arguments.training import FACTOR, POWER, STEPS
+from ..errors import UserError
+from .optimizer import OptimizerChoice
+
+
+class TrainingLength(NamedTuple):
+    """How long a run is, in epochs and in updates; the images that remain after an epoch start the next one."""
+
+    images: int
+    batch_size: int
+    epochs: int
+
+    def updates_in(self, epochs: float) -> int:
+        """Return the number of updates in the first `epochs` epochs."""
+        return int(epochs * self.images // self.batch_size)
+
+    def first_update(self, epoch: int) -> int:
+        """Return the number of the first update of an epoch; both are counted from 1."""
+        return self.updates_in(epoch - 1) + 1
+
+    @property
+    def updates(self) -> int:
+        """The number of updates in the whole run."""
+        return self.updates_in(self.epochs)
+
+
+def depends_on_epochs(args: argparse.Namespace) -> bool:
+    """Return whether a run of more epochs would have other learning rates from the start."""
+    return args.lr_schedule not in (None, "constant")
+
+
+def add_scheduler(optimizer: OptimizerChoice, args: argparse.Namespace, length: TrainingLength) -> OptimizerChoice:
+    """Add the scheduler that --lr-schedule and --warmup ask for to the settings of an optimizer.
+
+    Raises
+    ------
+    UserError
+        If the warm-up is as long as the run, or the optimizer has no learning rate.
+    """
+    if not (depends_on_epochs(args) or args.warmup):
+        return optimizer
+    option = f"--lr-schedule {args.lr_schedule}" if depends_on_epochs(args) else f"--warmup {args.warmup:g}"
+    if optimizer.name == "adadelta":
+        raise UserError(f"{option}: AdaDelta has no learning rate to change; choose another --optimizer")
+    warmup = length.updates_in(min(args.warmup or 0, length.epochs))
+    if warmup >= length.updates:
+        raise UserError(f"--warmup {args.warmup:g}: expected fewer than the {length.epochs} --epochs of the run")
+    rate = optimizer.settings.get("learning_rate", _default_rate(optimizer.name))
+    scheduler = _make_scheduler(args.lr_schedule, length, base_lr=rate, warmup_steps=warmup)
+    return optimizer._replace(settings={**optimizer.settings, "learning_rate": rate, "lr_scheduler": scheduler})
+
+
+def _make_scheduler(name: str | None, length: TrainingLength, **options: Any) -> mx.lr_scheduler.LRScheduler:
+    if name == "cosine":
+        return mx.lr_scheduler.CosineScheduler(length.updates, **options)
+    if name == "poly":
+        return mx.lr_scheduler.PolyScheduler(length.updates, pwr=POWER, **options)
+    if name == "step":
+        steps = sorted({max(1, length.updates_in(share * length.epochs)) for share in STEPS})
+        return mx.lr_scheduler.MultiFactorScheduler(steps, FACTOR, **options)
+    return mx.lr_scheduler.FactorScheduler(length.updates, 1.0, **options)
+
+
+def _default_rate(optimizer: str) -> float:
+    parameter = inspect.signature(mx.optimizer.Optimizer.opt_registry[optimizer]).parameters.get("learning_rate")
+    default = None if parameter is None else parameter.default
+    return float(default) if isinstance(default, (int, float)) else 0.01  # mxnet/optimizer/optimizer.py

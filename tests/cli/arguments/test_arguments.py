@@ -1,0 +1,50 @@
+"""The parser knows every subcommand without importing MXNet."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from multitrainer_cli import arguments, build_parser
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], *([name, "--help"] for name in arguments.SUBCOMMANDS)])
+def test_help_is_printed_without_importing_what_takes_long(command):
+    code = (
+        "import sys, multitrainer_cli\n"
+        "try: multitrainer_cli.main(sys.argv[1:])\n"
+        "finally: print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "multitrainer" in done.stdout
+    packages = {name.split(".")[0] for name in done.stderr.split()}
+    assert packages.isdisjoint({"mxnet", "multitrainer", "numpy", "PIL", "gluoncv", "matplotlib"})
+
+
+def test_every_parser_belongs_to_a_subcommand():
+    parsers = {
+        path.stem
+        for path in pathlib.Path(arguments.__file__).parent.glob("*.py")
+        if "def add_parser(" in path.read_text()
+    }
+    assert parsers == set(arguments.SUBCOMMANDS)
+    for name in arguments.SUBCOMMANDS:
+        assert (pathlib.Path(arguments.__file__).parents[1] / f"{name}.py").exists()
+
+
+def test_a_mistyped_option_points_to_the_help(capsys):
+    from multitrainer_cli import main
+
+    assert main(["finetune", "--lr", "fast"]) == 2
+    assert capsys.readouterr().err == (
+        "multitrainer: error: argument --lr: invalid float value: 'fast' (see multitrainer finetune --help)\n"
+    )
+
+
+def test_an_option_is_not_guessed_from_its_beginning():
+    with pytest.raises(ValueError, match="unrecognized arguments: --over"):
+        build_parser().parse_args(["finetune", "--over"])
