@@ -80,5 +80,17 @@ def test_copies_are_switched_by_themselves(copied):
     assert all(param is other.params[name] for name, param in its_first.params.items())
 
 
+def test_a_block_with_the_same_symbol_is_not_switched():
+    """Teacher and student, say, which have Parameters of their own."""
+    data = mx.sym.var("data")
+    symbol = mx.sym.BatchNorm(data, name="norm")
+    one, other = SymbolBlock(symbol, data), SymbolBlock(symbol, data)
+    others = _mxnet.symbol_batchnorms(other)
+    _mxnet.set_use_global_stats(_mxnet.symbol_batchnorms(one)[0], True)
+    assert modes(one) == {"norm": "True"}
+    assert modes(other) == {"norm": None}
+    assert _mxnet.symbol_batchnorms(other) == others
+
+
 def test_a_symbol_without_any_has_none():
     assert _mxnet.symbol_batchnorms(SymbolBlock(mx.sym.relu(mx.sym.var("data")), mx.sym.var("data"))) == []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from typing import Iterator
+from typing import Iterator, NamedTuple
 
 from mxnet.gluon import Parameter, SymbolBlock
 from mxnet.symbol import Symbol
@@ -47,6 +48,7 @@ class SymbolBatchNorm:
 
     @use_global_stats.setter
     def use_global_stats(self, value: bool) -> None:
+        _take_own_symbol(self._block)
         for node in self._nodes():
             node._set_attr(use_global_stats=str(value))
 
@@ -57,17 +59,36 @@ class SymbolBatchNorm:
                 yield internals[index]
 
 
+class _Found(NamedTuple):
+    """The operators that were found in a symbol, and whether the symbol is of one Block alone."""
+
+    symbol: Symbol
+    operators: list[SymbolBatchNorm]
+    is_own: bool
+
+
 def symbol_batchnorms(block: SymbolBlock) -> list[SymbolBatchNorm]:
     """Return the BatchNorm operators of ``block``, which are the same objects at every call.
 
     They are kept on the Block, so that copies and pickles of it have copies of them.
     """
     symbol = block._cached_graph[1]
-    known, found = getattr(block, _FOUND, (None, []))
-    if known is not symbol:
-        found = [SymbolBatchNorm(block, name, params) for name, params in _batchnorms(block, symbol).items()]
-        setattr(block, _FOUND, (symbol, found))
-    return found
+    found = getattr(block, _FOUND, None)
+    if found is None or found.symbol is not symbol:
+        operators = [SymbolBatchNorm(block, name, params) for name, params in _batchnorms(block, symbol).items()]
+        found = _Found(symbol, operators, is_own=False)
+        setattr(block, _FOUND, found)
+    return found.operators
+
+
+def _take_own_symbol(block: SymbolBlock) -> None:
+    """Let ``block`` run a copy of its symbol, which other Blocks may have been made of, too."""
+    found = getattr(block, _FOUND)
+    if not found.is_own:
+        inputs, symbol = block._cached_graph
+        own = copy.copy(symbol)
+        block._cached_graph = inputs, own
+        setattr(block, _FOUND, found._replace(symbol=own, is_own=True))
 
 
 def _batchnorms(block: SymbolBlock, symbol: Symbol) -> dict[str, dict[str, Parameter]]:
