@@ -39,6 +39,13 @@ def test_a_training_shows_both_losses():
     assert validation.get_ydata() == pytest.approx([0.9, 0.7, 0.6])
     assert legend(middle) == ["training, what is minimized", "validation, lowest 0.6 in epoch 3"]
     assert middle.get_ylim()[0] == 0
+    assert middle.get_yscale() == "linear"
+
+
+def test_a_loss_far_above_the_others_makes_the_axis_logarithmic():
+    rows = training_rows([{"net": 0.1}] * 3)
+    rows[0]["val_loss"] = 7.5e4
+    assert figures.plot_training(rows, "title").axes[1].get_yscale() == "log"
 
 
 def test_a_training_shows_a_line_for_the_learning_rate_of_each_group():
