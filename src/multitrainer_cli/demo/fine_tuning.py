@@ -24,9 +24,9 @@ from .datasets import CLASSES, load_digits, load_mnist
 from .regimes import REGIMES, build_network
 
 SHOTS, UNSEEN = 5, 40  # images a class to train on and to measure on
-SOURCE_SHOTS, SOURCE_UNSEEN = 450, 50
-SOURCE_EPOCHS, SOURCE_BATCH_SIZE = 2, 32
-SOURCE_RATE = 0.05  # it falls along a cosine, so that the weights depend little on the last batches
+SOURCE_SHOTS, SOURCE_UNSEEN = 400, 34
+SOURCE_EPOCHS, SOURCE_BATCH_SIZE = 5, 32
+SOURCE_RATE = 0.01  # it falls along a cosine, so that the weights depend little on the last batches
 
 
 class Settings(NamedTuple):
