@@ -162,7 +162,9 @@ class TestNames:
         assert all(f": {page.name}\n" in site for page in PAGES[1:])
 
     def test_every_public_name_is_in_the_reference(self):
-        documented = re.findall(r"^::: multitrainer(?:_cli)?\.(?:\w+\.)*(\w+)$", (ROOT / "docs/reference.md").read_text(), re.M)
+        documented = re.findall(
+            r"^::: multitrainer(?:_cli)?\.(?:\w+\.)*(\w+)$", (ROOT / "docs/reference.md").read_text(), re.M
+        )
         names = [*multitrainer.__all__, *symbolic.__all__, "DistributedMultiLRTrainer", "main"]
         assert sorted(documented) == sorted(names)
 

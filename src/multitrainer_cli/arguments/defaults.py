@@ -9,4 +9,4 @@ EPOCHS, BATCH_SIZE = 10, 32
 BACKBONE_MULT = 0.1  # of a network with loaded weights, without --lr-mult and --freeze
 FEATURE_MEMORY = 1024  # MB
 RUN_FOLDER = Path("runs/finetune")
-DEMO_EPOCHS, DEMO_BATCH_SIZE = 20, 10
+DEMO_EPOCHS, DEMO_BATCH_SIZE = 12, 10

@@ -54,10 +54,13 @@ def read_earlier_run(
     if not rows:
         print(f"the run in {out} has no whole epoch yet; it begins from the start", flush=True)
         return EarlierRun([], None)
-    kept = run_folder.checkpoint_files(out, len(rows))
+    # The runs of the comparison are independent of each other: it keeps no checkpoint.
+    kept = [] if record["images"] is None else run_folder.checkpoint_files(out, len(rows))
     names = [*(str(path.relative_to(out)) for path in kept), *required_files(rows)]
     _check_complete(out, names)
-    _check_parameters(out, len(rows), [out / name for name in names if name.endswith(".params")])
+    if kept:
+        _check_checksum(out, len(rows))
+    _check_parameters(out, [out / name for name in names if name.endswith(".params")])
     return EarlierRun(rows, record["images"])
 
 
@@ -143,13 +146,20 @@ def _check_metrics(out: Path, rows: int) -> None:
         raise resume_error(out, f"is damaged (its checkpoint is of row {max(numbers)}, {metrics} has {rows})")
 
 
-def _check_parameters(out: Path, number: int, paths: list[Path]) -> None:
-    """Refuse weights that cannot be read, or that are not those which the checkpoint was written with."""
+def _check_checksum(out: Path, number: int) -> None:
+    """Refuse weights that are not those which the checkpoint was written with."""
     weights, _, checksum = run_folder.checkpoint_files(out, number)
     try:
         if artifacts.checksum(weights) != json.loads(checksum.read_text(encoding="utf-8"))["crc32"]:
             raise ValueError(f"checksum mismatch for {weights.name}")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise resume_error(out, f"is damaged ({error})") from error
+
+
+def _check_parameters(out: Path, paths: list[Path]) -> None:
+    """Refuse weights that cannot be read."""
+    try:
         for path in paths:
             artifacts.check_parameters(path)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise resume_error(out, f"is damaged ({error})") from error
