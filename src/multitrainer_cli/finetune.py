@@ -39,6 +39,8 @@ MAY_DIFFER_ON_RESUME = (*MAY_DIFFER_BY_RANK, "kvstore", "resume", "overwrite")
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
+    if args.data is None and (args.kvstore or "").startswith(("dist", "horovod")):
+        raise UserError("without --data, the command runs on one machine; leave --kvstore out, or add --data DIR")
     return run_distributed(args.kvstore, lambda ranks: _run_on_rank(args, ranks))
 
 
@@ -58,7 +60,7 @@ def _run_on_rank(args: argparse.Namespace, ranks: Ranks) -> int:
     with claim_folder(args.out, args.resume, args.overwrite, ranks) as out:
         checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
         if args.data is None:
-            return comparison.run(args, contexts, optimizer, ranks, checkpoints)
+            return comparison.run(args, contexts, optimizer, checkpoints)
         if args.out is None:
             ranks.run_on_first(lambda: _check_paths(args, out))  # the number of the default folder is known now
         return image_run.run(args, contexts, optimizer, ranks, checkpoints)

@@ -114,29 +114,6 @@ def check_that_ranks_train_as_one(kvstore, images, weights, tmp_path, *options):
     return printed
 
 
-def test_two_ranks_train_the_digits_as_one(tmp_path):
-    """From one source, a frozen backbone gives the same heads; otherwise BatchNorm sees half a batch on each rank."""
-    finetune("dist_sync", "--epochs", "1", "--out", tmp_path / "two" / "{index}")
-    two, one = written(tmp_path / "two"), tmp_path / "one"
-    one.mkdir()
-    shutil.copy(str(two / "digits-source.params"), str(one))
-    assert main(["finetune", "--epochs", "1", "--out", str(one)]) == 0
-    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
-    for ours, alone in zip(rows_of(two), rows_of(one)):
-        for field in ("regime", "seed", "epoch", "learning_rates"):
-            assert ours[field] == alone[field]
-        if ours["regime"] == "backbone frozen":
-            assert ours["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
-    assert len(rows_of(two)) == len(rows_of(one))
-    source, two_ranks, alone = (
-        arrays(path) for path in (two / "digits-source.params", two / "last.params", one / "last.params")
-    )
-    for name, array in two_ranks.items():  # of the last draw of the last regime, in which the backbone is frozen
-        assert close(array, alone[name], 1e-4), name
-        if name.startswith("features."):
-            np.testing.assert_array_equal(array, source[name], err_msg=name)
-
-
 def test_two_ranks_resume_where_they_were_killed(images, tmp_path):
     common = ["--data", images, "--model", MODEL, "--epochs", "6", "--batch-size", "8", "--resume"]
     finetune("dist_sync", *common, "--out", tmp_path / "whole" / "{index}")

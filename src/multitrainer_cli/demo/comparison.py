@@ -14,7 +14,6 @@ import mxnet as mx
 
 from ..arguments import defaults
 from ..errors import INTERRUPTED, UserError, require
-from ..ranks.exchange import Ranks
 from ..runs import artifacts, run_folder
 from ..runs.checkpoints import Checkpoints
 from ..training.interrupts import Interrupts
@@ -36,13 +35,10 @@ def run(
     args: argparse.Namespace,
     contexts: list[mx.Context],
     optimizer: OptimizerChoice,
-    ranks: Ranks,
     checkpoints: Checkpoints,
 ) -> int:
     """Compare the regimes, and return the exit status."""
     began = time.perf_counter()
-    if ranks.size > 1:
-        raise UserError("without --data, the command runs on one machine; leave --kvstore out, or add --data DIR")
     settings = Settings(
         checkpoints.out / SOURCE_FILE,
         args.epochs or defaults.DEMO_EPOCHS,

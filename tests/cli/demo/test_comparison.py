@@ -136,6 +136,7 @@ def test_an_incomplete_run_is_not_resumed(whole, tmp_path, capsys, name):
         (["--batch-size", "51"], "expected at least one image for each device and at most the 50 images to train on"),
         (["--optimizer", "sdg"], "--optimizer sdg: MXNet has no such optimizer"),
         (["--pretrained"], "--pretrained can only be used with --data DIR"),
+        (["--kvstore", "dist_sync"], "without --data, the command runs on one machine"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_trained(tmp_path, capsys, options, message):

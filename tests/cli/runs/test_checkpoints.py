@@ -196,28 +196,3 @@ def test_a_process_killed_at_any_moment_can_be_resumed(images, tmp_path):
     assert process.returncode == 0, error
     assert kill_again_and_again(options, tmp_path / "parts", total=12) >= 1
     assert_same(tmp_path / "whole", tmp_path / "parts")
-
-
-@pytest.mark.slow
-def test_the_comparison_on_digits_can_be_resumed(tmp_path):
-    options = ["--epochs", 6]
-    with start(*options, "--out", tmp_path / "whole") as process:
-        _, error = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, error
-    (tmp_path / "parts").mkdir()
-    source = (tmp_path / "whole/digits-source.params").read_bytes()
-    (tmp_path / "parts/digits-source.params").write_bytes(source)
-    total = 72
-    for stop in (8, 33):
-        with start(*options, "--out", tmp_path / "parts", "--resume") as process:
-            while count(tmp_path / "parts") < stop:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.02)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-    with start(*options, "--out", tmp_path / "parts", "--resume") as process:
-        printed, error = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, error
-    assert "going on after" in printed
-    assert len(rows_of(tmp_path / "parts")) == total
-    assert_same(tmp_path / "whole", tmp_path / "parts")
