@@ -13,6 +13,8 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon.data.vision import transforms
 
+from . import _mxnet
+
 # What a file has to be called to be taken for an image, in lower case. What it is decides its contents.
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -54,7 +56,7 @@ def read_image(path: str | os.PathLike[str]) -> mx.nd.NDArray:
     >>> read_image("grey.png").shape
     (2, 3, 3)
     """
-    return mx.nd.array(_decode(path), dtype=np.uint8)
+    return _mxnet.copy_to_ndarray(_decode(path))
 
 
 def check_image(path: str | os.PathLike[str]) -> None:
