@@ -8,7 +8,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_support import FILES, MODEL, arrays, rows_of
+from cli_support import FILES, MODEL, arrays, rows_of, without_times
 
 pytest.importorskip("gluoncv")
 
@@ -114,6 +114,18 @@ def test_devices_share_a_batch(images, tmp_path):
         net_of[name] = rows_of(out)[0]
     # BatchNorm sees half a batch on each of two devices, so close is all there is to ask for.
     assert net_of["two"]["train_loss"] == pytest.approx(net_of["one"]["train_loss"], rel=0.5)
+
+
+def test_a_run_on_two_devices_resumes_to_the_same_bits(images, tmp_path):
+    common = ("--data", images, "--model", MODEL, "--batch-size", 8, "--ctx", "cpu(0),cpu(1)")
+    assert finetune(*common, "--epochs", 2, "--out", tmp_path / "whole") == 0
+    assert finetune(*common, "--epochs", 1, "--out", tmp_path / "halves") == 0
+    assert finetune(*common, "--epochs", 2, "--out", tmp_path / "halves", "--resume") == 0
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert without_times(rows_of(halves)) == without_times(rows_of(whole))
+    resumed = arrays(halves / "last.params")
+    for name, value in arrays(whole / "last.params").items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
 def test_the_batch_is_no_larger_than_the_data(images, tmp_path, capsys):
