@@ -6,12 +6,12 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import mxnet as mx
 import pytest
 
+from inference_support import start
 from support import PATIENCE
 
 pytest.importorskip("gluoncv")
@@ -214,7 +214,7 @@ class TestNames:
         assert f"{tmp_path}/a\\n\\udce9.jpg: " in error
 
     def test_an_output_in_ascii(self, finished_run, folder):
-        process = start(finished_run, folder, environment={"PYTHONIOENCODING": "ascii"})
+        process = start("predict", finished_run, folder, environment={"PYTHONIOENCODING": "ascii"})
         output, error = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, error
         assert b"/\\xfc.jpg\t" in output
@@ -261,7 +261,7 @@ class TestStandardInput:
         assert "add --null" in error
 
     def test_lines_come_with_each_batch(self, finished_run, images):
-        with start(finished_run, "-", "--batch-size", "2") as process:
+        with start("predict", finished_run, "-", "--batch-size", "2") as process:
             for name in (b"000.jpg", b"001.png", b"002.jpg"):
                 process.stdin.write(os.fsencode(images) + b"/red/" + name + b"\n")
             process.stdin.flush()
@@ -272,7 +272,7 @@ class TestStandardInput:
 
 
 def test_a_reader_that_goes_away_is_no_error(finished_run, images):
-    with start(finished_run, "-", "--batch-size", "1") as process:
+    with start("predict", finished_run, "-", "--batch-size", "1") as process:
         process.stdin.write(os.fsencode(images) + b"/red/000.jpg\n")
         process.stdin.flush()
         process.stdout.readline()
@@ -293,18 +293,7 @@ def test_a_folder_without_a_run(images, tmp_path, capsys):
 
 def test_a_missing_package_names_the_extra(finished_run, images):
     for package in ("gluoncv", "PIL"):
-        with start(finished_run, images, prelude=f"import sys; sys.modules[{package!r}] = None;") as process:
+        with start("predict", finished_run, images, prelude=f"import sys; sys.modules[{package!r}] = None;") as process:
             _, error = process.communicate(timeout=PATIENCE)
         assert (process.returncode, error.count(b"\n")) == (2, 1)
         assert b"pip install 'multitrainer[finetune]'" in error
-
-
-def start(*arguments, prelude="", environment=None):
-    code = f"{prelude}import sys; from multitrainer_cli import main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, "predict", *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(environment or {})},
-    )

@@ -1,0 +1,117 @@
+"""``multitrainer evaluate``: measure the network of a finished run on images."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from pathlib import Path
+from typing import Any
+
+from multitrainer.saved_run import read_record
+
+from .arguments import defaults
+from .data import batches
+from .data.image_folder import ImageFolder, check_readable, class_roots
+from .errors import UserError, require
+from .evaluation import results
+from .evaluation.measurement import Measurement, measure
+from .evaluation.recorded_accuracy import read_accuracy
+from .evaluation.selection import Selection, select_images
+from .inference.classifier import Classifier, load_classifier
+from .inference.text import discard_output, escape, write_line
+from .runs import artifacts
+from .training.interrupts import Interrupts
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand and return the exit status."""
+    try:
+        return _evaluate(args)
+    except BrokenPipeError:
+        return discard_output()
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    for package in ("matplotlib", "sklearn", "tqdm"):
+        require(package)
+    classifier = load_classifier(args.run, args.weights, args.ctx)
+    record = _read_record(args.run)
+    root = args.data or _recorded_folder(args.run, record["data"])
+    selection = select_images(root, args.split, classifier.classes, record["split"])
+    recorded = read_accuracy(args.run, args.weights) if selection.validates else None
+    subject = _describe_subject(args.run, args.weights, root, selection)
+    out = results.choose_folder(args.run, args.out, subject)
+    _check_outside(out, root)
+    check_readable([path for path, _ in selection.images.items])
+    artifacts.make_folder(out)
+    measured = _measure(classifier, selection.images, args.batch_size or _batch_size(record), args.workers)
+    text = results.as_json(subject, measured, recorded, selection.notes)
+    title = f"{root.resolve().name}: accuracy {measured.accuracy:.2%} on {measured.images} images"
+    results.write_files(out, text, measured, title)
+    if args.json is not None and str(args.json) != "-":
+        artifacts.save_text(args.json, text)
+    comparison = [] if recorded is None else [recorded.compare(measured.accuracy, args.weights)]
+    remarks = [*map(escape, (*selection.notes, *comparison))]
+    if str(args.json) == "-":
+        print(text, end="")
+        print("".join(f"multitrainer: {remark}\n" for remark in remarks), end="", file=sys.stderr)
+    else:
+        head = f"{record['model']} of {args.run}, {args.weights} weights, on {selection.description}"
+        tail = f"{out}: {results.JSON}, {results.PICTURE}"
+        for line in (escape(head), *results.as_text(measured), "", *remarks, escape(tail)):
+            write_line(line)
+    sys.stdout.flush()
+    return 0
+
+
+def _read_record(run: Path) -> dict[str, Any]:
+    """Return the fields of the record of a run that matter here."""
+    record = read_record(run)
+    return {"model": record["model"], **{name: record.get(name) for name in ("options", "data", "split")}}
+
+
+def _recorded_folder(run: Path, data: str | None) -> Path:
+    if data is None:
+        raise UserError(f"the run in {run} was not trained on a folder of images; add --data DIR")
+    if not Path(data).is_dir():
+        raise UserError(f"the images of the run were in {data}, which is gone; add --data with their folder, or others")
+    return Path(data)
+
+
+def _describe_subject(run: Path, weights: str, root: Path, selection: Selection) -> dict[str, Any]:
+    """Return what tells this evaluation from others of the run."""
+    file = run / f"{weights}.params"
+    return {
+        "run": str(run.resolve()),
+        "weights": {"file": file.name, "crc32": artifacts.checksum(file)},
+        "data": str(root.resolve()),
+        "part": selection.part,
+        "images": len(selection.images.items),
+    }
+
+
+def _check_outside(out: Path, root: Path) -> None:
+    places = [out.resolve(), *out.resolve().parents]
+    if any(folder.resolve() in places for folder in class_roots(root)):
+        raise UserError(f"--out {out} is inside --data, where its files would be taken for a class; choose another")
+
+
+def _batch_size(record: dict[str, Any]) -> int:
+    """Return the batch size of the run: with others, MXNet may compute other last digits."""
+    given = record["options"].get("batch_size", "None")
+    wanted = defaults.BATCH_SIZE if given == "None" else int(given)
+    return min(wanted, len(record["split"]["train"])) if record["split"] else wanted
+
+
+def _measure(classifier: Classifier, images: ImageFolder, batch_size: int, workers: int) -> Measurement:
+    images.preprocess = classifier.transform
+    loader = batches.make_loader_in_order(images, batch_size, workers)
+    bar = require("tqdm").tqdm(loader, desc="measuring", unit=" batches", leave=False, disable=None, dynamic_ncols=True)
+    try:
+        with Interrupts() as interrupts, bar:
+            return measure(classifier, bar, interrupts)
+    except multiprocessing.TimeoutError as error:
+        raise UserError(
+            f"no worker answered within {batches.TIMEOUT} s; use fewer --workers, or give them more shared memory"
+        ) from error
