@@ -8,7 +8,7 @@ from typing import Any
 
 from .arguments import defaults
 from .arguments.param_groups import OPTIONS as GROUP_OPTIONS
-from .data.image_folder import class_roots
+from .data.layout import class_roots
 from .demo import comparison
 from .errors import UserError
 from .ranks.exchange import Ranks
@@ -21,7 +21,9 @@ from .training.devices import parse_contexts
 from .training.optimizer import parse_optimizer
 
 ONLY_WITH_DATA = (
+    "val_split",
     "model",
+    "input_size",
     "pretrained",
     "params",
     *GROUP_OPTIONS,

@@ -16,6 +16,7 @@ from multitrainer import MultiLRTrainer
 from ..arguments import defaults
 from ..data import batches
 from ..data.loader import Loader
+from ..data.recorded_split import describe_shared_images
 from ..data.split import Split, open_folder
 from ..errors import INTERRUPTED, UserError
 from ..ranks.exchange import Ranks
@@ -49,15 +50,16 @@ def run(
     """Train on the images of --data, and return the exit status."""
     seed_everything(args.seed)
     earlier = checkpoints.find_earlier(args.data, lambda rows: [run_folder.BEST, run_folder.LAST])
-    split = open_folder(args.data, args.seed, earlier.images)
+    split = open_folder(args.data, args.seed, earlier.images, checkpoints.out, args.val_split)
     ranks.check_same("images", split.listing())
     checkpoints.announce_resume()
     for note in split.notes:
         print(note)
     model = _build_model(args, split, contexts, optimizer, ranks, earlier)
+    split.check_readable()  # takes long: not before the options are known to be right
     loaders = batches.make_loaders(
         split,
-        network.input_size(args.model or defaults.MODEL),
+        network.transform(args.model or defaults.MODEL, args.input_size).size,
         model.length.batch_size,
         args.workers or 0,
         args.seed,
@@ -70,6 +72,8 @@ def run(
         loaders[0].skip(len(earlier.rows))
     images = earlier.images or (split.record() if ranks.is_first else None)
     checkpoints.write_record(images)
+    for note in describe_shared_images(images):
+        print(note)
     files = EpochFiles(model.net, model.trainer, checkpoints, images)
     interrupted = _train(args, split, model, loaders, ranks, files, len(earlier.rows))
     outcome = ""
@@ -96,7 +100,7 @@ def _build_model(
     batch_size = _batch_size(args.batch_size or defaults.BATCH_SIZE, len(split.train), contexts, ranks)
     length = schedule.TrainingLength(len(split.train) // ranks.size, batch_size, args.epochs or defaults.EPOCHS)
     optimizer = schedule.add_scheduler(optimizer, args, length)
-    network.initialize(net, contexts, name, classes)
+    network.initialize(net, contexts, name, classes, args.input_size)
     if ranks.is_first and network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
         network.load_backbone(net, head, network.download_weights(name) if args.pretrained else args.params)
     ranks.broadcast_parameters(net.collect_params().values())
