@@ -12,7 +12,9 @@ from multitrainer.saved_run import read_record
 
 from .arguments import defaults
 from .data import batches
-from .data.image_folder import ImageFolder, check_readable, class_roots
+from .data.image_check import check_readable
+from .data.image_folder import ImageFolder
+from .data.layout import class_roots
 from .errors import UserError, require
 from .evaluation import results
 from .evaluation.measurement import Measurement, measure
@@ -42,8 +44,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     recorded = read_accuracy(args.run, args.weights) if selection.validates else None
     subject = _describe_subject(args.run, args.weights, root, selection)
     out = results.choose_folder(args.run, args.out, subject)
-    _check_outside(out, root)
-    check_readable([path for path, _ in selection.images.items])
+    _check_outside(out, root, args.run)
+    check_readable([path for path, _ in selection.images.items], root)
     artifacts.make_folder(out)
     measured = _measure(classifier, selection.images, args.batch_size or _batch_size(record), args.workers)
     text = results.as_json(subject, measured, recorded, selection.notes)
@@ -91,10 +93,11 @@ def _describe_subject(run: Path, weights: str, root: Path, selection: Selection)
     }
 
 
-def _check_outside(out: Path, root: Path) -> None:
+def _check_outside(out: Path, root: Path, run: Path) -> None:
+    """Refuse a folder that would be taken for a class, or its picture for an image. That of a run never is."""
     places = [out.resolve(), *out.resolve().parents]
-    if any(folder.resolve() in places for folder in class_roots(root)):
-        raise UserError(f"--out {out} is inside --data, where its files would be taken for a class; choose another")
+    if run.resolve() not in places and any(folder.resolve() in places for folder in class_roots(root)):
+        raise UserError(f"--out {out} is inside --data, where it would be taken for a class; choose another --out")
 
 
 def _batch_size(record: dict[str, Any]) -> int:

@@ -215,6 +215,15 @@ class TestFiles:
         assert "is inside --data" in capsys.readouterr().err
         assert not (images / "out").exists()
 
+    def test_a_run_may_be_among_the_images(self, noisy, tmp_path, monkeypatch, capsys):
+        shutil.copytree(str(noisy), str(tmp_path / "data"))
+        monkeypatch.chdir(tmp_path / "data")
+        assert finetune(".", "--out", tmp_path / "run", epochs=1) == 0
+        write_record(tmp_path / "run")
+        shutil.move(str(tmp_path / "run"), "runs")
+        status, found = evaluate(tmp_path / "data" / "runs", "--data", ".")
+        assert (status, found["subject"]["part"]) == (0, "val")
+
     def test_json_goes_where_it_is_told(self, run, tmp_path, capsys):
         status, found = evaluate(run, "--json", tmp_path / "figures.json")
         assert status == 0

@@ -7,7 +7,8 @@ import zlib
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Tuple
 
-from ..data.image_folder import ImageFolder, class_roots
+from ..data.image_folder import ImageFolder
+from ..data.layout import Layout, LeftOut, find_layout, note_beside
 from ..errors import UserError
 
 _Found = Dict[str, Tuple[str, str]]  # path and class of an image, by its name in the folder
@@ -58,10 +59,12 @@ def select_images(root: Path, split: str | None, classes: list[str], recorded: d
     UserError
         If there are no such images, or images of a class that the run does not know.
     """
-    folders = {folder: ImageFolder(folder) for folder in class_roots(root)}
+    layout, left_out = find_layout(root), LeftOut(root)
+    folders = [ImageFolder(folder, left_out) for folder in layout if folder is not None]
+    note_beside(root, layout, left_out)
     found: _Found = {
         Path(path).relative_to(root).as_posix(): (path, images.synsets[label])
-        for images in folders.values()
+        for images in folders
         for path, label in images.items
     }
     if not found:
@@ -72,16 +75,17 @@ def select_images(root: Path, split: str | None, classes: list[str], recorded: d
         description = f"{len(own)} of {len(found)} images in {root}, which the run has {_ROLES[part]}"
         notes = _describe_gone(len(recorded[part]) - len(own), recorded[part], part)
     else:
-        part, names = _part_of_folder(root, split, [folder.name for folder in folders], found)
+        part, names = _part_of_folder(root, split, layout, found)
         description = f"{len(names)} of {len(found)} images in {root}, those in {part}"
         if part == "all":
             description = f"all {len(names)} images in {root}"
-        notes = _describe_trained_on(names, found, recorded)
+        unused = left_out.describe()
+        notes = (*[f"left out: {unused}"] * bool(unused), *_describe_trained_on(names, found, recorded))
     _check_classes(root, names, found, classes)
     labels = {name: label for label, name in enumerate(classes)}
     items = [(found[name][0], labels[found[name][1]]) for name in names]
     return Selection(
-        images=next(iter(folders.values())).with_items(items),
+        images=folders[0].with_items(items),
         part=part,
         description=description,
         validates=bool(recorded and own and part == "val" and len(own) == len(recorded["val"])),
@@ -99,18 +103,17 @@ def _find_recorded(found: _Found, recorded: _Contents) -> list[str]:
     return unchanged if 2 * len(unchanged) >= len(recorded) else []
 
 
-def _part_of_folder(root: Path, split: str | None, folders: list[str], found: _Found) -> tuple[str, list[str]]:
+def _part_of_folder(root: Path, split: str | None, layout: Layout, found: _Found) -> tuple[str, list[str]]:
     """Return which part of a folder is measured if it is not that of the run, and the names of its images."""
-    divided = len(folders) > 1
-    if split == "all" or (split is None and not divided):
+    if split == "all" or (split is None and layout.val is None):
         return "all", list(found)
-    if not divided:
+    if layout.val is None:
         raise UserError(
             f"--split {split}: --data {root} holds neither the images that the run has {_ROLES[str(split)]} nor "
             "folders to train and to validate on; leave --split out to measure on all of its images"
         )
-    folder = folders[0] if split == "train" else folders[1]
-    return f"{folder}/", [name for name in found if name.startswith(f"{folder}/")]
+    folder = layout.train if split == "train" else layout.val
+    return f"{folder.name}/", [name for name in found if name.startswith(f"{folder.name}/")]
 
 
 def _check_classes(root: Path, names: list[str], found: _Found, classes: list[str]) -> None:

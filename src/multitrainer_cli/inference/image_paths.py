@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from pathlib import Path
 from typing import IO, Iterator, Sequence
 
 from multitrainer.images import EXTENSIONS
 
+from ..data.layout import is_hidden
 from ..errors import UserError
 from .text import escape
 
@@ -108,7 +110,7 @@ def _walk(folder: str, skipped: Skipped, parents: tuple[tuple[int, int], ...]) -
         return
     for name in names:
         path = os.path.join(folder, name)
-        if name.startswith("."):
+        if is_hidden(Path(name)):
             skipped.hidden += 1
         elif os.path.isdir(path):
             yield from _walk(path, skipped, (*parents, identity))

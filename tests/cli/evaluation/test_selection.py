@@ -105,6 +105,15 @@ def test_a_divided_folder_of_others(folder, tmp_path):
         assert (found.part, len(found.images.items), found.validates) == (part, count, False)
 
 
+def test_what_is_left_out_of_another_folder(folder, tmp_path):
+    other = write_images(tmp_path / "other" / "Train", 1).parent
+    write_images(other / "valid", 2)
+    (other / "valid" / "red" / "._000.jpg").write_bytes(b"")
+    found = select_images(other, None, CLASSES, record_of(folder))
+    assert (found.part, len(found.images.items)) == ("valid/", 6)
+    assert found.notes == ("left out: 1 hidden file or folder (valid/red/._000.jpg)",)
+
+
 @pytest.mark.parametrize("split", ["val", "train"])
 def test_a_folder_of_others_has_no_split(folder, tmp_path, split):
     other = write_images(tmp_path / "other", 2)
