@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from multitrainer.saved_run import read_record
+from multitrainer.saved_run import RECORD, read_record
 
 from .arguments import defaults
 from .data import batches
@@ -68,9 +68,18 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _read_record(run: Path) -> dict[str, Any]:
-    """Return the fields of the record of a run that matter here."""
+    """Return model, options, data and split of a run; raise a UserError if the record is damaged."""
     record = read_record(run)
-    return {"model": record["model"], **{name: record.get(name) for name in ("options", "data", "split")}}
+    try:
+        split = record["split"]
+        if split is not None:
+            split = {
+                part: {name: (int(size), int(checksum)) for name, (size, checksum) in split[part].items()}
+                for part in ("train", "val")
+            }
+        return {**record, "options": dict(record["options"]), "data": record["data"], "split": split}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{run / RECORD} is damaged ({error}); put a copy of it back, or train again") from error
 
 
 def _recorded_folder(run: Path, data: str | None) -> Path:

@@ -185,6 +185,20 @@ def test_the_folder_of_the_run_may_be_gone(noisy, tmp_path, capsys):
     assert evaluate(tmp_path / "run", "--data", tmp_path / "elsewhere")[1]["subject"]["part"] == "val"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"split": []}, {"split": {"train": {}}}, {"split": {"train": {"a": 1}, "val": {}}}, {"options": 3}],
+    ids=str,
+)
+def test_a_damaged_record_is_refused(run, capsys, fields):
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, **fields}))
+    assert evaluate(run)[0] == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "run.json is damaged" in error
+
+
 def test_a_run_on_digits_needs_data(run, tmp_path, capsys):
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "data": None, "split": None}))
