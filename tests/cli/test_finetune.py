@@ -49,6 +49,8 @@ WRONG = {
     "lr": (["--lr", "0"], "--lr: expected a number above 0"),
     "wd": (["--wd", "-1"], "--wd: expected a number of at least 0"),
     "epochs": (["--epochs", "many"], "--epochs: invalid"),
+    "input size": (["--input-size", "10"], "--input-size: expected a whole number from 32 to 4096, got 10"),
+    "val split": (["--val-split", "0"], "--val-split: expected a number between 0 and 1, got 0"),
     "unknown option": (["--lrmult", "features=1"], "unrecognized arguments"),
 }
 
@@ -69,7 +71,8 @@ def test_pretrained_and_params_exclude_each_other(images, capsys):
 
 
 @pytest.mark.parametrize(
-    "option", ["--model=x", "--pretrained", "--params=x", "--lr-mult=a=1", "--freeze=a", "--workers=1"]
+    "option",
+    ["--model=x", "--pretrained", "--params=x", "--lr-mult=a=1", "--freeze=a", "--workers=1", "--val-split=.1"],
 )
 def test_options_of_images_need_data(capsys, option):
     assert finetune(option) == 2
