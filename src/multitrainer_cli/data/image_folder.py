@@ -12,8 +12,10 @@ import numpy as np
 from mxnet import gluon
 
 from ..errors import UserError, require
+from ..runs import run_folder
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
+PARTS = ("train", "training", "val", "valid", "validation", "test")  # folders that divide the images
 
 
 class ImageFolder(gluon.data.vision.ImageFolderDataset):
@@ -24,10 +26,13 @@ class ImageFolder(gluon.data.vision.ImageFolderDataset):
     Parameters
     ----------
     root : Path
-        The folder that holds one folder for each class.
+        The folder that holds one folder for each class; the folders of runs among them are left out.
+    out : Path, optional
+        The folder of a run that may not have begun.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, out: Path | None = None) -> None:
+        self._out = out
         super().__init__(str(root))
         self.preprocess: Any = None
 
@@ -35,7 +40,9 @@ class ImageFolder(gluon.data.vision.ImageFolderDataset):
         self.synsets: list[str] = []
         self.items: list[tuple[str, int]] = []
         for folder in _class_folders(Path(root)):
-            images = sorted(file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS)
+            images = _images_in(folder)
+            if run_folder.is_run(folder) or (not images and _leads_to_runs(folder, self._out)):
+                continue
             if not images:
                 raise UserError(
                     f"{folder} holds no images ({', '.join(EXTENSIONS)}); put some there or remove the folder"
@@ -75,6 +82,21 @@ def class_roots(root: Path) -> list[Path]:
     return [root / "train", *[root / "val"] * (root / "val").is_dir()]
 
 
+def check_place(out: Path, root: Path) -> None:
+    """Refuse a folder for a run in which its files would be taken for images or classes.
+
+    Among the class folders, a run has a folder of its own, or one in a folder that holds runs.
+    """
+    place, root = out.resolve(), root.resolve()
+    if place == root or root in place.parents:
+        among_classes = root / place.relative_to(root).parts[0] if place != root else root
+        is_class = among_classes.is_dir() and not run_folder.is_run(among_classes) and _images_in(among_classes)
+        if place == root or is_class or among_classes.name.lower() in PARTS:
+            raise UserError(
+                f"--out {out} is inside --data, where its files would be taken for a class; choose another --out"
+            )
+
+
 def check_readable(paths: list[str]) -> None:
     """Raise UserError if the header of an image is damaged, before the first epoch; reading finds other damage."""
     image = require("PIL.Image")
@@ -87,6 +109,16 @@ def check_readable(paths: list[str]) -> None:
             broken.append(path)
     if broken:
         raise _unreadable(broken)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS)
+
+
+def _leads_to_runs(folder: Path, out: Path | None) -> bool:
+    """Return whether runs are in a folder, or one is about to be."""
+    place = None if out is None else out.resolve()
+    return run_folder.contains_runs(folder) or (place is not None and folder.resolve() in (place, *place.parents))
 
 
 def _class_folders(root: Path) -> list[Path]:

@@ -26,14 +26,20 @@ class Split(NamedTuple):
         """Return the record with which `open_folder` divides the folder in the same way later."""
         return recorded_split.make_record(self.root, self.classes, self.train, self.val)
 
+    def check_readable(self) -> None:
+        """Raise a UserError if an image cannot be read; this opens all of them."""
+        check_readable([path for path, _ in self.train.items + self.val.items])
+
     def listing(self) -> list[tuple[str, str]]:
         """Return class and file name of every image, in order; they do not depend on where the folder is."""
         items = [*self.train.items, *self.val.items]
         return [(self.classes[label], Path(path).name) for path, label in items]
 
 
-def open_folder(root: Path, seed: int, record: dict[str, Any] | None = None) -> Split:
+def open_folder(root: Path, seed: int, record: dict[str, Any] | None = None, out: Path | None = None) -> Split:
     """Open a folder of class folders, or of ``train`` and ``val`` with class folders, and divide its images.
+
+    The images are listed, but not read: see `Split.check_readable`.
 
     Parameters
     ----------
@@ -43,14 +49,16 @@ def open_folder(root: Path, seed: int, record: dict[str, Any] | None = None) -> 
         Decides which images are set aside if there is no ``val``.
     record : dict, optional
         The record of the run to resume, whose division is kept.
+    out : Path, optional
+        The folder of the run; it is no class, even if it is among them.
 
     Raises
     ------
     UserError
-        If there is nothing to train on, an image cannot be read, or the run to resume had other classes, or the same
-        images under exchanged names.
+        If there is nothing to train on, or the run to resume had other classes, or the same images under exchanged
+        names.
     """
-    train, *rest = [ImageFolder(folder) for folder in class_roots(root)]
+    train, *rest = [ImageFolder(folder, out) for folder in class_roots(root)]
     if record is not None:
         recorded_split.check_classes(train.synsets, record, root)
     if len(train.synsets) < 2:
@@ -65,7 +73,6 @@ def open_folder(root: Path, seed: int, record: dict[str, Any] | None = None) -> 
         train, val, notes = recorded_split.divide([train, *rest], record, root)
     elif not rest:
         train, val = _divide_at_random(train, seed)
-    check_readable([path for path, _ in train.items + val.items])
     return Split(root, list(train.synsets), train, val, notes)
 
 

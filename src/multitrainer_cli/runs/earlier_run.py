@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 from ..errors import UserError
 from . import artifacts, record, run_folder
@@ -71,11 +72,21 @@ def _read(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             f"{run_folder.OLD_RECORD}; go on with that version, choose another --out, or replace the run with "
             "--overwrite"
         )
-    holds_run = run_folder.holds_run(out)
-    _check_complete(out, [run_folder.RECORD, *[run_folder.METRICS] * holds_run])
-    try:
+    _check_complete(out, [run_folder.RECORD])
+    with _damage_reported(out):
         before = record.read(out / run_folder.RECORD)
-        return before, _parse_metrics(out / run_folder.METRICS) if holds_run else []
+    if not run_folder.holds_run(out):
+        return before, []
+    _check_complete(out, [run_folder.METRICS])
+    with _damage_reported(out):
+        return before, _parse_metrics(out / run_folder.METRICS)
+
+
+@contextlib.contextmanager
+def _damage_reported(out: Path) -> Iterator[None]:
+    """Raise a UserError for any error in reading a file of the run in `out`."""
+    try:
+        yield
     except record.NewerFormatError as error:
         raise UserError(f"--resume: {error}; go on with that version, or choose another --out") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -102,7 +113,9 @@ def _check_same_data(out: Path, had_images: bool, has_images: bool) -> None:
 
 def _check_same_options(out: Path, before: dict[str, str], now: dict[str, str]) -> None:
     changed = {name for name in {**before, **now} if before.get(name, "None") != now.get(name, "None")}
-    if ("epochs" in before) != ("epochs" in now):  # recorded with some schedules only: then it is the schedule that differs
+    if ("epochs" in before) != (
+        "epochs" in now
+    ):  # recorded with some schedules only: then it is the schedule that differs
         changed.discard("epochs")
     if changed:
         options = ", ".join(_as_given(name, before.get(name)) for name in sorted(changed))
@@ -140,10 +153,8 @@ def _check_metrics(out: Path, rows: int) -> None:
 def _check_parameters(out: Path, number: int, paths: list[Path]) -> None:
     """Refuse weights that cannot be read, or that are not those which the checkpoint was written with."""
     files = run_folder.checkpoint_files(out, number)
-    try:
+    with _damage_reported(out):
         if artifacts.checksum(files.weights) != json.loads(files.checksum.read_text(encoding="utf-8"))["crc32"]:
             raise ValueError(f"checksum mismatch for {files.weights.name}")
         for path in paths:
             artifacts.check_parameters(path)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise resume_error(out, f"is damaged ({error})") from error

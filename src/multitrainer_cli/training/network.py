@@ -12,8 +12,10 @@ from mxnet import gluon
 
 from multitrainer import _mxnet
 from multitrainer.groups.targets import closest_names
+from multitrainer.images import ImageTransform
 from multitrainer.pretrained import LoadReport, match_file
 
+from ..data.batches import CIFAR_SIZE
 from ..errors import UserError, require
 
 # The models that take another size than ImageNet's 224.
@@ -28,6 +30,12 @@ def has_weights(args: argparse.Namespace) -> bool:
 def input_size(model: str) -> int:
     """Return the side, in pixels, of the square images that a model takes."""
     return next((size for start, size in INPUT_SIZES.items() if model.lower().startswith(start)), 224)
+
+
+def transform(model: str) -> ImageTransform:
+    """Return what makes the input of a model from an image when it is validated."""
+    size = input_size(model)
+    return ImageTransform(size, size if size <= CIFAR_SIZE else round(size / 0.875))
 
 
 def build(model: str, classes: int) -> tuple[gluon.HybridBlock, str]:

@@ -13,8 +13,10 @@ from cli_support import write_images
 pytest.importorskip("gluoncv")
 pytest.importorskip("PIL")
 
-from multitrainer_cli.data.image_folder import ImageFolder, check_readable, class_roots
+from multitrainer_cli.data.image_folder import ImageFolder, check_place, check_readable, class_roots
 from multitrainer_cli.errors import UserError
+from multitrainer_cli.runs import record
+from run_support import NETWORK
 
 
 def readable(root):
@@ -142,3 +144,40 @@ class TestWhatCannotBeUsedIsNamed:
         (root / "red/000.jpg").rename(root / "red" / os.fsdecode(b"\xe9.jpg"))
         with pytest.raises(UserError, match=r"red/\\udce9\.jpg' is not in UTF-8; rename it"):
             ImageFolder(root)
+
+
+class TestRunsAmongTheClasses:
+    """The folders of runs are left out; a folder that holds images stays a class unless it is a run."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        root = write_images(tmp_path / "d", 1)
+        for name in ("a-run", "runs/finetune"):
+            (root / name).mkdir(parents=True)
+            record.write(root / name / "run.json", NETWORK, {}, None, None, None)
+        (root / "a-run/finetune.png").write_bytes(b"")
+        return root
+
+    def test_runs_are_no_classes(self, root):
+        assert ImageFolder(root).synsets == ["blue", "green", "red"]
+        assert class_roots(root) == [root]
+
+    def test_a_class_that_holds_runs_stays_one(self, root):
+        (root / "runs").rename(root / "red/runs")
+        assert ImageFolder(root).synsets == ["blue", "green", "red"]
+
+    @pytest.mark.parametrize("out", ["next", "deep/next"])
+    def test_nor_is_the_one_that_begins(self, root, out):
+        (root / out).mkdir(parents=True)
+        with pytest.raises(UserError, match="holds no images"):
+            ImageFolder(root)
+        assert ImageFolder(root, root / out).synsets == ["blue", "green", "red"]
+
+    @pytest.mark.parametrize("name", ["", "red", "red/x", "train", "Val/x", "valid"])
+    def test_a_run_may_not_begin_where_its_files_would_be_images(self, root, name):
+        with pytest.raises(UserError, match="is inside --data"):
+            check_place(root / name, root)
+
+    @pytest.mark.parametrize("name", ["new", "a-run", "runs/new", "new/train", "../d2", ".hidden/x"])
+    def test_it_may_begin_anywhere_else(self, root, name):
+        check_place(root / name, root)

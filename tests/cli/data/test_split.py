@@ -103,7 +103,7 @@ def test_val_must_hold_the_classes_of_train(tmp_path):
     write_images(tmp_path / "train", 2)
     write_images(tmp_path / "val", 2, classes=("blue", "green", "pink"))
     with pytest.raises(UserError, match="red only in train and pink only in val"):
-        open_folder(tmp_path, seed=0)
+        open_folder(tmp_path, seed=0).check_readable()
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -112,4 +112,4 @@ def test_an_image_that_cannot_be_read_is_refused(tmp_path, part):
         write_images(tmp_path / name, 2)
     (tmp_path / part / "red/000.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=f"{part}/red/000.jpg: not a readable"):
-        open_folder(tmp_path, seed=0)
+        open_folder(tmp_path, seed=0).check_readable()
