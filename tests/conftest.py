@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cli_support import MODEL, finetune, start, write_images
-from recorded_run import write_record
 
 
 def pytest_addoption(parser):
@@ -55,7 +54,6 @@ def finished_run(images, tmp_path_factory):
     """The folder of a run of two epochs on those images. Tests must not write there."""
     out = tmp_path_factory.mktemp("runs") / "finished"
     assert finetune(images, "--out", out) == 0
-    write_record(out)
     return out
 
 

@@ -79,9 +79,7 @@ def _random_weights(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("_random_weights")
 class TestExamples:
     @pytest.mark.parametrize(
-    @pytest.mark.parametrize(
         "page", [page for page in PAGES if blocks(page, "python") and page.name not in ELSEWHERE], ids=page_id
-    )
     )
     def test_a_page_runs_and_prints_what_it_shows(self, page):
         _, outputs = run(page)
@@ -173,7 +171,9 @@ class TestNames:
         assert all(f": {page.name}\n" in site for page in PAGES[1:])
 
     def test_every_public_name_is_in_the_reference(self):
-        documented = re.findall(r"^::: multitrainer(?:_cli)?\.(?:\w+\.)*(\w+)$", (ROOT / "docs/reference.md").read_text(), re.M)
+        documented = re.findall(
+            r"^::: multitrainer(?:_cli)?\.(?:\w+\.)*(\w+)$", (ROOT / "docs/reference.md").read_text(), re.M
+        )
         names = [*multitrainer.__all__, *symbolic.__all__, "DistributedMultiLRTrainer", "main"]
         assert sorted(documented) == sorted(names)
 

@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from multitrainer.saved_run import RECORD, read_record
-
-from .arguments import defaults
 from .data import batches
 from .data.image_check import check_readable
 from .data.image_folder import ImageFolder
@@ -19,6 +16,7 @@ from .errors import UserError, require
 from .evaluation import results
 from .evaluation.measurement import Measurement, measure
 from .evaluation.recorded_accuracy import read_accuracy
+from .evaluation.recorded_run import read_recorded_run
 from .evaluation.selection import Selection, select_images
 from .inference.classifier import Classifier, load_classifier
 from .inference.text import discard_output, escape, write_line
@@ -38,16 +36,16 @@ def _evaluate(args: argparse.Namespace) -> int:
     for package in ("matplotlib", "sklearn", "tqdm"):
         require(package)
     classifier = load_classifier(args.run, args.weights, args.ctx)
-    record = _read_record(args.run)
-    root = args.data or _recorded_folder(args.run, record["data"])
-    selection = select_images(root, args.split, classifier.classes, record["split"])
+    run = read_recorded_run(args.run)
+    root = args.data or run.find_folder()
+    selection = select_images(root, args.split, classifier.classes, run.images)
     recorded = read_accuracy(args.run, args.weights) if selection.validates else None
     subject = _describe_subject(args.run, args.weights, root, selection)
     out = results.choose_folder(args.run, args.out, subject)
     _check_outside(out, root, args.run)
     check_readable([path for path, _ in selection.images.items], root)
     artifacts.make_folder(out)
-    measured = _measure(classifier, selection.images, args.batch_size or _batch_size(record), args.workers)
+    measured = _measure(classifier, selection.images, args.batch_size or run.batch_size, args.workers)
     text = results.as_json(subject, measured, recorded, selection.notes)
     title = f"{root.resolve().name}: accuracy {measured.accuracy:.2%} on {measured.images} images"
     results.write_files(out, text, measured, title)
@@ -59,35 +57,12 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(text, end="")
         print("".join(f"multitrainer: {remark}\n" for remark in remarks), end="", file=sys.stderr)
     else:
-        head = f"{record['model']} of {args.run}, {args.weights} weights, on {selection.description}"
+        head = f"{run.model} of {args.run}, {args.weights} weights, on {selection.description}"
         tail = f"{out}: {results.JSON}, {results.PICTURE}"
         for line in (escape(head), *results.as_text(measured), "", *remarks, escape(tail)):
             write_line(line)
     sys.stdout.flush()
     return 0
-
-
-def _read_record(run: Path) -> dict[str, Any]:
-    """Return model, options, data and split of a run; raise a UserError if the record is damaged."""
-    record = read_record(run)
-    try:
-        split = record["split"]
-        if split is not None:
-            split = {
-                part: {name: (int(size), int(checksum)) for name, (size, checksum) in split[part].items()}
-                for part in ("train", "val")
-            }
-        return {**record, "options": dict(record["options"]), "data": record["data"], "split": split}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{run / RECORD} is damaged ({error}); put a copy of it back, or train again") from error
-
-
-def _recorded_folder(run: Path, data: str | None) -> Path:
-    if data is None:
-        raise UserError(f"the run in {run} was not trained on a folder of images; add --data DIR")
-    if not Path(data).is_dir():
-        raise UserError(f"the images of the run were in {data}, which is gone; add --data with their folder, or others")
-    return Path(data)
 
 
 def _describe_subject(run: Path, weights: str, root: Path, selection: Selection) -> dict[str, Any]:
@@ -107,13 +82,6 @@ def _check_outside(out: Path, root: Path, run: Path) -> None:
     places = [out.resolve(), *out.resolve().parents]
     if run.resolve() not in places and any(folder.resolve() in places for folder in class_roots(root)):
         raise UserError(f"--out {out} is inside --data, where it would be taken for a class; choose another --out")
-
-
-def _batch_size(record: dict[str, Any]) -> int:
-    """Return the batch size of the run: with others, MXNet may compute other last digits."""
-    given = record["options"].get("batch_size", "None")
-    wanted = defaults.BATCH_SIZE if given == "None" else int(given)
-    return min(wanted, len(record["split"]["train"])) if record["split"] else wanted
 
 
 def _measure(classifier: Classifier, images: ImageFolder, batch_size: int, workers: int) -> Measurement:

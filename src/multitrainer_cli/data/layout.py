@@ -5,7 +5,6 @@ Nothing is trained on that was not meant to be, and nothing is left out without 
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +12,11 @@ from typing import NamedTuple
 from multitrainer.images import EXTENSIONS
 
 from ..errors import UserError
+from ..runs import run_folder
 
 TRAIN_NAMES = ("train",)  # in lower case; any case is accepted
 VAL_NAMES = ("val", "valid", "validation")
+PART_NAMES = (*TRAIN_NAMES, "training", *VAL_NAMES, "test")
 ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip")
 
 # What a run can leave out: one, and several of it.
@@ -136,6 +137,28 @@ def note_beside(root: Path, layout: Layout, left_out: LeftOut) -> None:
             left_out.add(BESIDE_TRAIN if entry.is_dir() else _kind_of_file(entry, BESIDE), entry)
 
 
+def check_place(out: Path, root: Path) -> None:
+    """Refuse a folder for a run in which its files would be taken for images or classes.
+
+    Among the class folders, a run has a folder of its own, or one in a folder that holds runs.
+
+    Parameters
+    ----------
+    out : Path
+        The folder of the run.
+    root : Path
+        A folder that holds class folders.
+    """
+    place, root = out.resolve(), root.resolve()
+    if place == root or root in place.parents:
+        among_classes = root / place.relative_to(root).parts[0] if place != root else root
+        is_class = among_classes.is_dir() and not run_folder.is_run(among_classes) and _holds_images(among_classes)
+        if place == root or is_class or among_classes.name.lower() in PART_NAMES:
+            raise UserError(
+                f"--out {out} is inside --data, where its files would be taken for a class; choose another --out"
+            )
+
+
 def is_hidden(path: Path) -> bool:
     """Return whether a file or folder is not meant to be seen; ``__MACOSX`` is what macOS adds to archives."""
     return path.name.startswith(".") or path.name == "__MACOSX"
@@ -159,25 +182,19 @@ def _find_one(root: Path, candidates: list[Path]) -> Path | None:
     return candidates[0] if candidates else None
 
 
+def _holds_images(folder: Path) -> bool:
+    return any(map(is_image, folder.iterdir()))
+
+
 def _is_for_runs(folder: Path, out: Path | None) -> bool:
     """Return whether a folder is that of a run, or holds no images itself and leads to the folders of runs."""
-    if _is_run(folder):
+    if run_folder.is_run(folder):
         return True
-    if any(map(is_image, folder.iterdir())):
+    if _holds_images(folder):
         return False
     place = None if out is None else out.resolve()
-    if place is not None and folder.resolve() in (place, *place.parents):
-        return True
-    return any(_is_run(Path(inside)) for inside, _, _ in os.walk(folder))
-
-
-def _is_run(folder: Path) -> bool:
-    """Return whether a folder holds the record of a run."""
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and "format" in record
+    begins = place is not None and folder.resolve() in (place, *place.parents)
+    return begins or run_folder.contains_runs(folder)
 
 
 def _list_images(folder: Path, left_out: LeftOut) -> list[Path]:

@@ -14,18 +14,20 @@ import mxnet as mx
 from mxnet import gluon
 
 from multitrainer import MultiLRTrainer, ParamGroup
+from multitrainer.images import ImageTransform
 
 from ..arguments import defaults
 from ..errors import INTERRUPTED, UserError
 from ..ranks.exchange import Ranks
 from ..runs import artifacts, figures, run_folder
 from ..runs.checkpoints import Checkpoints
+from ..runs.record import NetworkRecord
 from ..training import features, network
 from ..training.interrupts import Interrupts
 from ..training.loop import fit, seed_everything
 from ..training.optimizer import OptimizerChoice
-from .digits import CLASSES, LabelledImages, load
-from .regimes import REGIMES, Regime, build_network
+from .digits import CLASSES, SIZE, LabelledImages, load
+from .regimes import MODEL, REGIMES, Regime, build_network
 
 SHOTS, UNSEEN, DRAWS = 10, 80, 3  # images a class to train on and to measure on, and how often they are drawn
 MEASURE_EVERY = 5  # epochs
@@ -73,7 +75,7 @@ def run(
     epochs = args.epochs or defaults.DEMO_EPOCHS
     earlier = checkpoints.find_earlier(None, lambda rows: _required_files(rows, epochs)).rows
     checkpoints.announce_resume()
-    checkpoints.write_record()
+    checkpoints.write_record(_describe_network())
     interrupted = False
     with Interrupts() as interrupts:
         demo = _Demo(args, contexts, optimizer, ranks, checkpoints, interrupts)
@@ -87,6 +89,12 @@ def run(
         if interrupted:
             print(f"multitrainer: interrupted; what was measured is in {checkpoints.out}", file=sys.stderr)
     return INTERRUPTED if interrupted else 0
+
+
+def _describe_network() -> NetworkRecord:
+    """Return the record of the networks that tell 5 to 9 apart; their input goes from -1 to 1."""
+    transform = ImageTransform(SIZE, SIZE, (0.5,) * 3, (0.5,) * 3)
+    return NetworkRecord(MODEL, [str(CLASSES + label) for label in range(CLASSES)], transform.as_dict())
 
 
 def _required_files(rows: list[dict[str, Any]], epochs: int) -> list[str]:

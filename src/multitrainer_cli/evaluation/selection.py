@@ -13,7 +13,7 @@ from ..errors import UserError
 
 _Found = Dict[str, Tuple[str, str]]  # path and class of an image, by its name in the folder
 _Contents = Dict[str, Tuple[int, int]]  # size and CRC-32 of an image, by its name in the folder
-_Recorded = Dict[str, _Contents]  # the images of a run, by part
+Recorded = Dict[str, _Contents]  # the images of a run, by part
 _ROLES = {"val": "set aside for validation", "train": "trained on"}
 
 
@@ -41,7 +41,7 @@ class Selection(NamedTuple):
     notes: tuple[str, ...]
 
 
-def select_images(root: Path, split: str | None, classes: list[str], recorded: _Recorded | None) -> Selection:
+def select_images(root: Path, split: str | None, classes: list[str], recorded: Recorded | None) -> Selection:
     """Choose the images of a folder to measure a run on.
 
     Parameters
@@ -132,7 +132,7 @@ def _describe_gone(gone: int, recorded: _Contents, part: str) -> tuple[str, ...]
     return (f"{gone} of the {len(recorded)} images that the run has {_ROLES[part]} are gone or changed",)
 
 
-def _describe_trained_on(names: list[str], found: _Found, recorded: _Recorded | None) -> tuple[str, ...]:
+def _describe_trained_on(names: list[str], found: _Found, recorded: Recorded | None) -> tuple[str, ...]:
     """Say how many images the run was trained on, whatever they are called now: it may know them by heart."""
     contents: dict[int, set[int]] = {}
     for size, checksum in recorded["train"].values() if recorded else ():

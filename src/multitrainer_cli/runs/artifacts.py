@@ -111,7 +111,12 @@ def make_folder(path: Path) -> None:
         with tempfile.TemporaryFile(dir=str(path)):
             pass
     except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}; choose a folder that can be written to") from error
+        raise cannot_use(path, error) from error
+
+
+def cannot_use(folder: Path, error: OSError) -> UserError:
+    """Return the error that a run cannot write to a folder."""
+    return UserError(f"--out {folder}: {error.strerror or error}; choose a folder that can be written to")
 
 
 def cannot_write(path: Path, reason: str) -> UserError:

@@ -41,3 +41,10 @@ def parse_optimizer(name: str | None, lr: float | None, wd: float | None) -> Opt
     if momentum is not None and momentum.default == 0 and name != "dcasgd":
         settings["momentum"] = MOMENTUM
     return OptimizerChoice(name, settings)
+
+
+def default_rate(optimizer: str) -> float:
+    """Return the learning rate of an optimizer that is given none."""
+    parameter = inspect.signature(mx.optimizer.Optimizer.opt_registry[optimizer]).parameters.get("learning_rate")
+    default = None if parameter is None else parameter.default
+    return float(default) if isinstance(default, (int, float)) else 0.01  # mxnet/optimizer/optimizer.py

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from typing import Any, NamedTuple
 
 import mxnet as mx
 
 from ..arguments.training import FACTOR, POWER, STEPS
 from ..errors import UserError
-from .optimizer import OptimizerChoice
+from .optimizer import OptimizerChoice, default_rate
 
 
 class TrainingLength(NamedTuple):
@@ -55,7 +54,7 @@ def add_scheduler(optimizer: OptimizerChoice, args: argparse.Namespace, length: 
     warmup = length.updates_in(min(args.warmup or 0, length.epochs))
     if warmup >= length.updates:
         raise UserError(f"--warmup {args.warmup:g}: expected fewer than the {length.epochs} --epochs of the run")
-    rate = optimizer.settings.get("learning_rate", _default_rate(optimizer.name))
+    rate = optimizer.settings.get("learning_rate", default_rate(optimizer.name))
     scheduler = _make_scheduler(args.lr_schedule, length, base_lr=rate, warmup_steps=warmup)
     return optimizer._replace(settings={**optimizer.settings, "learning_rate": rate, "lr_scheduler": scheduler})
 
@@ -69,9 +68,3 @@ def _make_scheduler(name: str | None, length: TrainingLength, **options: Any) ->
         steps = sorted({max(1, length.updates_in(share * length.epochs)) for share in STEPS})
         return mx.lr_scheduler.MultiFactorScheduler(steps, FACTOR, **options)
     return mx.lr_scheduler.FactorScheduler(length.updates, 1.0, **options)
-
-
-def _default_rate(optimizer: str) -> float:
-    parameter = inspect.signature(mx.optimizer.Optimizer.opt_registry[optimizer]).parameters.get("learning_rate")
-    default = None if parameter is None else parameter.default
-    return float(default) if isinstance(default, (int, float)) else 0.01  # mxnet/optimizer/optimizer.py

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
@@ -12,8 +11,18 @@ from cli_support import write_images
 pytest.importorskip("PIL")
 
 from multitrainer_cli.data import layout
-from multitrainer_cli.data.layout import Layout, LeftOut, class_names, class_roots, find_layout, list_classes
+from multitrainer_cli.data.layout import (
+    Layout,
+    LeftOut,
+    check_place,
+    class_names,
+    class_roots,
+    find_layout,
+    list_classes,
+)
 from multitrainer_cli.errors import UserError
+from multitrainer_cli.runs import record
+from run_support import NETWORK
 
 
 def listed(root, out=None):
@@ -150,37 +159,44 @@ class TestListClasses:
             listed(root)
 
 
-class TestRunsAreNoClasses:
+class TestRunsAmongTheClasses:
+    """The folders of runs are left out; a folder that holds images stays a class unless it is a run."""
+
     @pytest.fixture
     def root(self, tmp_path):
-        return write_images(tmp_path / "d", 1, classes=("blue", "red"))
+        root = write_images(tmp_path / "d", 1)
+        for name in ("a-run", "runs/finetune"):
+            (root / name).mkdir(parents=True)
+            record.write(root / name / "run.json", NETWORK, {}, None, None, None)
+        (root / "a-run/finetune.png").write_bytes(b"")
+        return root
 
-    @pytest.mark.parametrize("run", ["run", "runs/finetune", "deep/er/run"])
-    def test_the_folder_of_a_run_and_one_that_holds_it(self, root, run):
-        (root / run).mkdir(parents=True)
-        (root / run / "run.json").write_text(json.dumps({"format": 1}))
-        (root / run / "finetune.png").write_bytes(b"")
-        top = run.split("/")[0]
-        assert listed(root)[1] == f"1 folder of runs ({top})"
+    def test_runs_are_no_classes(self, root):
+        assert sorted(listed(root)[0]) == ["blue", "green", "red"]
+        assert class_roots(root) == [root]
 
-    def test_the_folder_of_the_run_that_begins(self, root):
-        (root / "runs/finetune").mkdir(parents=True)
-        assert listed(root, root / "runs/finetune")[1] == "1 folder of runs (runs)"
-        with pytest.raises(UserError, match="runs holds no images"):
-            listed(root, root / "other")
+    def test_a_class_that_holds_runs_stays_one(self, root):
+        (root / "runs").rename(root / "red/runs")
+        assert sorted(listed(root)[0]) == ["blue", "green", "red"]
 
-    def test_a_class_that_holds_a_run_is_a_class(self, root):
-        (root / "red/run").mkdir()
-        (root / "red/run/run.json").write_text(json.dumps({"format": 1}))
-        assert listed(root) == (
-            {"blue": ["000.jpg"], "red": ["000.jpg"]},
-            "1 folder without images inside a class folder (red/run)",
-        )
+    @pytest.mark.parametrize("out", ["next", "deep/next"])
+    def test_nor_is_the_one_that_begins(self, root, out):
+        (root / out).mkdir(parents=True)
+        with pytest.raises(UserError, match="holds no images"):
+            listed(root)
+        assert sorted(listed(root, root / out)[0]) == ["blue", "green", "red"]
 
-    @pytest.mark.parametrize("text", ["", "[]", "{}", "\0"])
-    def test_a_file_of_that_name_makes_no_run(self, root, text):
-        (root / "red/run.json").write_text(text)
-        assert listed(root) == ({"blue": ["000.jpg"], "red": ["000.jpg"]}, "1 file of another type (red/run.json)")
+    @pytest.mark.parametrize("name", ["", "red", "red/x", "train", "Val/x", "valid"])
+    def test_a_run_may_not_begin_where_its_files_would_be_images(self, root, name):
+        with pytest.raises(UserError, match="is inside --data"):
+            check_place(root / name, root)
+
+    @pytest.mark.parametrize("name", ["new", "a-run", "runs/new", "new/train", "../d2", ".hidden/x"])
+    def test_it_may_begin_anywhere_else(self, root, name):
+        check_place(root / name, root)
+
+    def test_they_are_said(self, root):
+        assert listed(root)[1] == "2 folders of runs (a-run, ...)"
 
 
 class TestWhatIsBesideTrain:

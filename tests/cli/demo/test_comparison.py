@@ -81,7 +81,15 @@ def test_every_regime_is_trained_and_reported(whole):
 
 
 def test_the_files_are_the_best_and_the_last_network(whole):
-    files = ["best.params", "checkpoint", "comparison.png", "digits-source.params", "last.params", "metrics.jsonl"]
+    files = [
+        "best.params",
+        "checkpoint",
+        "comparison.png",
+        "digits-source.params",
+        "last.params",
+        "metrics.jsonl",
+        "run.json",
+    ]
     assert sorted(path.name for path in whole.out.iterdir()) == files
     kept = sorted(path.name for path in (whole.out / "checkpoint").glob("0*"))
     assert kept == ["000012.json", "000012.npz", "000012.params"]
@@ -137,7 +145,15 @@ def test_without_options_four_regimes_are_compared(embedded_default):
     losses = {regime.name: [row["train_loss"] for row in rows if row["regime"] == regime.name] for regime in REGIMES}
     assert all(loss[EPOCHS - 1] < loss[0] for loss in losses.values()), losses
     assert {row["learning_rates"]["backbone"] for row in rows if row["regime"] == "backbone frozen"} == {0.0}
-    files = ["best.params", "checkpoint", "comparison.png", "digits-source.params", "last.params", "metrics.jsonl"]
+    files = [
+        "best.params",
+        "checkpoint",
+        "comparison.png",
+        "digits-source.params",
+        "last.params",
+        "metrics.jsonl",
+        "run.json",
+    ]
     assert sorted(path.name for path in out.iterdir()) == files
     for regime in REGIMES:
         assert embedded_default.printed.count(f"\n{regime.name}") == 2  # its group table, its line of the comparison
@@ -168,7 +184,7 @@ def test_by_default_a_second_run_takes_the_next_free_folder(tmp_path, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "digits-source.params", "best.params", "checkpoint/000240.npz", "checkpoint/run.json"]
+    "name", ["metrics.jsonl", "digits-source.params", "best.params", "checkpoint/000240.npz", "run.json"]
 )
 def test_an_incomplete_run_is_not_resumed(embedded_default, tmp_path, capsys, name):
     out = tmp_path / "out"
