@@ -15,12 +15,12 @@ from .data.layout import class_roots
 from .errors import UserError, require
 from .evaluation import results
 from .evaluation.measurement import Measurement, measure
-from .evaluation.recorded_accuracy import read_accuracy
+from .evaluation.recorded_accuracy import RecordedAccuracy, read_accuracy
 from .evaluation.recorded_run import read_recorded_run
 from .evaluation.selection import Selection, select_images
 from .inference.classifier import Classifier, load_classifier
 from .inference.text import discard_output, escape, write_line
-from .runs import artifacts
+from .runs import artifacts, run_folder
 from .training.interrupts import Interrupts
 
 
@@ -51,18 +51,24 @@ def _evaluate(args: argparse.Namespace) -> int:
     results.write_files(out, text, measured, title)
     if args.json is not None and str(args.json) != "-":
         artifacts.save_text(args.json, text)
-    comparison = [] if recorded is None else [recorded.compare(measured.accuracy, args.weights)]
-    remarks = [*map(escape, (*selection.notes, *comparison))]
+    remarks = [*selection.notes, *[_compare(recorded, measured, args)] * selection.validates]
     if str(args.json) == "-":
         print(text, end="")
-        print("".join(f"multitrainer: {remark}\n" for remark in remarks), end="", file=sys.stderr)
+        print("".join(f"multitrainer: {escape(remark)}\n" for remark in remarks), end="", file=sys.stderr)
     else:
         head = f"{run.model} of {args.run}, {args.weights} weights, on {selection.description}"
         tail = f"{out}: {results.JSON}, {results.PICTURE}"
-        for line in (escape(head), *results.as_text(measured), "", *remarks, escape(tail)):
+        for line in (escape(head), *results.as_text(measured), "", *map(escape, remarks), escape(tail)):
             write_line(line)
     sys.stdout.flush()
     return 0
+
+
+def _compare(recorded: RecordedAccuracy | None, measured: Measurement, args: argparse.Namespace) -> str:
+    """Say whether the validation images give the accuracy that the run has recorded."""
+    if recorded is None:
+        return f"warning: {args.run / run_folder.METRICS} is gone or damaged, so there is no accuracy to compare with"
+    return recorded.compare(measured.accuracy, args.weights)
 
 
 def _describe_subject(run: Path, weights: str, root: Path, selection: Selection) -> dict[str, Any]:

@@ -101,6 +101,12 @@ class TestTheRecordedAccuracy:
         assert evaluate(run)[0] == 0
         assert "warning: the run has recorded another accuracy in epoch 1, 12.3456%" in capsys.readouterr().out
 
+    def test_one_that_is_gone_is_reported(self, run, capsys):
+        (run / "metrics.jsonl").write_text("")  # as if killed after best.params was written
+        status, found = evaluate(run)
+        assert (status, found["recorded"], found["images"]) == (0, None, 6)
+        assert "metrics.jsonl is gone or damaged" in capsys.readouterr().out
+
     def test_of_a_run_whose_folder_has_moved(self, run, images, tmp_path, capsys):
         moved = shutil.copytree(str(images), str(tmp_path / "moved"))
         status, found = evaluate(run, "--data", moved)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError
 from ..runs import run_folder
 
 
@@ -28,20 +27,12 @@ class RecordedAccuracy(NamedTuple):
         )
 
 
-def read_accuracy(run: Path, weights: str) -> RecordedAccuracy:
-    """Return what a run has recorded for its best or its last weights.
-
-    Raises
-    ------
-    UserError
-        If its metrics are missing or damaged.
-    """
-    path = run / run_folder.METRICS
+def read_accuracy(run: Path, weights: str) -> RecordedAccuracy | None:
+    """Return what a run has recorded for its best or its last weights; None if its metrics are gone or damaged."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = (run / run_folder.METRICS).read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
         pairs = [RecordedAccuracy(int(row["epoch"]), float(row["val_accuracy"])) for row in rows]
         return max(pairs, key=lambda pair: pair.accuracy) if weights == "best" else pairs[-1]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{path} is missing or damaged ({error}), and with it the accuracy that the run has recorded; put it back"
-        ) from error
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

@@ -60,38 +60,51 @@ def select_images(root: Path, split: str | None, classes: list[str], recorded: R
     UserError
         If there are no such images, or images of a class that the run does not know.
     """
-    layout, left_out = find_layout(root), LeftOut(root)
-    folders = [ImageFolder(folder, left_out) for folder in layout if folder is not None]
-    note_beside(root, layout, left_out)
-    found: _Found = {
-        Path(path).relative_to(root).as_posix(): (path, images.synsets[label])
-        for images in folders
-        for path, label in images.items
-    }
-    if not found:
-        raise UserError(f"--data {root}: expected class folders with images, found none")
+    folder = _open_folder(root)
+    found = folder.found
     own = [] if recorded is None or split == "all" else _find_recorded(found, recorded[split or "val"])
     if recorded and own:
         part, names = split or "val", own
         description = f"{len(own)} of {len(found)} images in {root}, which the run has {_ROLES[part]}"
         notes = _describe_gone(len(recorded[part]) - len(own), recorded[part], part)
     else:
-        part, names = _part_of_folder(root, split, layout, found)
-        description = f"{len(names)} of {len(found)} images in {root}, those in {part}"
-        if part == "all":
-            description = f"all {len(names)} images in {root}"
-        unused = left_out.describe()
-        notes = (*[f"left out: {unused}"] * bool(unused), *_describe_trained_on(names, found, recorded))
+        part, names = _part_of_folder(root, split, folder.layout, found)
+        those = f"{len(names)} of {len(found)} images in {root}, those in {part}"
+        description = f"all {len(names)} images in {root}" if part == "all" else those
+        notes = (*folder.notes, *_describe_trained_on(names, found, recorded))
     _check_classes(root, names, found, classes)
     labels = {name: label for label, name in enumerate(classes)}
-    items = [(found[name][0], labels[found[name][1]]) for name in names]
     return Selection(
-        images=folders[0].with_items(items),
+        images=folder.images.with_items([(found[name][0], labels[found[name][1]]) for name in names]),
         part=part,
         description=description,
         validates=bool(recorded and own and part == "val" and len(own) == len(recorded["val"])),
         notes=(*notes, *_describe_lacking(names, found, classes)),
     )
+
+
+class _Folder(NamedTuple):
+    """A folder of images, the images found in it, and what is left out of it."""
+
+    layout: Layout
+    images: ImageFolder
+    found: _Found
+    notes: tuple[str, ...]
+
+
+def _open_folder(root: Path) -> _Folder:
+    layout, left_out = find_layout(root), LeftOut(root)
+    parts = [ImageFolder(part, left_out) for part in layout if part is not None]
+    note_beside(root, layout, left_out)
+    unused = left_out.describe()
+    found: _Found = {
+        Path(path).relative_to(root).as_posix(): (path, images.synsets[label])
+        for images in parts
+        for path, label in images.items
+    }
+    if not found:
+        raise UserError(f"--data {root}: expected class folders with images, found none")
+    return _Folder(layout, parts[0], found, (f"left out: {unused}",) if unused else ())
 
 
 def _find_recorded(found: _Found, recorded: _Contents) -> list[str]:

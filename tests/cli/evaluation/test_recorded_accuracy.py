@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from multitrainer_cli.errors import UserError
 from multitrainer_cli.evaluation.recorded_accuracy import RecordedAccuracy, read_accuracy
 
 
@@ -23,10 +22,14 @@ def test_the_best_is_the_first_of_equals(run):
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}\n", '{"epoch": 1, "val_accuracy": null}\n', "[]\n"])
-def test_damaged_metrics_are_refused(run, content):
+def test_damaged_metrics_record_nothing(run, content):
     (run / "metrics.jsonl").write_text(content)
-    with pytest.raises(UserError, match=r"metrics\.jsonl is missing or damaged"):
-        read_accuracy(run, "best")
+    assert read_accuracy(run, "best") is None
+    assert read_accuracy(run, "last") is None
+
+
+def test_metrics_that_are_gone_record_nothing(tmp_path):
+    assert read_accuracy(tmp_path, "best") is None
 
 
 def test_an_accuracy_is_compared_as_it_was_recorded():
