@@ -20,7 +20,7 @@ from gluoncv import model_zoo
 
 import multitrainer
 import multitrainer_cli
-from multitrainer import symbolic
+from multitrainer import images, symbolic
 from support import moved, snapshot
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -160,7 +160,7 @@ class TestNames:
 
     def test_every_public_name_is_in_the_reference(self):
         documented = re.findall(r"^::: multitrainer\.(?:\w+\.)*(\w+)$", (ROOT / "docs/reference.md").read_text(), re.M)
-        names = [*multitrainer.__all__, *symbolic.__all__, "DistributedMultiLRTrainer", "main"]
+        names = [*multitrainer.__all__, *symbolic.__all__, *images.__all__, "DistributedMultiLRTrainer", "main"]
         assert sorted(documented) == sorted(names)
 
 
