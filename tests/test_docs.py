@@ -21,7 +21,7 @@ from gluoncv import model_zoo
 
 import multitrainer
 import multitrainer_cli
-from multitrainer import symbolic
+from multitrainer import images, symbolic
 from multitrainer_cli import arguments
 from support import moved, snapshot
 
@@ -171,10 +171,9 @@ class TestNames:
         assert all(f": {page.name}\n" in site for page in PAGES[1:])
 
     def test_every_public_name_is_in_the_reference(self):
-        documented = re.findall(
-            r"^::: multitrainer(?:_cli)?\.(?:\w+\.)*(\w+)$", (ROOT / "docs/reference.md").read_text(), re.M
-        )
-        names = [*multitrainer.__all__, *symbolic.__all__, "DistributedMultiLRTrainer", "main"]
+        pattern = r"^::: multitrainer(?:_cli)?\.(?:\w+\.)*(\w+)$"
+        documented = re.findall(pattern, (ROOT / "docs/reference.md").read_text(), re.M)
+        names = [*multitrainer.__all__, *symbolic.__all__, *images.__all__, "DistributedMultiLRTrainer", "main"]
         assert sorted(documented) == sorted(names)
 
 

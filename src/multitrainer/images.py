@@ -16,6 +16,8 @@ from mxnet.gluon.data.vision import transforms
 
 from . import _mxnet
 
+__all__ = ["ImageTransform", "read_image"]
+
 # What a file has to be called to be taken for an image, in lower case. What it is decides its contents.
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

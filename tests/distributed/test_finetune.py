@@ -88,6 +88,11 @@ def test_two_ranks_train_as_one_on_features_computed_once(images, weights, tmp_p
     assert "computed once" in printed
 
 
+def test_two_ranks_minimize_what_one_does(images, weights, tmp_path):
+    loss = ("--label-smoothing", "0.1", "--mixup", "0.4", "--class-weights", "red=3", "--mixup-off-epoch", "1")
+    check_that_ranks_train_as_one("dist_sync", images, weights, tmp_path, *loss)
+
+
 def check_that_ranks_train_as_one(kvstore, images, weights, tmp_path, *options):
     # With the backbone frozen no BatchNorm looks at the batch, which the ranks divide.
     common = ["--data", images, "--model", MODEL, "--params", weights, "--freeze", "features", "--epochs", "3"]
@@ -98,7 +103,7 @@ def check_that_ranks_train_as_one(kvstore, images, weights, tmp_path, *options):
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert printed.count("epoch 3/3") == 1  # only one of the ranks prints it
     two, one = rows_of(out), rows_of(tmp_path / "one")
-    for field in ("train_loss", "train_accuracy", "val_accuracy"):
+    for field in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         assert [row[field] for row in two] == pytest.approx([row[field] for row in one], rel=1e-4), field
     assert [row["learning_rates"] for row in two] == [row["learning_rates"] for row in one]
     before, alone, two_ranks = (arrays(path) for path in (weights, tmp_path / "one/last.params", out / "last.params"))

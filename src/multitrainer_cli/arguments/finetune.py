@@ -7,6 +7,7 @@ from typing import Any
 
 from . import defaults
 from .images import add_split_argument
+from .loss import add_loss_arguments
 from .network import add_network_arguments
 from .param_groups import add_group_arguments
 from .training import add_schedule_arguments, add_training_arguments
@@ -74,6 +75,7 @@ def add_parser(commands: Any) -> None:
     epochs = f"default {defaults.EPOCHS}; {defaults.DEMO_EPOCHS} for the digits"
     add_training_arguments(parser, epochs, defaults.DEMO_BATCH_SIZE)
     add_schedule_arguments(parser)
+    add_loss_arguments(parser)
     _add_data_arguments(parser)
     _add_device_arguments(parser)
     _add_run_arguments(parser)

@@ -89,8 +89,8 @@ def class_roots(root: Path) -> list[Path]:
 
 
 def class_names(root: Path) -> list[str]:
-    """Return the names of the folders to train on, without a look into them."""
-    return [folder.name for folder in _folders(find_layout(root).train)]
+    """Return the names of the classes, without a look at their images."""
+    return [folder.name for folder in _folders(find_layout(root).train) if not _is_for_runs(folder, None)]
 
 
 def list_classes(root: Path, left_out: LeftOut, out: Path | None = None) -> dict[Path, list[Path]]:

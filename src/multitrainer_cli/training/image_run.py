@@ -24,10 +24,11 @@ from ..runs import run_folder
 from ..runs.checkpoints import Checkpoints
 from ..runs.earlier_run import EarlierRun
 from ..runs.record import NetworkRecord
-from . import features, network, param_groups, schedule
+from . import features, loss_options, network, param_groups, schedule
 from .epoch_files import EpochFiles
 from .interrupts import Interrupts
 from .loop import fit, seed_everything
+from .losses import Objective
 from .optimizer import OptimizerChoice
 
 
@@ -39,6 +40,7 @@ class _Model(NamedTuple):
     trainer: MultiLRTrainer
     contexts: list[mx.Context]
     length: schedule.TrainingLength
+    objective: Objective
 
 
 def run(
@@ -117,13 +119,14 @@ def _build_model(
     net, head = network.build(name, classes)
     batch_size = _batch_size(args.batch_size or defaults.BATCH_SIZE, len(split.train), contexts, ranks)
     length = schedule.TrainingLength(len(split.train) // ranks.size, batch_size, args.epochs or defaults.EPOCHS)
+    objective = loss_options.make_objective(args, split, length)
     optimizer = schedule.add_scheduler(optimizer, args, length)
     network.initialize(net, contexts, name, classes, args.input_size)
     if ranks.is_first and network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
         network.load_backbone(net, head, network.download_weights(name) if args.pretrained else args.params)
     ranks.broadcast_parameters(net.collect_params().values())
     trainer = param_groups.make_trainer(net, head, args, length, optimizer, ranks)
-    return _Model(net, head, trainer, contexts, length)
+    return _Model(net, head, trainer, contexts, length, objective)
 
 
 def _batch_size(wanted: int, images: int, contexts: list[mx.Context], ranks: Ranks) -> int:
@@ -146,7 +149,7 @@ def _print_plan(args: argparse.Namespace, split: Split, model: _Model, ranks: Ra
     print(f"{name} {origin}, on {', '.join(map(str, model.contexts))}{of_ranks}")
     print(f"{len(split.train)} images to train on, {len(split.val)} to measure on, {len(split.classes)} classes")
     unfreezing = param_groups.describe_unfreezing(model.trainer, model.length)
-    print(f"{model.trainer.summary()}\n{unfreezing}", end="", flush=True)
+    print(f"{model.trainer.summary()}\n{unfreezing}{loss_options.describe(args, split)}", end="", flush=True)
 
 
 def _title(args: argparse.Namespace) -> str:
@@ -171,7 +174,7 @@ def _train(
             if task.note:
                 print(task.note, flush=True)
             on = (task.train, task.val, model.contexts, model.length.epochs, interrupts)
-            options = {"ranks": ranks, "seed": args.seed, "epochs_done": epochs_done}
+            options = {"ranks": ranks, "seed": args.seed, "epochs_done": epochs_done, "objective": model.objective}
             for row in fit(task.block, model.trainer, *on, **options):
                 if ranks.is_first:
                     files.write_epoch(row)
@@ -194,16 +197,19 @@ def _make_task(
     folder: Path | None,
 ) -> features.TrainingTask:
     """Return the task to train the network, or its head on cached features if nothing else is trained."""
+    note = ""
     if args.no_augment and features.trains_head_only(model.net, model.head, model.trainer):
-        in_order = batches.make_loader_in_order(split.train, model.length.batch_size, args.workers or 0)
-        cache = features.FeatureCache(model.contexts, interrupts, args.feature_memory, folder)
-        return features.cache_features(model.net, model.head, in_order, *loaders, cache)
+        if model.objective.mixup is None:
+            in_order = batches.make_loader_in_order(split.train, model.length.batch_size, args.workers or 0)
+            cache = features.FeatureCache(model.contexts, interrupts, args.feature_memory, folder)
+            return features.cache_features(model.net, model.head, in_order, *loaders, cache)
+        note = features.not_cached("--mixup mixes images, and the features of a sum are not the sum of the features")
     model.net.hybridize(static_alloc=True)
-    return features.TrainingTask(model.net, *loaders)
+    return features.TrainingTask(model.net, *loaders, note)
 
 
 def _describe_epoch(row: dict[str, Any], epochs: int) -> str:
     return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  training {row['train_accuracy']:.1%}  "
-        f"validation {row['val_accuracy']:.1%}  {row['images_per_second']:.0f} images/s"
+        f"epoch {row['epoch']}/{epochs}  training {row['train_accuracy']:.1%}, loss {row['train_loss']:.4g}  "
+        f"validation {row['val_accuracy']:.1%}, loss {row['val_loss']:.4g}  {row['images_per_second']:.0f} images/s"
     )
