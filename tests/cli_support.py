@@ -19,7 +19,7 @@ COMMAND = (
     "from multitrainer_cli import main; sys.exit(main())"
 )
 MODEL = "cifar_resnet20_v1"
-FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl"]
+FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl", "run.json"]
 COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (200, 50, 40)}
 
 

@@ -15,9 +15,11 @@ from multitrainer_cli.ranks.exchange import Ranks
 from multitrainer_cli.runs import artifacts
 from multitrainer_cli.runs.checkpoints import Checkpoints
 from multitrainer_cli.runs.claim import claim_folder
+from multitrainer_cli.runs.record import NetworkRecord
 
 IMAGES = {"classes": ["a", "b"], "train": ["a/1.jpg", "b/1.jpg"], "val": ["a/2.jpg", "b/2.jpg"]}
 IMAGES["contents"] = {name: [1, 2] for name in (*IMAGES["train"], *IMAGES["val"])}
+NETWORK = NetworkRecord("one weight", IMAGES["classes"], {"size": 1, "resize": 1, "mean": [0] * 3, "std": [1] * 3})
 CHANGES = ("os.rename", "os.remove", "os.mkdir")  # audit events; os.replace raises os.rename
 
 
@@ -67,19 +69,20 @@ def required_files(rows):
 
 def train(folder, epochs, value, resume=False, overwrite=False):
     """Write the files of a run as the command does; its one weight and its metric are `value` plus the epoch."""
+    folder.mkdir(parents=True, exist_ok=True)
     net = mx.gluon.nn.Dense(1, in_units=1, use_bias=False, prefix="net_")
     net.initialize()
     trainer = MultiLRTrainer(net, "sgd")
     checkpoints = Checkpoints(folder, {"value": str(value)}, resume, overwrite, Ranks())
     before = checkpoints.find_earlier(Path("data"), required_files)
-    checkpoints.write_record(IMAGES)
+    checkpoints.write_record(NETWORK, IMAGES)
     assert before.images == (IMAGES if before.rows else None)
     if before.rows:
         checkpoints.restore(net, trainer, [mx.cpu()], len(before.rows))
         assert net.weight.data().asscalar() == value + len(before.rows)
     for epoch in range(len(before.rows) + 1, epochs + 1):
         net.weight.set_data(mx.nd.full((1, 1), value + epoch))
-        checkpoints.begin_run(IMAGES)
+        checkpoints.begin_run()
         for name in required_files([]):
             artifacts.save_parameters(net, folder / name)
         checkpoints.save(net, trainer, epoch)

@@ -14,8 +14,8 @@ TESTS = pathlib.Path(__file__).parent
 # Each room may import what stands before it.
 ROOMS = [
     *("_mxnet", "groups", "optimizers", "symbolic", "freezing", "multipliers", "gradients", "fused", "checkpoint"),
-    *("recipes", "pretrained", "report", "plotting", "averages", "adding", "trainer", "weight_average"),
-    *("rate_search", "", "horovod"),
+    *("recipes", "images", "pretrained", "report", "plotting", "averages", "adding", "trainer", "weight_average"),
+    *("rate_search", "saved_run", "", "horovod"),
 ]
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from .arguments import defaults
 from .arguments.loss import OPTIONS as LOSS_OPTIONS
 from .arguments.param_groups import OPTIONS as GROUP_OPTIONS
-from .data.image_folder import class_roots
+from .data.layout import check_place, class_roots
 from .demo import comparison
 from .errors import UserError
 from .ranks.exchange import Ranks
@@ -20,9 +19,12 @@ from .runs.claim import claim_folder
 from .training import image_run, loss_options, schedule
 from .training.devices import parse_contexts
 from .training.optimizer import parse_optimizer
+from .training.recorded_options import recorded_options
 
 ONLY_WITH_DATA = (
+    "val_split",
     "model",
+    "input_size",
     "pretrained",
     "params",
     *GROUP_OPTIONS,
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_on_rank(args: argparse.Namespace, ranks: Ranks) -> int:
     contexts = parse_contexts(args.ctx, ranks.local_rank)
     optimizer = parse_optimizer(args.optimizer, args.lr, args.wd)
-    options = {name: _recorded_text(name, value) for name, value in sorted(vars(args).items())}
+    options = recorded_options(args, optimizer)
     ranks.check_same("options", [item for item in options.items() if item[0] not in MAY_DIFFER_BY_RANK])
     options = {name: value for name, value in options.items() if name not in MAY_DIFFER_ON_RESUME}
     if args.data is None:
@@ -76,18 +78,10 @@ def _refuse_options_of_images(args: argparse.Namespace) -> None:
 
 def _check_paths(args: argparse.Namespace, out: Path) -> None:
     """Refuse to write where the run reads from, before it makes a folder there."""
-    places = [out.resolve(), *out.resolve().parents]
-    if any(root.resolve() in places for root in class_roots(args.data)):
-        raise UserError(
-            f"--out {out} is inside --data, where its files would be taken for a class; choose another --out"
-        )
+    for root in class_roots(args.data):
+        check_place(out, root)
     replaced = map(Path.resolve, run_folder.files_of_run(out) if args.overwrite and args.out else [])
     if args.params and args.params.resolve() in replaced:
         raise UserError(
             f"--params {args.params} belongs to the run that --overwrite would remove; choose another --out"
         )
-
-
-def _recorded_text(name: str, value: Any) -> str:
-    """Return the text of an option in the record of a run: what follows its name on the command line."""
-    return f" --{name.replace('_', '-')} ".join(map(str, value)) if isinstance(value, list) else str(value)

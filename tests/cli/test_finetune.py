@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,13 +11,14 @@ import sys
 
 import pytest
 
-from cli_support import MODEL, start, write_images
+from cli_support import MODEL, rows_of, start, write_images
 from support import PATIENCE
 
 pytest.importorskip("gluoncv")
 
 from multitrainer_cli import main
-from multitrainer_cli.finetune import _recorded_text
+from multitrainer_cli.data import split
+from multitrainer_cli.data.image_folder import ImageFolder
 
 
 def finetune(*arguments):
@@ -49,6 +51,8 @@ WRONG = {
     "lr": (["--lr", "0"], "--lr: expected a number above 0"),
     "wd": (["--wd", "-1"], "--wd: expected a number of at least 0"),
     "epochs": (["--epochs", "many"], "--epochs: invalid"),
+    "input size": (["--input-size", "10"], "--input-size: expected a whole number from 32 to 4096, got 10"),
+    "val split": (["--val-split", "0"], "--val-split: expected a number between 0 and 1, got 0"),
     "unknown option": (["--lrmult", "features=1"], "unrecognized arguments"),
 }
 
@@ -57,10 +61,31 @@ WRONG = {
 def test_a_mistake_is_one_line(images, tmp_path, capsys, what):
     arguments, answer = WRONG[what]
     model = [] if "--model" in arguments else ["--model", MODEL]
-    assert finetune("--data", images, "--out", tmp_path / "out", "--epochs", 1, *model, *arguments) == 2
+    assert finetune("--data", images, "--out", tmp_path / "deep/out", "--epochs", 1, *model, *arguments) == 2
     assert re.search(answer, one_line(capsys))
-    out = tmp_path / "out"
-    assert not out.exists() or list(out.iterdir()) == []
+    assert not list(tmp_path.iterdir())
+
+
+NEED_NO_PIXELS = {
+    **{name: WRONG[name] for name in sorted(WRONG) if name != "model"},
+    "bounds": (["--discriminative", "1"], "expected LO:HI"),
+    "bounds of no stage": (["--discriminative", "0:-1"], "lowest must be above 0"),
+    "epoch of --unfreeze-at": (["--unfreeze-at", "5"], "expected epochs from 2 to 1"),
+    "warm-up": (["--warmup", "7"], "expected fewer than the 1 --epochs"),
+}
+
+
+@pytest.mark.parametrize("what", sorted(NEED_NO_PIXELS))
+def test_a_mistake_is_found_before_an_image_is_read(images, tmp_path, capsys, monkeypatch, what):
+    def read(*_):
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr(split, "check_readable", read)
+    monkeypatch.setattr(ImageFolder, "__getitem__", read)
+    arguments, answer = NEED_NO_PIXELS[what]
+    assert finetune("--data", images, "--out", tmp_path / "out", "--epochs", 1, "--model", MODEL, *arguments) == 2
+    assert re.search(answer, one_line(capsys))
+    assert not list(tmp_path.iterdir())
 
 
 def test_pretrained_and_params_exclude_each_other(images, capsys):
@@ -69,7 +94,8 @@ def test_pretrained_and_params_exclude_each_other(images, capsys):
 
 
 @pytest.mark.parametrize(
-    "option", ["--model=x", "--pretrained", "--params=x", "--lr-mult=a=1", "--freeze=a", "--workers=1"]
+    "option",
+    ["--model=x", "--pretrained", "--params=x", "--lr-mult=a=1", "--freeze=a", "--workers=1", "--val-split=.1"],
 )
 def test_options_of_images_need_data(capsys, option):
     assert finetune(option) == 2
@@ -93,25 +119,68 @@ def test_a_file_in_place_of_the_folder_is_refused(images, tmp_path, capsys):
     assert "choose a folder that can be written to" in one_line(capsys)
 
 
-@pytest.mark.parametrize("where", ["", "red", "run", "deep/run"])
-def test_a_folder_among_the_images_is_refused(images, capsys, where):
+@pytest.mark.parametrize("where", ["", "red", "red/run", "train", "val/run"])
+def test_a_folder_whose_files_would_be_taken_for_images_is_refused(images, capsys, where):
     assert finetune("--data", images, "--out", images / where) == 2
     assert "is inside --data" in one_line(capsys)
     assert sorted(path.name for path in images.iterdir()) == ["blue", "green", "red"]
     assert len(list(images.glob("red/*"))) == 10
 
 
-@pytest.mark.parametrize(("data", "error"), [(".", "is inside --data"), ("nowhere", "--data nowhere: no such folder")])
-def test_a_default_folder_that_cannot_be_used_is_not_made(images, monkeypatch, capsys, data, error):
+def test_a_default_folder_is_not_made_in_vain(images, monkeypatch, capsys):
     monkeypatch.chdir(images)
-    assert finetune("--data", data) == 2
-    assert error in one_line(capsys)
+    assert finetune("--data", "nowhere") == 2
+    assert "--data nowhere: no such folder" in one_line(capsys)
     assert sorted(os.listdir()) == ["blue", "green", "red"]
 
 
-def test_a_folder_beside_train_is_accepted_and_one_inside_is_refused(tmp_path, capsys):
+class TestRunsAmongTheImages:
+    """The folders of runs are never taken for classes, so that --data . works every time."""
+
+    @pytest.fixture
+    def folder(self, images, tmp_path, monkeypatch):
+        shutil.copytree(str(images), str(tmp_path / "d"))
+        monkeypatch.chdir(tmp_path / "d")
+        return tmp_path / "d"
+
+    def finetune(self, *options):
+        return finetune("--data", ".", "--model", MODEL, "--batch-size", 8, *options)
+
+    def test_by_default_the_command_works_again_and_again(self, folder):
+        for options in (["--epochs", 1], ["--epochs", 1], ["--epochs", 2, "--resume"], ["--epochs", 1]):
+            assert self.finetune(*options) == 0
+        runs = [folder / "runs" / name for name in ("finetune", "finetune-2", "finetune-3")]
+        assert all((run / "classes.txt").read_text() == "blue\ngreen\nred\n" for run in runs)
+        assert [len(rows_of(run)) for run in runs] == [1, 2, 1]
+        assert main(["groups", "--data", ".", "--model", MODEL]) == 0
+
+    @pytest.mark.parametrize("where", ["run", "deep/run", "made", ".hidden"])
+    def test_a_named_folder_works_too(self, folder, where):
+        (folder / "made").mkdir()
+        options = ["--epochs", 1, "--out", where]
+        if where != "made":
+            (folder / "made").rmdir()
+        assert self.finetune(*options) == 0
+        assert self.finetune(*options, "--overwrite") == 0
+        assert self.finetune("--epochs", 2, "--out", where, "--resume") == 0
+        assert len(json.loads((folder / where / "run.json").read_text())["split"]["train"]) == 24
+
+    def test_a_class_that_is_called_like_the_default_folder_stays_a_class(self, folder, capsys):
+        (folder / "red").rename(folder / "runs")
+        assert self.finetune() == 2
+        assert "--out runs/finetune is inside --data" in one_line(capsys)
+        assert self.finetune("--epochs", 1, "--out", folder.parent / "out") == 0
+        assert (folder.parent / "out/classes.txt").read_text() == "blue\ngreen\nruns\n"
+
+    def test_a_mistake_leaves_no_folder(self, folder, capsys):
+        assert self.finetune("--freeze", "nothing") == 2
+        assert "'nothing' is not a part" in one_line(capsys)
+        assert sorted(os.listdir()) == ["blue", "green", "red"]
+
+
+def test_a_folder_beside_train_is_accepted_and_one_in_a_class_is_refused(tmp_path, capsys):
     write_images(tmp_path / "train", 1)
-    for out, error in ((tmp_path / "train/run", "is inside --data"), (tmp_path / "run", "has a single image")):
+    for out, error in ((tmp_path / "train/red/run", "is inside --data"), (tmp_path / "run", "has a single image")):
         assert finetune("--data", tmp_path, "--model", MODEL, "--out", out) == 2
         assert error in one_line(capsys)
 
@@ -158,9 +227,3 @@ def test_a_missing_package_names_the_extra(images):
     assert process.returncode == 2
     assert "pip install 'multitrainer[finetune]'" in error
     assert error.count("\n") == 1
-
-
-def test_a_record_keeps_what_follows_the_name_of_an_option():
-    assert _recorded_text("lr", 0.1) == "0.1"
-    assert _recorded_text("lr_mult", ["a=1", "b=2"]) == "a=1 --lr-mult b=2"
-    assert _recorded_text("model", None) == "None"

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cli_support import MODEL, rows_of
+from cli_support import MODEL, rows_of, write_images
 
 pytest.importorskip("gluoncv")
 pytest.importorskip("matplotlib")
@@ -41,6 +41,30 @@ def test_classes_and_images_are_those_of_the_data(images, tmp_path, capsys):
     assert groups("--data", images, "--epochs", 2, "--out", tmp_path / "g.png") == 0
     # 24 images to train on make one batch of 24, as in finetune.
     assert "3 classes; 2 epochs of 24 images, 2 updates" in capsys.readouterr().out
+
+
+def test_the_share_to_set_aside_counts_and_what_is_left_out_is_said(images, tmp_path, capsys):
+    options = ["--data", images, "--val-split", 0.5, "--input-size", 40, "--epochs", 2, "--out", tmp_path / "g.png"]
+    assert groups(*options) == 0
+    assert "3 classes; 2 epochs of 15 images, 2 updates" in capsys.readouterr().out
+    root = write_images(tmp_path / "d", 2)
+    (root / "red/notes.txt").write_text("")
+    assert groups("--data", root, "--out", tmp_path / "g.png") == 0
+    assert capsys.readouterr().out.startswith("left out: 1 file of another type (red/notes.txt)\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--val-split", 0.5], "--val-split can only be used with --data"),
+        (["--val-split", 1], "--val-split: expected a number between 0 and 1, got 1"),
+        (["--input-size", 31], "--input-size: expected a whole number from 32 to 4096, got 31"),
+    ],
+)
+def test_a_size_or_share_that_cannot_be_used_is_refused(tmp_path, capsys, options, message):
+    assert groups(*options, "--out", tmp_path / "g.png") == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistake_is_one_line(tmp_path, capsys):

@@ -12,18 +12,21 @@ from typing import Any
 
 import mxnet as mx
 
+from multitrainer.images import ImageTransform
+
 from ..arguments import defaults
 from ..errors import INTERRUPTED, UserError, require
 from ..runs import artifacts, run_folder
 from ..runs.checkpoints import Checkpoints
+from ..runs.record import NetworkRecord
 from ..training.interrupts import Interrupts
 from ..training.optimizer import OptimizerChoice, default_rate
-from .datasets import CLASSES
+from .datasets import CLASSES, SIZE
 from .fine_tuning import SHOTS, SOURCE_EPOCHS, UNSEEN, Run, Settings, fine_tune, make_trainer, train_source
 from .intervals import Results, conclude, interval
 from .picture import plot_results
 from .processes import TrainingProcesses, count_cores
-from .regimes import REGIMES, build_network
+from .regimes import MODEL, REGIMES, build_network
 
 DRAWS = 12
 LEARNING_RATE = 0.03  # the middle one
@@ -52,7 +55,7 @@ def run(
         make_trainer(settings, Run(name, rates[0], 0), *build_network(CLASSES, contexts))
     earlier = checkpoints.find_earlier(None, lambda rows: _required_files(rows, len(runs))).rows
     checkpoints.announce_resume()
-    checkpoints.write_record()
+    checkpoints.write_record(_describe_network())
     interrupted = False
     with Interrupts() as interrupts:
         try:
@@ -66,6 +69,12 @@ def run(
     if interrupted:
         print(f"multitrainer: interrupted; what was measured is in {checkpoints.out}", file=sys.stderr)
     return INTERRUPTED if interrupted else 0
+
+
+def _describe_network() -> NetworkRecord:
+    """Return the record of the networks that tell digits apart; their input goes from -1 to 1."""
+    transform = ImageTransform(SIZE, SIZE, (0.5,) * 3, (0.5,) * 3)
+    return NetworkRecord(MODEL, [str(label) for label in range(CLASSES)], transform.as_dict())
 
 
 def learning_rates(optimizer: OptimizerChoice) -> list[float]:

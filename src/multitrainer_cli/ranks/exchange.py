@@ -78,9 +78,12 @@ class Ranks:
         return bool(self.sum(np.array([float(condition)], "float32"))[0])
 
     def broadcast_parameters(self, params: Iterable[gluon.Parameter]) -> None:
-        """Set the Parameters of every rank to the values that they have on rank 0."""
+        """Set the Parameters of every rank to the values that they have on rank 0, averaged over its devices.
+
+        Only statistics differ between devices. Afterwards they do not, so that what is measured is what is saved.
+        """
         params = list(params)
-        values = [param.list_data()[0].asnumpy() for param in params]
+        values = [_average_over_devices(param) for param in params]
         if self.size == 1 or not values:
             return
         flat = np.concatenate([value.ravel() for value in values])
@@ -146,3 +149,14 @@ class Ranks:
 
     def finish(self) -> None:
         """Tell the other ranks that this one has done its work."""
+
+
+def _average_over_devices(param: gluon.Parameter) -> np.ndarray:
+    """Set a Parameter to its average over the devices, unless all have the same values, and return these."""
+    copies = [copy.asnumpy() for copy in param.list_data()]
+    if all(copy.tobytes() == copies[0].tobytes() for copy in copies):
+        return copies[0]
+    average = np.asarray(sum(copies) / len(copies), copies[0].dtype)
+    for array in param.list_data():  # `set_data` would make a kvstore that updates forget its states
+        array[:] = average
+    return average

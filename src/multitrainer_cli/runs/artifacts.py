@@ -11,7 +11,7 @@ from typing import Any, Iterator
 
 import mxnet as mx
 
-from multitrainer import MultiLRTrainer
+from multitrainer import MultiLRTrainer, _mxnet
 from multitrainer.checkpoint import atomic
 
 from ..errors import UserError
@@ -34,11 +34,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_parameters(net: mx.gluon.Block, path: Path) -> None:
-    """Save the parameters of a network, and check that they can be read back."""
+    """Save the parameters of a network, as they are on its first device, and check that they can be read back."""
     mx.nd.waitall()  # reading a frozen weight while a step runs can give wrong values, or crash MXNet
+    # `net.save_parameters` saves the average over the devices, which on three of equal values has other last digits.
+    arrays = {
+        name: param.list_data()[0].as_in_context(mx.cpu()) for name, param in _mxnet.parameters_by_path(net).items()
+    }
     with replacing(path) as temporary:
         try:
-            net.save_parameters(str(temporary))
+            mx.nd.save(str(temporary), arrays)
             # MXNet does not check the last write; only reading the file shows that the disk cut it short.
             mx.nd.load(str(temporary))
         except mx.MXNetError as error:
@@ -107,7 +111,12 @@ def make_folder(path: Path) -> None:
         with tempfile.TemporaryFile(dir=str(path)):
             pass
     except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}; choose a folder that can be written to") from error
+        raise cannot_use(path, error) from error
+
+
+def cannot_use(folder: Path, error: OSError) -> UserError:
+    """Return the error that a run cannot write to a folder."""
+    return UserError(f"--out {folder}: {error.strerror or error}; choose a folder that can be written to")
 
 
 def cannot_write(path: Path, reason: str) -> UserError:

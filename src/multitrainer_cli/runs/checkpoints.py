@@ -13,7 +13,7 @@ from multitrainer import MultiLRTrainer
 
 from ..errors import UserError
 from ..ranks.exchange import Ranks
-from . import artifacts, run_folder
+from . import artifacts, record, run_folder
 from .earlier_run import EarlierRun, read_earlier_run, resume_error
 
 
@@ -85,48 +85,66 @@ class Checkpoints:
         """Whether the folder holds a run that --overwrite replaces when the first epoch has ended."""
         return self._overwrite and not self._begun and run_folder.holds_run(self.out)
 
-    def write_record(self, images: dict[str, Any] | None = None) -> None:
-        """Write the record of a new run, before it trains, unless the folder still holds a run to be replaced."""
-        if self.overwrite_pending or not self._ranks.is_first:
+    def write_record(self, network: record.NetworkRecord, images: dict[str, Any] | None = None) -> None:
+        """Write the record of a new run, before it trains, unless the folder still holds a run to be replaced.
+
+        Parameters
+        ----------
+        network : NetworkRecord
+            The network and its classes.
+        images : dict, optional
+            The images and their division, which rank 0 has.
+        """
+        self._record.update(network=network, images=images)
+        if not self._ranks.is_first:
             return
         if self._begun:
-            return self._restore_classes(images)
-        if run_folder.holds_run(self.out) and not self._resume:
-            raise UserError(f"--out {self.out}: another process has begun a run there; choose another --out")
-        folder = self.out / run_folder.CHECKPOINT
-        artifacts.make_folder(folder)
-        artifacts.save_text(folder / run_folder.RECORD, json.dumps({**self._record, "images": images}))
+            self._restore_classes()
+        elif not self.overwrite_pending:
+            self._write_record()
 
-    def begin_run(self, images: dict[str, Any] | None = None) -> None:
+    def begin_run(self) -> None:
         """Replace the earlier run with the new one, before the first other file of the new run is written."""
         if self._begun or not self._ranks.is_first:
             return
         if self.overwrite_pending:
             run_folder.remove_run(self.out)
         # In this order: a folder without record holds no run, and one without metrics.jsonl an incomplete one.
-        self.write_record(images)
+        self._write_record()
+        artifacts.make_folder(self.out / run_folder.CHECKPOINT)
         artifacts.save_text(self.metrics.path, "")
-        if images is not None:
-            artifacts.save_text(self.out / run_folder.CLASSES, _lines(images["classes"]))
+        if self._classes is not None:
+            artifacts.save_text(self.out / run_folder.CLASSES, self._classes)
         self._begun = True
 
-    def _restore_classes(self, images: dict[str, Any] | None) -> None:
+    def _write_record(self) -> None:
+        if run_folder.holds_run(self.out) and not self._resume:
+            raise UserError(f"--out {self.out}: another process has begun a run there; choose another --out")
+        record.write(self.out / run_folder.RECORD, **self._record)
+
+    @property
+    def _classes(self) -> str | None:
+        """What classes.txt holds; None if the run has no folder of images."""
+        images = self._record["images"]
+        return None if images is None else "".join(f"{name}\n" for name in images["classes"])
+
+    def _restore_classes(self) -> None:
         """Write classes.txt again if it is gone. If the user has edited it, leave it."""
         path = self.out / run_folder.CLASSES
-        if images is None:
+        if self._classes is None:
             return
         if not os.path.lexists(path):
-            artifacts.save_text(path, _lines(images["classes"]))
+            artifacts.save_text(path, self._classes)
             print(f"{path} was gone and is written again")
-        elif not path.is_file() or path.read_bytes() != _lines(images["classes"]).encode():
+        elif not path.is_file() or path.read_bytes() != self._classes.encode():
             print(f"{path} is not as this run wrote it; it stays as it is")
 
     def save(self, net: mx.gluon.Block, trainer: MultiLRTrainer, number: int) -> None:
         """Write a checkpoint, before the row of metrics with its number is written."""
-        weights, states, checksum = run_folder.checkpoint_files(self.out, number)
-        artifacts.save_parameters(net, weights)
-        artifacts.save_states(trainer, states)
-        artifacts.save_text(checksum, json.dumps({"crc32": artifacts.checksum(weights)}))
+        files = run_folder.checkpoint_files(self.out, number)
+        artifacts.save_parameters(net, files.weights)
+        artifacts.save_states(trainer, files.states)
+        artifacts.save_text(files.checksum, json.dumps({"crc32": artifacts.checksum(files.weights)}))
 
     def remove_before(self, number: int) -> None:
         """Remove the checkpoints before the one with this number."""
@@ -136,18 +154,14 @@ class Checkpoints:
 
     def restore(self, net: mx.gluon.Block, trainer: MultiLRTrainer, contexts: list[mx.Context], number: int) -> None:
         """Load a checkpoint of rank 0 on all ranks; raise a UserError if it is damaged."""
-        weights, states, _ = run_folder.checkpoint_files(self.out, number)
+        files = run_folder.checkpoint_files(self.out, number)
         try:
-            with self._ranks.local_copy(weights) as path:
+            with self._ranks.local_copy(files.weights) as path:
                 net.load_parameters(str(path), ctx=contexts)
-            with self._ranks.local_copy(states) as path:
+            with self._ranks.local_copy(files.states) as path:
                 trainer.load_states(path)
         except (OSError, ValueError, AssertionError, mx.MXNetError) as error:
             raise resume_error(self.out, f"is damaged ({error})") from error
-
-
-def _lines(names: list[str]) -> str:
-    return "".join(f"{name}\n" for name in names)
 
 
 def _describe_weights(file: Path | None) -> dict[str, Any] | None:

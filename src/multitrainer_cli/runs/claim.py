@@ -7,7 +7,6 @@ import errno
 import fcntl
 import itertools
 import os
-import re
 from pathlib import Path
 from typing import Iterator
 
@@ -15,7 +14,7 @@ from ..arguments.defaults import RUN_FOLDER
 from ..errors import UserError
 from ..ranks.exchange import Ranks
 from . import artifacts
-from .run_folder import CHECKPOINT, has_record, holds_run
+from .run_folder import CHECKPOINT, default_number, files_of_run, has_record, holds_run, is_run
 
 
 @contextlib.contextmanager
@@ -55,10 +54,7 @@ def _claim(wanted: Path | None, resume: bool, overwrite: bool, elsewhere: bool, 
         artifacts.make_folder(out / CHECKPOINT)  # checks that it can be written to
     if holds_run(out):
         if not (resume or overwrite):
-            raise UserError(
-                f"--out {out} holds a run already; go on with it (--resume), replace it (--overwrite), or choose "
-                "another --out"
-            )
+            raise _occupied(out)
     elif resume and elsewhere:
         raise UserError(
             f"--resume: there is no run in {out} on the machine of rank 0, but there is one in --out of another rank; "
@@ -69,6 +65,19 @@ def _claim(wanted: Path | None, resume: bool, overwrite: bool, elsewhere: bool, 
     return out
 
 
+def _occupied(out: Path) -> UserError:
+    if is_run(out):
+        return UserError(
+            f"--out {out} holds a run already; go on with it (--resume), replace it (--overwrite), or choose another "
+            "--out"
+        )
+    names = ", ".join(str(path.relative_to(out)) for path in files_of_run(out))
+    return UserError(
+        f"--out {out} holds {names}, in whose place a run would write; choose another --out, or let the run replace it "
+        "(--overwrite)"
+    )
+
+
 def _lock_next_default(stack: contextlib.ExitStack) -> Path:
     """Lock a free default folder with a higher number than all that hold a run, so that --resume finds it."""
     last = _last_default()
@@ -77,7 +86,9 @@ def _lock_next_default(stack: contextlib.ExitStack) -> Path:
         if _lock(out, stack) and not holds_run(out):
             break
     if number > 1:
-        print(f"{_default(number - 1)} is in use; this run goes to {out}", flush=True)
+        before = _default(number - 1)
+        what = "holds a run" if is_run(before) else "is in use"
+        print(f"{before} {what}; this run goes to {out}", flush=True)
     return out
 
 
@@ -86,17 +97,16 @@ def _default(number: int) -> Path:
 
 
 def _number(folder: Path) -> int:
-    return int(folder.name[len(RUN_FOLDER.name) + 1 :] or 1)
+    return default_number(folder) or 0
 
 
 def _last_default() -> Path | None:
     """Return the default folder with the highest number among those in which a run has begun."""
-    found = [RUN_FOLDER, *RUN_FOLDER.parent.glob(f"{RUN_FOLDER.name}-*")]
-    numbered = [path for path in found if re.fullmatch(r"(-[1-9][0-9]*)?", path.name[len(RUN_FOLDER.name) :])]
-    begun = [path for path in numbered if holds_run(path) or has_record(path)]
+    begun = [path for path in RUN_FOLDER.parent.glob("*") if _number(path) and (holds_run(path) or has_record(path))]
     return max(begun, key=_number, default=None)
 
 
+_ATTEMPTS = 100
 _locked: dict[int, Path] = {}  # file descriptor -> folder
 
 
@@ -106,24 +116,43 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
     The lock is on the folder itself and ends with the process for whatever reason, so no file is left behind. On a
     file system without locks for folders, the folder is used without one.
     """
-    made = not folder.exists()
-    artifacts.make_folder(folder)
-    handle = os.open(str(folder), os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(handle)
-            return False
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    handle = _open_locked(folder)
+    if handle is None:
+        return False
     _locked[handle] = folder
     stack.callback(_unlock, handle, made)
+    artifacts.make_folder(folder)  # checks that it can be written to
     return True
 
 
-def _unlock(handle: int, made: bool) -> None:
-    folder = _locked.pop(handle)
-    if made:
-        with contextlib.suppress(OSError):  # not empty: the run has begun
+def _open_locked(folder: Path) -> int | None:
+    """Return a handle of the locked folder, or None if another process has locked it."""
+    for _ in range(_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(str(folder), os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another process, which had made the folder or one above it, has removed it again
+        except OSError as error:
+            raise artifacts.cannot_use(folder, error) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(handle)
+                return None
+        if folder.exists() and os.path.samestat(os.fstat(handle), os.stat(str(folder))):
+            return handle
+        os.close(handle)
+    raise UserError(f"--out {folder}: the folder disappears again and again; choose another --out")
+
+
+def _unlock(handle: int, made: list[Path]) -> None:
+    """Unlock a folder, and remove it and those above it if this process has made them and nothing is in them."""
+    del _locked[handle]
+    with contextlib.suppress(OSError):  # not empty: the run has begun
+        for folder in made:
             folder.rmdir()
     os.close(handle)
 

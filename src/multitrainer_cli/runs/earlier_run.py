@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from pathlib import Path, PurePath
-from typing import Any, Callable, NamedTuple
+from pathlib import Path
+from typing import Any, Callable, Iterator, NamedTuple
 
 from ..errors import UserError
-from . import artifacts, run_folder
+from . import artifacts, record, run_folder
 
 
 class EarlierRun(NamedTuple):
@@ -36,18 +37,12 @@ def read_earlier_run(
     UserError
         If the run is incomplete or damaged, or was asked for something else.
     """
-    holds_run = run_folder.holds_run(out)
-    _check_complete(out, [f"{run_folder.CHECKPOINT}/{run_folder.RECORD}", *[run_folder.METRICS] * holds_run])
-    try:
-        record = _parse_record(out / run_folder.CHECKPOINT / run_folder.RECORD)
-        rows = _parse_metrics(out / run_folder.METRICS) if holds_run else []
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise resume_error(out, f"is damaged ({error})") from error
-    _check_same_data(out, record["images"] is not None, wanted["data"] is not None)
-    _check_same_options(out, record["options"], wanted["options"])
-    _check_same_weights(out, record["weights"], wanted["weights"])
-    if record["data"] != wanted["data"]:
-        print(f"the images of the run were in {record['data']}; they are now read from {wanted['data']}")
+    before, rows = _read(out)
+    _check_same_data(out, before["images"] is not None, wanted["data"] is not None)
+    _check_same_options(out, before["options"], wanted["options"])
+    _check_same_weights(out, before["weights"], wanted["weights"])
+    if before["data"] != wanted["data"]:
+        print(f"the images of the run were in {before['data']}; they are now read from {wanted['data']}")
     _check_metrics(out, len(rows))
     while rows and rows[-1]["val_accuracy"] is None:  # of these no checkpoint is kept
         rows.pop()
@@ -55,13 +50,13 @@ def read_earlier_run(
         print(f"the run in {out} has no whole epoch yet; it begins from the start", flush=True)
         return EarlierRun([], None)
     # The runs of the comparison are independent of each other: it keeps no checkpoint.
-    kept = [] if record["images"] is None else run_folder.checkpoint_files(out, len(rows))
+    kept = [] if before["images"] is None else [*run_folder.checkpoint_files(out, len(rows))]
     names = [*(str(path.relative_to(out)) for path in kept), *required_files(rows)]
     _check_complete(out, names)
     if kept:
         _check_checksum(out, len(rows))
     _check_parameters(out, [out / name for name in names if name.endswith(".params")])
-    return EarlierRun(rows, record["images"])
+    return EarlierRun(rows, before["images"])
 
 
 def resume_error(out: Path, reason: str) -> UserError:
@@ -72,25 +67,33 @@ def resume_error(out: Path, reason: str) -> UserError:
     )
 
 
-def _parse_record(path: Path) -> dict[str, Any]:
-    """Read the record of a run, and raise an error if a field is missing or has another type."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    weights, images = record["weights"], record["images"]
-    return {
-        "options": dict(record["options"]),
-        "data": record["data"],
-        "weights": None if weights is None else {key: weights[key] for key in ("file", "crc32")},
-        "images": None if images is None else _parse_images(images),
-    }
+def _read(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the record and the metrics of the run in a folder; it may have no metrics yet."""
+    if (out / run_folder.OLD_RECORD).exists() and not (out / run_folder.RECORD).exists():
+        raise UserError(
+            f"--resume: the run in {out} was begun by an older multitrainer, which kept its record in "
+            f"{run_folder.OLD_RECORD}; go on with that version, choose another --out, or replace the run with "
+            "--overwrite"
+        )
+    _check_complete(out, [run_folder.RECORD])
+    with _damage_reported(out):
+        before = record.read(out / run_folder.RECORD)
+    if not run_folder.holds_run(out):
+        return before, []
+    _check_complete(out, [run_folder.METRICS])
+    with _damage_reported(out):
+        return before, _parse_metrics(out / run_folder.METRICS)
 
 
-def _parse_images(images: dict[str, Any]) -> dict[str, Any]:
-    classes, train, val = (list(images[name]) for name in ("classes", "train", "val"))
-    for name in (*train, *val):
-        if PurePath(name).parent.name not in classes:
-            raise ValueError(f"the image {name!r} is in none of the classes")
-    contents = {name: [int(number) for number in images["contents"][name]] for name in (*train, *val)}
-    return {"classes": classes, "train": train, "val": val, "contents": contents}
+@contextlib.contextmanager
+def _damage_reported(out: Path) -> Iterator[None]:
+    """Raise a UserError for any error in reading a file of the run in `out`."""
+    try:
+        yield
+    except record.NewerFormatError as error:
+        raise UserError(f"--resume: {error}; go on with that version, or choose another --out") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise resume_error(out, f"is damaged ({error})") from error
 
 
 def _parse_metrics(path: Path) -> list[dict[str, Any]]:
@@ -112,9 +115,13 @@ def _check_same_data(out: Path, had_images: bool, has_images: bool) -> None:
 
 
 def _check_same_options(out: Path, before: dict[str, str], now: dict[str, str]) -> None:
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    changed = {name for name in {**before, **now} if before.get(name, "None") != now.get(name, "None")}
+    if ("epochs" in before) != (
+        "epochs" in now
+    ):  # recorded with some schedules only: then it is the schedule that differs
+        changed.discard("epochs")
     if changed:
-        options = ", ".join(_as_given(name, before.get(name)) for name in changed)
+        options = ", ".join(_as_given(name, before.get(name)) for name in sorted(changed))
         raise UserError(f"--resume: the run in {out} had {options}; ask for the same, or choose another --out")
 
 
@@ -148,18 +155,14 @@ def _check_metrics(out: Path, rows: int) -> None:
 
 def _check_checksum(out: Path, number: int) -> None:
     """Refuse weights that are not those which the checkpoint was written with."""
-    weights, _, checksum = run_folder.checkpoint_files(out, number)
-    try:
-        if artifacts.checksum(weights) != json.loads(checksum.read_text(encoding="utf-8"))["crc32"]:
-            raise ValueError(f"checksum mismatch for {weights.name}")
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise resume_error(out, f"is damaged ({error})") from error
+    files = run_folder.checkpoint_files(out, number)
+    with _damage_reported(out):
+        if artifacts.checksum(files.weights) != json.loads(files.checksum.read_text(encoding="utf-8"))["crc32"]:
+            raise ValueError(f"checksum mismatch for {files.weights.name}")
 
 
 def _check_parameters(out: Path, paths: list[Path]) -> None:
     """Refuse weights that cannot be read."""
-    try:
+    with _damage_reported(out):
         for path in paths:
             artifacts.check_parameters(path)
-    except (OSError, ValueError) as error:
-        raise resume_error(out, f"is damaged ({error})") from error

@@ -23,23 +23,18 @@ class EpochFiles:
         The trainer, whose state goes into the checkpoint.
     checkpoints : Checkpoints
         The run; its metrics hold the rows of the epochs that were trained before.
-    images : dict, optional
-        The record of the images, which rank 0 has.
     """
 
-    def __init__(
-        self, net: gluon.Block, trainer: MultiLRTrainer, checkpoints: Checkpoints, images: dict[str, Any] | None
-    ) -> None:
+    def __init__(self, net: gluon.Block, trainer: MultiLRTrainer, checkpoints: Checkpoints) -> None:
         self.out = checkpoints.out
         self._net = net
         self._trainer = trainer
         self._checkpoints = checkpoints
-        self._images = images
 
     def write_epoch(self, row: dict[str, Any]) -> None:
         """Write everything that an epoch changes; its row of metrics comes after its checkpoint."""
         checkpoints, earlier = self._checkpoints, self._checkpoints.metrics.rows
-        checkpoints.begin_run(self._images)
+        checkpoints.begin_run()
         self._save_parameters(run_folder.LAST)
         if row["val_accuracy"] > max((each["val_accuracy"] for each in earlier), default=-1.0):
             self._save_parameters(run_folder.BEST)
@@ -51,7 +46,7 @@ class EpochFiles:
         """Write the weights of an unfinished epoch, unless they would replace an earlier run; return what was done."""
         if self._checkpoints.overwrite_pending:
             return f" in the first epoch; the run in {self.out} is as it was"
-        self._checkpoints.begin_run(self._images)
+        self._checkpoints.begin_run()
         self._save_parameters(run_folder.LAST)
         return f"; {self.out / run_folder.LAST} holds the weights as they are now"
 

@@ -16,12 +16,14 @@ from multitrainer import MultiLRTrainer
 from ..arguments import defaults
 from ..data import batches
 from ..data.loader import Loader
+from ..data.recorded_split import describe_shared_images
 from ..data.split import Split, open_folder
 from ..errors import INTERRUPTED, UserError
 from ..ranks.exchange import Ranks
 from ..runs import run_folder
 from ..runs.checkpoints import Checkpoints
 from ..runs.earlier_run import EarlierRun
+from ..runs.record import NetworkRecord
 from . import features, loss_options, network, param_groups, schedule
 from .epoch_files import EpochFiles
 from .interrupts import Interrupts
@@ -51,15 +53,20 @@ def run(
     """Train on the images of --data, and return the exit status."""
     seed_everything(args.seed)
     earlier = checkpoints.find_earlier(args.data, lambda rows: [run_folder.BEST, run_folder.LAST])
-    split = open_folder(args.data, args.seed, earlier.images)
+    if _has_more_epochs(earlier, args, checkpoints):
+        return 0
+    split = open_folder(args.data, args.seed, earlier.images, checkpoints.out, args.val_split)
     ranks.check_same("images", split.listing())
     checkpoints.announce_resume()
     for note in split.notes:
         print(note)
     model = _build_model(args, split, contexts, optimizer, ranks, earlier)
+    split.check_readable()  # takes long: not before the options are known to be right
+    name = args.model or defaults.MODEL
+    transform = network.transform(name, args.input_size)
     loaders = batches.make_loaders(
         split,
-        network.input_size(args.model or defaults.MODEL),
+        transform.size,
         model.length.batch_size,
         args.workers or 0,
         args.seed,
@@ -71,8 +78,10 @@ def run(
         checkpoints.restore(model.net, model.trainer, contexts, len(earlier.rows))
         loaders[0].skip(len(earlier.rows))
     images = earlier.images or (split.record() if ranks.is_first else None)
-    checkpoints.write_record(images)
-    files = EpochFiles(model.net, model.trainer, checkpoints, images)
+    checkpoints.write_record(NetworkRecord(name.lower(), split.classes, transform.as_dict()), images)
+    for note in describe_shared_images(images):
+        print(note)
+    files = EpochFiles(model.net, model.trainer, checkpoints)
     interrupted = _train(args, split, model, loaders, ranks, files, len(earlier.rows))
     outcome = ""
     if ranks.is_first:
@@ -82,6 +91,19 @@ def run(
         print(f"multitrainer: interrupted{outcome}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _has_more_epochs(earlier: EarlierRun, args: argparse.Namespace, checkpoints: Checkpoints) -> bool:
+    """Say so if the run has more epochs than are asked for, or all of them."""
+    epochs, done = args.epochs or defaults.EPOCHS, len(earlier.rows)
+    if done > epochs:
+        default = "" if args.epochs else ", the default"
+        print(
+            f"the run in {checkpoints.out} has {done} epochs, more than --epochs {epochs}{default}; it stays as it is"
+        )
+    elif done == epochs:
+        print(f"the run in {checkpoints.out} has all its {epochs} epochs; give more --epochs to train it longer")
+    return done > epochs
 
 
 def _build_model(
@@ -99,7 +121,7 @@ def _build_model(
     length = schedule.TrainingLength(len(split.train) // ranks.size, batch_size, args.epochs or defaults.EPOCHS)
     objective = loss_options.make_objective(args, split, length)
     optimizer = schedule.add_scheduler(optimizer, args, length)
-    network.initialize(net, contexts, name, classes)
+    network.initialize(net, contexts, name, classes, args.input_size)
     if ranks.is_first and network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
         network.load_backbone(net, head, network.download_weights(name) if args.pretrained else args.params)
     ranks.broadcast_parameters(net.collect_params().values())

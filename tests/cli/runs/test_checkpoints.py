@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cli_support import MODEL, finetune, rows_of, start, without_times, write_images
-from run_support import IMAGES, Killed, Killer, check_run, claim, train
+from run_support import IMAGES, NETWORK, Killed, Killer, check_run, claim, required_files, train
 from support import PATIENCE
 
 pytest.importorskip("gluoncv")
@@ -30,6 +30,12 @@ from multitrainer_cli.training.loop import fit
 @pytest.fixture(scope="module")
 def killer():
     return Killer()  # a process keeps its audit hooks
+
+
+def begin(folder, options, **how):
+    checkpoints = Checkpoints(folder, options, how.get("resume", False), how.get("overwrite", False), Ranks())
+    checkpoints.find_earlier(None, required_files)
+    return checkpoints
 
 
 def test_a_killed_run_is_resumed_from_any_moment(killer, tmp_path):
@@ -71,13 +77,13 @@ def test_a_killed_overwrite_mixes_no_runs(killer, tmp_path):
 
 def test_a_run_to_be_overwritten_keeps_its_record_until_then(tmp_path):
     train(tmp_path, 2, 0)
-    Checkpoints(tmp_path, {"value": "1"}, False, True, Ranks()).write_record(IMAGES)
+    begin(tmp_path, {"value": "1"}, overwrite=True).write_record(NETWORK, IMAGES)
     train(tmp_path, 3, 0, resume=True)
     check_run(tmp_path, 3, 0)
 
 
 def test_a_record_alone_does_not_stop_another_run(tmp_path):
-    Checkpoints(tmp_path, {}, False, False, Ranks()).write_record()
+    begin(tmp_path, {}).write_record(NETWORK)
     assert not run_folder.holds_run(tmp_path)
     with claim(tmp_path) as out:
         train(out, 1, 0)
@@ -85,9 +91,9 @@ def test_a_record_alone_does_not_stop_another_run(tmp_path):
 
 
 def test_a_run_that_another_process_began_is_not_replaced(tmp_path):
-    checkpoints = Checkpoints(tmp_path, {}, False, False, Ranks())
+    checkpoints = begin(tmp_path, {})
     train(tmp_path, 1, 0)
-    for write in (checkpoints.write_record, checkpoints.begin_run):
+    for write in (lambda: checkpoints.write_record(NETWORK, IMAGES), checkpoints.begin_run):
         with pytest.raises(UserError, match="another process has begun a run there"):
             write()
     check_run(tmp_path, 1, 0)
@@ -141,7 +147,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(images, tmp_path, capsys, 
     assert f"nothing to resume in {tmp_path / 'parts'}; a new run begins" in printed
     assert "going on after 3 epochs" in printed
     kept = sorted(path.name for path in (tmp_path / "parts/checkpoint").iterdir())
-    assert kept == ["000004.json", "000004.npz", "000004.params", "run.json"]
+    assert kept == ["000004.json", "000004.npz", "000004.params"]
 
 
 def test_random_numbers_of_layers_do_not_depend_on_earlier_epochs():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli_support import FILES, MODEL, contents, default_sigint, finetune, rows_of, start
-from run_support import IMAGES, check_run, claim, required_files, train
+from run_support import IMAGES, NETWORK, check_run, claim, required_files, train
 
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
@@ -30,7 +30,7 @@ def test_runs_that_start_at_once_get_a_folder_each(tmp_path, monkeypatch):
         assert [str(one), str(two)] == ["runs/finetune", "runs/finetune-2"]
         with pytest.raises(UserError, match="another process is training there"), claim(one):
             pass
-    assert os.listdir("runs") == []  # neither has written anything
+    assert os.listdir(".") == []  # neither has written anything
 
 
 def test_the_last_default_run_is_the_one_with_the_highest_number(tmp_path, monkeypatch):
@@ -52,7 +52,7 @@ def test_a_default_run_killed_in_its_first_epoch_is_the_one_to_resume(tmp_path, 
     with claim() as out:
         begun = Checkpoints(out, {"value": "1"}, False, False, Ranks())
         begun.find_earlier(Path("data"), required_files)
-        begun.write_record(IMAGES)
+        begun.write_record(NETWORK, IMAGES)
     capsys.readouterr()
     with claim(resume=True) as out:
         assert str(out) == "runs/finetune-2"
@@ -78,7 +78,7 @@ class TestDefaultFolder:
         assert finetune(images, epochs=1) == 0
         before = contents(tmp_path / "runs/finetune")
         assert finetune(images, "--seed", 1, epochs=1) == 0
-        assert "runs/finetune is in use; this run goes to runs/finetune-2\n" in capsys.readouterr().out
+        assert "runs/finetune holds a run; this run goes to runs/finetune-2\n" in capsys.readouterr().out
         assert finetune(images, "--seed", 1, "--resume") == 0  # the same command goes on with its own run
         assert "going on after 1 epochs of the run in runs/finetune-2" in capsys.readouterr().out
         assert contents(tmp_path / "runs/finetune") == before
@@ -126,11 +126,11 @@ class TestNamedFolder:
             assert all(cure in error for cure in ("--resume", "--overwrite", "another --out"))
             assert contents(copied.out) == before
 
-    @pytest.mark.parametrize("name", ["best.params", "classes.txt", "finetune.png"])
+    @pytest.mark.parametrize("name", ["best.params", "classes.txt", "finetune.png", "run.json"])
     def test_a_file_of_the_user_is_not_replaced(self, first_run, tmp_path, capsys, name):
         (tmp_path / name).write_text("mine")
         assert finetune(first_run / "colours", "--out", tmp_path) == 2
-        assert "holds a run already" in capsys.readouterr().err
+        assert f"holds {name}, in whose place a run would write" in capsys.readouterr().err
         assert contents(tmp_path) == {tmp_path / name: b"mine"}
 
     def test_a_folder_in_use_is_refused_until_its_process_ends(self, first_run, tmp_path, capsys):
@@ -171,7 +171,7 @@ class TestOverwrite:
         assert finetune(copied.images, "--out", copied.out, "--overwrite", "--lr", 0.03, epochs=1) == 0
         assert sorted(path.name for path in copied.out.iterdir()) == sorted([*FILES, "notes.txt"])
         assert [row["learning_rates"] for row in rows_of(copied.out)] == [{"net": 0.03}]
-        kept = ["000001.json", "000001.npz", "000001.params", "notes.txt", "run.json"]
+        kept = ["000001.json", "000001.npz", "000001.params", "notes.txt"]
         assert sorted(path.name for path in (copied.out / "checkpoint").iterdir()) == kept
 
     @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ class TestOverwrite:
         def interrupt(image):
             press()
             monkeypatch.undo()
-            return batches._centre_crop(32)(image)
+            return batches.validation_transform(32)(image)
 
         before = contents(copied.out)
         monkeypatch.setattr(batches, "_augmentation", lambda size: interrupt)

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from cli_support import MODEL, arrays, contents, finetune, rows_of, without_times
+from run_support import NETWORK
 
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
 from multitrainer_cli import main
+from multitrainer_cli.runs import record
 from multitrainer_cli.runs.earlier_run import read_earlier_run
 
 
@@ -77,10 +79,9 @@ class TestImages:
 
 
 def test_a_record_alone_begins_from_the_start(tmp_path, capsys):
-    record = {"options": {"seed": "1"}, "data": None, "weights": None, "images": None}
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint/run.json").write_text(json.dumps(record))
-    assert read_earlier_run(tmp_path, record, lambda rows: ["best.params"]) == ([], None)
+    wanted = {"options": {"seed": "1"}, "data": None, "weights": None}
+    record.write(tmp_path / "run.json", NETWORK, **wanted, images=None)
+    assert read_earlier_run(tmp_path, wanted, lambda rows: ["best.params"]) == ([], None)
     assert capsys.readouterr().out == f"the run in {tmp_path} has no whole epoch yet; it begins from the start\n"
 
 
@@ -89,7 +90,7 @@ class TestIncompleteRuns:
 
     @pytest.mark.parametrize(
         "name",
-        ["metrics.jsonl", "checkpoint", "checkpoint/run.json", "checkpoint/000002.npz", "checkpoint/000002.params"]
+        ["metrics.jsonl", "checkpoint", "run.json", "checkpoint/000002.npz", "checkpoint/000002.params"]
         + ["checkpoint/000002.json", "best.params", "last.params"],
     )
     def test_a_missing_file_is_named(self, copied, capsys, name):
@@ -115,7 +116,7 @@ class TestDamagedRuns:
     @pytest.mark.parametrize("how", ["cut", "emptied", "flipped", "a folder"])
     @pytest.mark.parametrize(
         "name",
-        ["checkpoint/000002.npz", "checkpoint/000002.params", "checkpoint/000002.json", "checkpoint/run.json"]
+        ["checkpoint/000002.npz", "checkpoint/000002.params", "checkpoint/000002.json", "run.json"]
         + ["best.params", "last.params", "metrics.jsonl"],
     )
     def test_a_damaged_file_is_refused(self, copied, capsys, name, how):
@@ -140,8 +141,8 @@ class TestDamagedRuns:
         assert contents(copied.out) == before
 
     def test_a_record_with_an_image_of_no_class_is_refused(self, copied, capsys):
-        record = copied.out / "checkpoint/run.json"
-        record.write_text(record.read_text().replace("blue/", "blu%/", 1))
+        path = copied.out / "run.json"
+        path.write_text(path.read_text().replace('"blue/', '"blu%/', 1))
         before = contents(copied.out)
         assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 2
         assert f"the run in {copied.out} is damaged (the image 'blu%/00" in capsys.readouterr().err
@@ -152,7 +153,7 @@ def test_other_options_are_refused(copied, capsys):
     before = contents(copied.out)
     options = ["--seed", 1, "--batch-size", 9, "--optimizer", "adam"]
     assert finetune(copied.images, "--out", copied.out, "--resume", *options, epochs=3) == 2
-    assert "had --batch-size 8, no --optimizer, --seed 0; ask for the same" in capsys.readouterr().err
+    assert "had --batch-size 8, --optimizer sgd, --seed 0; ask for the same" in capsys.readouterr().err
     again = ["--unfreeze-at", 2, "--freeze", "features.0", "--freeze", "features.1"]
     assert finetune(copied.images, "--out", copied.out, "--overwrite", *again) == 0
     before = contents(copied.out)
@@ -213,9 +214,107 @@ class TestWeights:
 
 
 def test_the_record_holds_the_options_and_the_division_of_the_images(first_run):
-    record = json.loads((first_run / "out/checkpoint/run.json").read_text())
-    assert record["options"]["model"] == MODEL
-    assert not {"out", "resume", "overwrite", "workers", "epochs", "data"} & record["options"].keys()
-    assert record["images"]["classes"] == ["blue", "green", "red"]
-    assert len(record["images"]["val"]) == 6
-    assert len({*record["images"]["train"], *record["images"]["val"]}) == 33
+    written = json.loads((first_run / "out/run.json").read_text())
+    assert written["options"]["model"] == written["model"] == MODEL
+    assert not {"out", "resume", "overwrite", "workers", "epochs", "data"} & written["options"].keys()
+    assert written["classes"] == ["blue", "green", "red"]
+    assert len(written["split"]["val"]) == 6
+    assert len({*written["split"]["train"], *written["split"]["val"]}) == 33
+
+
+class TestSpelling:
+    """A run is resumed by any command line that asks for the same run, and a refusal names only what differs."""
+
+    @pytest.fixture
+    def began(self, first_run, tmp_path):
+        options = ["--lr-mult", "features.1=0.5", "--lr-mult", "features.2=0.25", "--freeze", "features.0"]
+        assert finetune(first_run / "colours", "--out", tmp_path / "out", *options, epochs=1) == 0
+        return first_run / "colours", tmp_path / "out"
+
+    def test_the_same_run_in_other_words_ends_alike(self, began, tmp_path):
+        images, out = began
+        options = ["--lr-mult", "features.2=.250", "--lr-mult", " features.1=5e-1", "--freeze", "features.0"]
+        words = ["--lr", "0.020", "--lr-schedule", "constant", "--warmup", 0, "--wd", "1e-4", "--optimizer", "SGD"]
+        shutil.copytree(str(out), str(tmp_path / "plain"))
+        assert finetune(images, "--out", out, "--resume", *options, *words, "--model", MODEL.upper()) == 0
+        plain = ["--lr-mult", "features.1=0.5", "--lr-mult", "features.2=0.25", "--freeze", "features.0"]
+        assert finetune(images, "--out", tmp_path / "plain", "--resume", *plain) == 0
+        assert [row["train_loss"] for row in rows_of(out)] == [row["train_loss"] for row in rows_of(tmp_path / "plain")]
+        other, same = (arrays(folder / "last.params") for folder in (out, tmp_path / "plain"))
+        for name, array in same.items():
+            np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+    @pytest.mark.parametrize(
+        ("options", "difference"),
+        [
+            (["--lr-schedule", "cosine"], "--lr-schedule constant"),
+            (["--optimizer", "adamw"], "--optimizer sgd"),
+            (["--optimizer", "adam"], "--optimizer sgd"),
+            (["--lr", "0.02000001"], "--lr 0.02"),
+            (["--warmup", "0.5"], "no --warmup"),
+        ],
+    )
+    def test_only_what_differs_is_named(self, copied, capsys, options, difference):
+        before = contents(copied.out)
+        assert finetune(copied.images, "--out", copied.out, "--resume", *options, epochs=3) == 2
+        assert f"had {difference}; ask for the same" in capsys.readouterr().err
+        assert contents(copied.out) == before
+
+
+class TestLength:
+    """A run that has as many epochs as were asked for, or more, says so."""
+
+    @pytest.mark.parametrize("damaged", [False, True])
+    def test_fewer_epochs_change_nothing(self, copied, capsys, damaged):
+        if damaged:
+            (copied.out / "classes.txt").unlink()
+        before = contents(copied.out)
+        assert finetune(copied.images, "--out", copied.out, "--resume", epochs=1) == 0
+        expected = f"\nthe run in {copied.out} has 2 epochs, more than --epochs 1; it stays as it is\n"
+        assert capsys.readouterr().out.endswith(expected)
+        assert contents(copied.out) == before
+
+    def test_as_many_epochs_draw_the_figure_that_a_killed_run_may_lack(self, copied, capsys):
+        (copied.out / "finetune.png").unlink()
+        before = contents(copied.out)
+        assert finetune(copied.images, "--out", copied.out, "--resume", epochs=2) == 0
+        assert f"the run in {copied.out} has all its 2 epochs; give more --epochs" in capsys.readouterr().out
+        after = contents(copied.out)
+        assert after.pop(copied.out / "finetune.png").startswith(b"\x89PNG")
+        assert after == before
+
+
+class TestOtherVersions:
+    """A run of another version is refused with what to do."""
+
+    def test_an_older_one_kept_its_record_elsewhere(self, copied, capsys):
+        (copied.out / "run.json").rename(copied.out / "checkpoint/run.json")
+        before = contents(copied.out)
+        assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 2
+        error = capsys.readouterr().err
+        assert "was begun by an older multitrainer, which kept its record in checkpoint/run.json; go on with" in error
+        assert finetune(copied.images, "--out", copied.out, epochs=3) == 2
+        assert "holds a run already" in capsys.readouterr().err
+        assert contents(copied.out) == before
+        assert finetune(copied.images, "--out", copied.out, "--overwrite", epochs=1) == 0
+        assert not (copied.out / "checkpoint/run.json").exists()
+
+    def test_a_newer_one_has_a_format_of_its_own(self, copied, capsys):
+        path = copied.out / "run.json"
+        newer = {"format": 2, "model": None, "options": [], "versions": {"multitrainer": "9.0"}}
+        path.write_text(json.dumps(newer))
+        assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 2
+        assert "run.json was written by a newer multitrainer, 9.0; go on with that version" in capsys.readouterr().err
+        for name in ("best.params", "metrics.jsonl"):
+            (copied.out / name).unlink()
+        assert finetune(copied.images, "--out", copied.out, epochs=3) == 2
+        assert "holds a run already" in capsys.readouterr().err
+        assert path.read_text() == json.dumps(newer)
+
+    def test_a_file_of_the_user_is_no_record(self, copied, tmp_path, capsys):
+        (tmp_path / "mine").mkdir()
+        for text in ("{}", "[1]", "mine", '{"format": 0, "model": "", "options": {}, "versions": {}}'):
+            (tmp_path / "mine/run.json").write_text(text)
+            assert finetune(copied.images, "--out", tmp_path / "mine", "--resume", epochs=3) == 2
+            assert "is damaged (" in capsys.readouterr().err
+            assert contents(tmp_path / "mine") == {tmp_path / "mine/run.json": text.encode()}

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from multitrainer_cli.runs import run_folder
+from multitrainer_cli.runs import record, run_folder
+from run_support import NETWORK
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A folder with every file of a run, and with files of the user."""
     (tmp_path / "checkpoint").mkdir()
-    for name in (*run_folder.FILES, "digits-source.params", "notes.txt"):
+    for name in ("run.json", *run_folder.FILES, "digits-source.params", "notes.txt"):
         (tmp_path / name).write_text(name)
     for name in ("run.json", "000004.params", "000004.npz", "000004.json", "000004.txt", "notes.json"):
         (tmp_path / "checkpoint" / name).write_text(name)
@@ -22,7 +23,7 @@ def names(folder):
 
 def test_the_files_of_a_run_begin_with_its_record(folder):
     found = [str(path.relative_to(folder)) for path in run_folder.files_of_run(folder)]
-    assert found[0] == "checkpoint/run.json"
+    assert found[:2] == ["run.json", "checkpoint/run.json"]
     assert set(names(folder)) - set(found) == {
         "checkpoint/000004.txt",
         "checkpoint/notes.json",
@@ -37,7 +38,11 @@ def test_removing_a_run_leaves_the_files_of_the_user(folder):
     assert run_folder.files_of_run(folder) == []
 
 
-@pytest.mark.parametrize("name", [*run_folder.FILES, "checkpoint/000001.npz"])
+def write_record(folder):
+    record.write(folder / "run.json", NETWORK, {}, None, None, None)
+
+
+@pytest.mark.parametrize("name", ["run.json", *run_folder.FILES, "checkpoint/000001.npz", "checkpoint/run.json"])
 def test_any_file_that_a_run_would_overwrite_counts_as_a_run(tmp_path, name):
     (tmp_path / "checkpoint").mkdir()
     assert not run_folder.holds_run(tmp_path)
@@ -48,8 +53,7 @@ def test_any_file_that_a_run_would_overwrite_counts_as_a_run(tmp_path, name):
 
 def test_a_record_alone_is_not_yet_a_run(tmp_path):
     assert not run_folder.has_record(tmp_path)
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint/run.json").write_text("{}")
+    write_record(tmp_path)
     assert run_folder.has_record(tmp_path)
     assert not run_folder.holds_run(tmp_path)
 
@@ -57,4 +61,46 @@ def test_a_record_alone_is_not_yet_a_run(tmp_path):
 def test_the_files_of_a_checkpoint_sort_by_its_number(tmp_path):
     paths = [run_folder.checkpoint_files(tmp_path, number) for number in (9, 10, 240)]
     assert paths == sorted(paths)
-    assert paths[-1] == [tmp_path / f"checkpoint/000240{suffix}" for suffix in (".params", ".npz", ".json")]
+    assert paths[-1] == tuple(tmp_path / f"checkpoint/000240{suffix}" for suffix in (".params", ".npz", ".json"))
+    assert paths[-1].states == tmp_path / "checkpoint/000240.npz"
+
+
+class TestFoldersAmongImages:
+    """Folders of runs are told from folders of images by what the runs have written."""
+
+    def test_a_run_is_one_from_its_record_on(self, tmp_path):
+        assert not run_folder.is_run(tmp_path)
+        write_record(tmp_path)
+        assert run_folder.is_run(tmp_path)
+
+    def test_a_run_stays_one_without_its_record(self, tmp_path):
+        (tmp_path / "checkpoint").mkdir()
+        assert not run_folder.is_run(tmp_path)
+        (tmp_path / "metrics.jsonl").write_text("")
+        assert run_folder.is_run(tmp_path)
+
+    def test_an_image_named_as_a_figure_makes_no_run(self, tmp_path):
+        for name in ("finetune.png", "comparison.png", "run.json"):
+            (tmp_path / name).write_text("{}")
+        assert not run_folder.is_run(tmp_path)
+        assert not run_folder.contains_runs(tmp_path)
+
+    def test_a_run_is_found_at_any_depth(self, tmp_path):
+        out = tmp_path / "a/b/c"
+        out.mkdir(parents=True)
+        assert not run_folder.contains_runs(tmp_path / "a")
+        write_record(out)
+        assert all(run_folder.contains_runs(folder) for folder in (tmp_path / "a", tmp_path / "a/b", out))
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [("runs/finetune", True), ("runs/finetune-12", True), ("runs/finetune-old", False), ("red/finetune", False)],
+    )
+    def test_a_default_folder_counts_before_its_run_has_begun(self, tmp_path, name, expected):
+        (tmp_path / name).mkdir(parents=True)
+        assert run_folder.contains_runs((tmp_path / name).parent) == expected
+
+    def test_links_are_not_followed(self, tmp_path):
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs/again").symlink_to(tmp_path)
+        assert not run_folder.contains_runs(tmp_path)

@@ -11,8 +11,7 @@ from multitrainer import MultiLRTrainer
 from multitrainer_cli.ranks.exchange import Ranks
 from multitrainer_cli.runs.checkpoints import Checkpoints
 from multitrainer_cli.training.epoch_files import EpochFiles
-
-IMAGES = {"classes": ["a", "b"], "train": [], "val": [], "contents": {}}
+from run_support import IMAGES, NETWORK
 
 
 def row(epoch, accuracy):
@@ -29,7 +28,8 @@ class Run:
         self.net.initialize()
         self.checkpoints = Checkpoints(out, {"seed": "0"}, False, overwrite, Ranks())
         self.checkpoints.find_earlier(None, lambda rows: [])
-        self.files = EpochFiles(self.net, MultiLRTrainer(self.net, "sgd"), self.checkpoints, IMAGES)
+        self.checkpoints.write_record(NETWORK, IMAGES)
+        self.files = EpochFiles(self.net, MultiLRTrainer(self.net, "sgd"), self.checkpoints)
 
     def train(self, *accuracies):
         for epoch, accuracy in enumerate(accuracies, len(self.checkpoints.metrics.rows) + 1):
@@ -56,7 +56,7 @@ def test_last_params_are_of_the_last_epoch_and_best_params_of_the_first_best(tmp
 def test_an_epoch_leaves_its_checkpoint_its_row_and_the_classes(tmp_path):
     Run(tmp_path).train(0.5, 0.25)
     checkpoint = sorted(path.name for path in (tmp_path / "checkpoint").iterdir())
-    assert checkpoint == ["000002.json", "000002.npz", "000002.params", "run.json"]
+    assert checkpoint == ["000002.json", "000002.npz", "000002.params"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [row(1, 0.5), row(2, 0.25)]
     assert (tmp_path / "classes.txt").read_text() == "a\nb\n"
@@ -69,7 +69,7 @@ def test_the_best_epoch_is_printed_at_the_end(tmp_path, capsys):
 
 def test_a_run_without_a_whole_epoch_draws_nothing(tmp_path, capsys):
     Run(tmp_path).files.finish("a title")
-    assert (capsys.readouterr().out, list(tmp_path.iterdir())) == ("", [])
+    assert (capsys.readouterr().out, list(tmp_path.iterdir())) == ("", [tmp_path / "run.json"])
 
 
 def test_an_interrupted_epoch_leaves_the_weights_as_they_are(tmp_path):

@@ -1,0 +1,159 @@
+"""run.json, the record of a run: what was trained, on what, and how. It is written for people to read, too."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import mxnet as mx
+import numpy as np
+
+import multitrainer
+
+from . import artifacts
+
+FORMAT = 1
+_KEYS = ("format", "model", "options", "versions")  # of every format; a file without them was not written by a run
+_DEPTH = 3  # how deep entries have lines of their own: a line for each option and for each image
+
+
+class NewerFormatError(ValueError):
+    """A record of a format that only a newer version can read."""
+
+
+class NetworkRecord(NamedTuple):
+    """What it takes to predict with the weights of a run.
+
+    Attributes
+    ----------
+    model : str
+        The name in GluonCV's model zoo.
+    classes : list of str
+        The names of the outputs, in their order.
+    input : dict
+        How an image becomes the input: size, resize, mean and std.
+    """
+
+    model: str
+    classes: list[str]
+    input: dict[str, Any]
+
+
+def write(
+    path: Path,
+    network: NetworkRecord,
+    options: dict[str, str],
+    data: str | None,
+    weights: dict[str, Any] | None,
+    images: dict[str, Any] | None,
+) -> None:
+    """Write the record of a run.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    network : NetworkRecord
+        The network and its classes.
+    options : dict of str to str
+        The options that decide what the run computes.
+    data : str, optional
+        The folder of the images.
+    weights : dict, optional
+        The file that the run starts from, and its checksum.
+    images : dict, optional
+        How the images are divided: what `Split.record` returns.
+    """
+    split = None
+    if images is not None:
+        split = {part: {name: images["contents"][name] for name in images[part]} for part in ("train", "val")}
+    record = {
+        "format": FORMAT,
+        **network._asdict(),
+        "options": options,
+        "versions": _versions(),
+        "data": data,
+        "weights": weights,
+        "split": split,
+    }
+    # JSON's own escapes for what is not text in UTF-8, such as a folder whose name is in Latin-1.
+    artifacts.save_text(path, _format(record).encode("utf-8", "backslashreplace").decode() + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what is needed to resume a run: its options, data, weights and images, as they were given to `write`.
+
+    Raises
+    ------
+    NewerFormatError
+        If a newer version has written the file.
+    OSError, ValueError, LookupError, TypeError
+        If the file cannot be read, is not a record, lacks a field, or a field has another type.
+    """
+    record = _parse(path)
+    if record["format"] != FORMAT:
+        raise NewerFormatError(f"{path} was written by a newer multitrainer, {record['versions']['multitrainer']}")
+    weights, split = record["weights"], record["split"]
+    return {
+        "options": dict(record["options"]),
+        "data": record["data"],
+        "weights": None if weights is None else {key: weights[key] for key in ("file", "crc32")},
+        "images": None if split is None else _parse_images(list(record["classes"]), split),
+    }
+
+
+def identify(path: Path) -> int | None:
+    """Return the format of a record; None if there is no file, or if it is not the record of a run."""
+    try:
+        return int(_parse(path)["format"])
+    except (OSError, ValueError):
+        return None
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    known = isinstance(record, dict) and all(key in record for key in _KEYS)
+    if not (known and isinstance(record["format"], int) and record["format"] >= FORMAT):
+        raise ValueError(f"{path.name} is not the record of a run")
+    return dict(record)
+
+
+def _parse_images(classes: list[str], split: dict[str, Any]) -> dict[str, Any]:
+    images: dict[str, Any] = {"classes": classes, "contents": {}}
+    for part in ("train", "val"):
+        contents = {name: [int(number) for number in numbers] for name, numbers in split[part].items()}
+        for name in contents:
+            if not {*PurePath(name).parent.parts}.intersection(classes):
+                raise ValueError(f"the image {name!r} is in none of the classes")
+        images[part] = list(contents)
+        images["contents"].update(contents)
+    return images
+
+
+def _versions() -> dict[str, str | None]:
+    return {
+        "multitrainer": multitrainer.__version__,
+        "mxnet": mx.__version__,
+        "gluoncv": _installed_version("gluoncv"),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _format(value: Any, depth: int = 0) -> str:
+    """Return JSON in which every entry of an object has a line, down to the images of a split."""
+    if not (isinstance(value, dict) and value and depth < _DEPTH):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    indent = "  " * (depth + 1)
+    lines = [f"{indent}{json.dumps(key, ensure_ascii=False)}: {_format(value[key], depth + 1)}" for key in value]
+    return "{\n" + ",\n".join(lines) + "\n" + "  " * depth + "}"
