@@ -203,7 +203,8 @@ def _decode(path: str | os.PathLike[str], reduced: bool = False) -> np.ndarray:
                 _check_size(image.size, pil.Image.MAX_IMAGE_PIXELS)
                 if reduced:
                     image.draft(None, (1, 1))
-                pil.ImageOps.exif_transpose(image, in_place=True)
+                if image.format != "TIFF":  # which Pillow turns when it loads it
+                    pil.ImageOps.exif_transpose(image, in_place=True)
                 return _as_rgb(image)
         except pil.UnidentifiedImageError as error:
             raise ValueError(f"{os.fspath(path)}: not an image that Pillow can read") from error

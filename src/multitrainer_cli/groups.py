@@ -25,7 +25,6 @@ def run(args: argparse.Namespace) -> int:
     classes, images = args.classes or CLASSES, args.images or IMAGES
     if args.data is not None:
         split = open_folder(args.data, seed=0, val_split=args.val_split)
-        split.check_readable()
         print("".join(f"{note}\n" for note in split.notes), end="")
         classes, images = len(split.classes), len(split.train)
     elif args.val_split is not None:

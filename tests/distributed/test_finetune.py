@@ -93,6 +93,12 @@ def test_two_ranks_minimize_what_one_does(images, weights, tmp_path):
     check_that_ranks_train_as_one("dist_sync", images, weights, tmp_path, *loss)
 
 
+def test_two_ranks_divide_and_crop_the_images_as_one_does(images, weights, tmp_path):
+    options = ("--val-split", "0.4", "--input-size", "40")
+    printed = check_that_ranks_train_as_one("dist_sync", images, weights, tmp_path, *options)
+    assert "18 images to train on, 12 to measure on" in printed
+
+
 def check_that_ranks_train_as_one(kvstore, images, weights, tmp_path, *options):
     # With the backbone frozen no BatchNorm looks at the batch, which the ranks divide.
     common = ["--data", images, "--model", MODEL, "--params", weights, "--freeze", "features", "--epochs", "3"]
