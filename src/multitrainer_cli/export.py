@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import mxnet as mx
 import numpy as np
 
-import multitrainer
+from multitrainer import saved_run
 
 from .errors import UserError
 from .exporting import network_files, onnx_model, verification
 from .exporting.network_files import FileNames, Preprocessing
 from .exporting.new_files import new_files
 from .exporting.verification import Agreement
-from .runs import run_folder
 
 IMAGES = 8  # of the run's own images, to compare on
 
@@ -26,19 +26,20 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     if args.onnx:
         onnx_model.check_installed()
-    record = _read_record(args.run)
+    record = _call(saved_run.read_record, args.run)
     names = FileNames.of(record["model"], args.onnx)
     out = args.out or args.run / "export"
     with new_files(out, names.all(), args.overwrite) as folder:
-        loaded = _load(args.run, args.weights)
+        loaded = _call(saved_run.load_run, args.run, weights=args.weights, ctx=mx.cpu())
+        preprocessing = Preprocessing.of(loaded.transform)
         net = network_files.with_softmax(loaded.net) if args.softmax else loaded.net
         images = _transformed_images(record, loaded.transform)
-        random = verification.random_inputs(record["input"].size)
+        random = verification.random_inputs(preprocessing.size)
         inputs = np.concatenate([random, *images])
         expected = net(mx.nd.array(inputs)).asnumpy()
-        network_files.save_network(net, record["input"].size, folder / names.model)
-        network_files.save_description(folder, names, loaded.classes, record["input"], args.softmax)
-        agreements = _verify(folder, names, record["input"].size, inputs, expected)
+        network_files.save_network(net, preprocessing.size, folder / names.model)
+        network_files.save_description(folder, names, loaded.classes, preprocessing, args.softmax)
+        agreements = _verify(folder, names, preprocessing.size, inputs, expected)
     print(f"{names.model}, {len(loaded.classes)} classes, {args.weights} weights of {args.run}")
     print("\n".join(f"  {out / name}" for name in names.all()))
     compared = f"{len(random)} random inputs" + (f" and {len(images)} images of the run" if images else "")
@@ -63,35 +64,19 @@ def _verify(
     return agreements
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    """Read what the record of a run says of its network and its images."""
-    path = folder / run_folder.RECORD
+def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a function of the library, whose errors are errors of the user here."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        fields = {name: record["input"][name] for name in Preprocessing._fields}
-        return {**record, "model": str(record["model"]), "input": Preprocessing(**fields)}
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} holds no {run_folder.RECORD}; give the folder of a run, the --out of multitrainer finetune"
-        ) from error
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); give the folder of another run") from error
-
-
-def _load(folder: Path, weights: str) -> Any:
-    try:
-        return multitrainer.load_run(folder, weights=weights, ctx=mx.cpu())
-    except (OSError, ValueError) as error:
+        return function(*arguments, **options)
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(str(error)) from error
 
 
 def _transformed_images(record: dict[str, Any], transform: Any) -> list[np.ndarray]:
     """Return some images that the run measured its accuracy on, as inputs of the network; none if they are gone."""
-    images = record.get("images") or {"val": []}
+    names = (record.get("split") or {}).get("val", ())
     found = []
-    for name in images["val"][:IMAGES]:
-        try:
+    for name in itertools.islice(names, IMAGES):
+        with contextlib.suppress(OSError, ValueError, mx.MXNetError):  # it was removed or damaged since
             found.append(transform(Path(record["data"], name)).expand_dims(0).asnumpy())
-        except (OSError, ValueError, mx.MXNetError):  # it was removed or damaged since
-            continue
     return found

@@ -22,6 +22,11 @@ class Preprocessing(NamedTuple):
     mean: Sequence[float]  # of red, green and blue, for values from 0 to 1
     std: Sequence[float]
 
+    @classmethod
+    def of(cls, transform: Any) -> Preprocessing:
+        """Return what the transform of a run does."""
+        return cls(*(getattr(transform, name) for name in cls._fields))
+
 
 class FileNames(NamedTuple):
     """The names of the files of an export."""
@@ -106,7 +111,7 @@ def save_description(
         count=len(classes),
         output=output,
         **names._asdict(),
-        **{**preprocessing._asdict(), "mean": tuple(preprocessing.mean), "std": tuple(preprocessing.std)},
+        **preprocessing._replace(mean=tuple(preprocessing.mean), std=tuple(preprocessing.std))._asdict(),
     )
     if names.onnx:
         readme += _README_OF_ONNX.format(**names._asdict(), **preprocessing._asdict())

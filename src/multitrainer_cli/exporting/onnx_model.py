@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -59,10 +60,7 @@ def save_onnx(prefix: Path, size: int, path: Path) -> None:
             dynamic_input_shapes=[("batch", 3, size, size)],
         )
         model = onnx.load(str(path))
-        opset = onnx.helper.make_opsetid("", OPSET)
-        del model.opset_import[:]
-        model.opset_import.append(opset)
-        model.ir_version = onnx.helper.find_min_ir_version_for([opset])  # older onnxruntimes refuse a newer one
+        _correct(model)
         onnx.checker.check_model(model, full_check=True)
     except OSError:
         raise
@@ -89,6 +87,19 @@ def run_onnxruntime(path: Path, inputs: np.ndarray) -> np.ndarray:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"--onnx: onnxruntime cannot run the model ({reason}); nothing was written") from error
     return np.concatenate(batches)
+
+
+def _correct(model: Any) -> None:
+    """Let a model say which operators it uses, and that its parameters are constants and not inputs."""
+    onnx = require("onnx", EXTRA)
+    opset = onnx.helper.make_opsetid("", OPSET)
+    del model.opset_import[:]
+    model.opset_import.append(opset)
+    model.ir_version = onnx.helper.find_min_ir_version_for([opset])  # older onnxruntimes refuse a newer one
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [each for each in model.graph.input if each.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
 
 
 def _cannot_convert(reason: str) -> UserError:
