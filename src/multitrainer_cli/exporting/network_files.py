@@ -107,19 +107,19 @@ def save_description(
     }
     (folder / MANIFEST).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / CLASSES).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-    readme = _README.format(
-        count=len(classes),
-        output=output,
-        **names._asdict(),
-        **preprocessing._replace(mean=tuple(preprocessing.mean), std=tuple(preprocessing.std))._asdict(),
-    )
-    if names.onnx:
-        readme += _README_OF_ONNX.format(**names._asdict(), **preprocessing._asdict())
+    readme = describe_use(names, len(classes), preprocessing, output)
     (folder / README).write_text(readme, encoding="utf-8")
 
 
+def describe_use(names: FileNames, classes: int, preprocessing: Preprocessing, output: str) -> str:
+    """Return the text, in Markdown, that says how to load the network and what its input and `output` are."""
+    given = preprocessing._replace(mean=tuple(preprocessing.mean), std=tuple(preprocessing.std))
+    text = _README + (_README_OF_ONNX if names.onnx else "")
+    return text.format(classes=classes, output=output, **names._asdict(), **given._asdict())
+
+
 _README = """\
-# {model}, {count} classes
+# {model}, {classes} classes
 
 An image classifier, written by `multitrainer export`. Its outputs are {output}, in the order of the lines of
 `classes.txt`. `preprocess.json` says in JSON what its input is, a float32 array in the layout NCHW:

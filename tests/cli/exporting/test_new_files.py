@@ -8,17 +8,19 @@ import os
 
 import pytest
 
-from run_support import Killed, Killer
 from multitrainer_cli.errors import UserError
 from multitrainer_cli.exporting.new_files import MANIFEST, new_files
+from run_support import Killed, Killer
 
 
-def export(out, names=("a", "b"), text="one", overwrite=False):
-    """Write files of these names that hold `text`, and a manifest that lists them."""
+def export(out, names=("a", "b"), text="one", overwrite=False, fail_with=None):
+    """Write files of these names that hold `text`, and a manifest that lists them; raise `fail_with` in the middle."""
     names = [MANIFEST, *names]
     with new_files(out, names, overwrite) as folder:
         for name in names[1:]:
             (folder / name).write_text(text)
+        if fail_with:
+            raise fail_with
         (folder / MANIFEST).write_text(json.dumps({"files": names, "text": text}))
 
 
@@ -42,12 +44,8 @@ def test_other_files_of_the_folder_stay(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nothing_is_left_of_a_failure(tmp_path, error):
-    def fail():
-        with new_files(tmp_path / "deep" / "out", [MANIFEST, "a"], False) as folder:
-            (folder / "a").write_text("half")
-            raise error
-
-    pytest.raises(error, fail)
+    with pytest.raises(error):
+        export(tmp_path / "deep" / "out", fail_with=error)
     assert list(tmp_path.iterdir()) == []
 
 
