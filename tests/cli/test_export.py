@@ -23,6 +23,7 @@ from multitrainer_cli import main
 from multitrainer_cli.exporting.network_files import FileNames, Preprocessing, describe_use
 from multitrainer_cli.exporting.verification import random_inputs
 from multitrainer_cli.training import network
+from recorded_run import write_record
 
 CLASSES = ("blue sky", "grün", "red")
 FILES = {"README.md", "classes.txt", "preprocess.json", f"{MODEL}-0000.params", f"{MODEL}-symbol.json"}
@@ -43,6 +44,12 @@ def imported(folder, model=MODEL):
     return mx.gluon.SymbolBlock.imports(f"{prefix}-symbol.json", ["data"], f"{prefix}-0000.params")
 
 
+def train(images, out, *options, epochs=1):
+    assert finetune(images, "--out", out, *options, epochs=epochs) == 0
+    write_record(out)
+    return out
+
+
 def code_blocks(readme):
     return re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
 
@@ -61,9 +68,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(images, tmp_path_factory):
     """The folder of a run of two epochs on classes whose names are not words in ASCII."""
-    out = tmp_path_factory.mktemp("runs") / "rün 1"
-    assert finetune(images, "--out", out) == 0
-    return out
+    return train(images, tmp_path_factory.mktemp("runs") / "rün 1", epochs=2)
 
 
 @pytest.fixture
@@ -145,7 +150,7 @@ def test_the_files_of_the_run_are_never_replaced(copy, capsys):
 
 
 def test_a_run_on_cached_features_is_exported_whole_and_its_import_trains_everywhere(images, tmp_path):
-    assert finetune(images, "--no-augment", "--freeze", "features", "--out", tmp_path / "run", epochs=1) == 0
+    train(images, tmp_path / "run", "--no-augment", "--freeze", "features")
     assert export(tmp_path / "run") == 0
     net = imported(tmp_path / "run" / "export")
     expected = load_run(tmp_path / "run").net(mx.nd.array(random_inputs(32))).asnumpy()
@@ -156,7 +161,7 @@ def test_a_run_on_cached_features_is_exported_whole_and_its_import_trains_everyw
 
 def test_images_that_are_gone_or_damaged_are_not_compared(images, tmp_path, capsys):
     copied = shutil.copytree(str(images), str(tmp_path / "images")) and tmp_path / "images"
-    assert finetune(copied, "--out", tmp_path / "run", epochs=1) == 0
+    train(copied, tmp_path / "run")
     for path in copied.rglob("*.*g"):
         path.write_bytes(b"damaged") if path.parent.name == "red" else path.unlink()
     assert export(tmp_path / "run") == 0

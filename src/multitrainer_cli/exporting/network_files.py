@@ -129,7 +129,7 @@ An image classifier, written by `multitrainer export`. Its outputs are {output},
   divided by the standard deviation {std}
 
 MXNet 1.9.1 loads it without other packages. With NumPy 1.24 or newer, `numpy.bool = bool` must come before
-`import mxnet`.
+`import mxnet`. `imread` does not turn a photograph upright whose EXIF data says how it was held.
 
 ```python
 import mxnet as mx
