@@ -21,14 +21,6 @@ def check_installed() -> None:
     require("onnxruntime", EXTRA)
 
 
-def check_operators(symbol: mx.symbol.Symbol) -> None:
-    """Raise a UserError that names the operators of a symbol which MXNet's exporter does not know."""
-    operators = {node["op"] for node in json.loads(symbol.tojson())["nodes"]} - {"null"}
-    unknown = sorted(operators - set(require("mxnet.onnx").get_operator_support()))
-    if unknown:
-        raise _cannot_convert(f"it does not know the operator {', '.join(unknown)}")
-
-
 def save_onnx(prefix: Path, size: int, path: Path) -> None:
     """Convert the symbol and parameters that Gluon's ``export`` wrote to an ONNX model for batches of any size.
 
@@ -48,7 +40,7 @@ def save_onnx(prefix: Path, size: int, path: Path) -> None:
     """
     onnx = require("onnx", EXTRA)
     symbol, arguments, auxiliary = mx.model.load_checkpoint(str(prefix), 0)
-    check_operators(symbol)
+    _check_operators(symbol)
     try:
         mx.onnx.export_model(
             symbol,
@@ -87,6 +79,14 @@ def run_onnxruntime(path: Path, inputs: np.ndarray) -> np.ndarray:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"--onnx: onnxruntime cannot run the model ({reason}); nothing was written") from error
     return np.concatenate(batches)
+
+
+def _check_operators(symbol: mx.symbol.Symbol) -> None:
+    """Raise a UserError that names the operators of a symbol which MXNet's exporter does not know."""
+    operators = {node["op"] for node in json.loads(symbol.tojson())["nodes"]} - {"null"}
+    unknown = sorted(operators - set(require("mxnet.onnx").get_operator_support()))
+    if unknown:
+        raise _cannot_convert(f"it does not know the operator {', '.join(unknown)}")
 
 
 def _correct(model: Any) -> None:
