@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 from pathlib import Path
 from typing import Any, Callable
 
@@ -18,6 +17,7 @@ from .exporting import network_files, onnx_model, verification
 from .exporting.network_files import FileNames, Preprocessing
 from .exporting.new_files import new_files
 from .exporting.verification import Agreement
+from .runs import record
 
 IMAGES = 8  # of the run's own images, to compare on
 
@@ -26,14 +26,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     if args.onnx:
         onnx_model.check_installed()
-    record = _call(saved_run.read_record, args.run)
-    names = FileNames.of(record["model"], args.onnx)
+    names = FileNames.of(_call(saved_run.read_record, args.run)["model"], args.onnx)
     out = args.out or args.run / "export"
     with new_files(out, names.all(), args.overwrite) as folder:
         loaded = _call(saved_run.load_run, args.run, weights=args.weights, ctx=mx.cpu())
         preprocessing = Preprocessing.of(loaded.transform)
         net = network_files.with_softmax(loaded.net) if args.softmax else loaded.net
-        images = _transformed_images(record, loaded.transform)
+        images = _transformed_images(args.run, loaded.transform)
         random = verification.random_inputs(preprocessing.size)
         inputs = np.concatenate([random, *images])
         expected = net(mx.nd.array(inputs)).asnumpy()
@@ -72,11 +71,14 @@ def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         raise UserError(str(error)) from error
 
 
-def _transformed_images(record: dict[str, Any], transform: Any) -> list[np.ndarray]:
+def _transformed_images(folder: Path, transform: Any) -> list[np.ndarray]:
     """Return some images that the run measured its accuracy on, as inputs of the network; none if they are gone."""
-    names = (record.get("split") or {}).get("val", ())
+    try:
+        run = record.read(folder / saved_run.RECORD)
+    except (OSError, ValueError, LookupError, TypeError):  # it describes a network, but not where its images are
+        return []
     found = []
-    for name in itertools.islice(names, IMAGES):
+    for name in run["images"]["val"][:IMAGES] if run["images"] else ():
         with contextlib.suppress(OSError, ValueError, mx.MXNetError):  # it was removed or damaged since
-            found.append(transform(Path(record["data"], name)).expand_dims(0).asnumpy())
+            found.append(transform(Path(run["data"], name)).expand_dims(0).asnumpy())
     return found

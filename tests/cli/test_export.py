@@ -23,7 +23,6 @@ from multitrainer_cli import main
 from multitrainer_cli.exporting.network_files import FileNames, Preprocessing, describe_use
 from multitrainer_cli.exporting.verification import random_inputs
 from multitrainer_cli.training import network
-from recorded_run import write_record
 
 CLASSES = ("blue sky", "grün", "red")
 FILES = {"README.md", "classes.txt", "preprocess.json", f"{MODEL}-0000.params", f"{MODEL}-symbol.json"}
@@ -46,7 +45,6 @@ def imported(folder, model=MODEL):
 
 def train(images, out, *options, epochs=1):
     assert finetune(images, "--out", out, *options, epochs=epochs) == 0
-    write_record(out)
     return out
 
 
@@ -166,6 +164,14 @@ def test_images_that_are_gone_or_damaged_are_not_compared(images, tmp_path, caps
         path.write_bytes(b"damaged") if path.parent.name == "red" else path.unlink()
     assert export(tmp_path / "run") == 0
     assert "checked with MXNet alone on 4 random inputs: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("split", [None, "x", {}, {"train": 1, "val": [1]}])
+def test_a_record_that_names_no_images_is_enough(copy, split, capsys):
+    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    (copy / "run.json").write_text(json.dumps({**record, "split": split}), encoding="utf-8")
+    assert export(copy) == 0
+    assert "on 4 random inputs: " in capsys.readouterr().out
 
 
 def test_a_run_that_diverged_is_refused_and_nothing_is_left(copy, capsys):
