@@ -5,4 +5,4 @@ takes seconds to import. What the options do is in the other rooms.
 """
 
 # In the order of the help: each is a module here, with `add_parser`, and one of the package above, with `run`.
-SUBCOMMANDS = ("finetune", "groups", "predict", "evaluate")
+SUBCOMMANDS = ("finetune", "groups", "predict", "evaluate", "export")
