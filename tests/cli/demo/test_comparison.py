@@ -27,7 +27,7 @@ from multitrainer_cli.demo.intervals import Results, conclude, interval
 from multitrainer_cli.demo.regimes import REGIMES, build_network
 from multitrainer_cli.training.optimizer import parse_optimizer
 
-FILES = ["best.params", "comparison.png", "metrics.jsonl", "mnist-source.params", "run.json"]
+FILES = ["best.params", "checkpoint", "comparison.png", "metrics.jsonl", "mnist-source.params", "run.json"]
 TIMED = ("seconds_per_epoch", "megabytes")
 
 
