@@ -18,12 +18,12 @@ from multitrainer.images import ImageTransform
 
 from ..arguments import defaults
 from ..errors import INTERRUPTED, UserError
+from ..interrupts import Interrupts
 from ..ranks.exchange import Ranks
 from ..runs import artifacts, figures, run_folder
 from ..runs.checkpoints import Checkpoints
 from ..runs.record import NetworkRecord
 from ..training import features, network
-from ..training.interrupts import Interrupts
 from ..training.loop import fit, seed_everything
 from ..training.optimizer import OptimizerChoice
 from .digits import CLASSES, SIZE, LabelledImages, load

@@ -18,6 +18,7 @@ from ..data import batches
 from ..data.loader import Loader
 from ..data.split import Split, open_folder
 from ..errors import INTERRUPTED, UserError
+from ..interrupts import Interrupts
 from ..ranks.exchange import Ranks
 from ..runs import run_folder
 from ..runs.checkpoints import Checkpoints
@@ -25,7 +26,6 @@ from ..runs.earlier_run import EarlierRun
 from ..runs.record import NetworkRecord
 from . import features, network, param_groups, schedule
 from .epoch_files import EpochFiles
-from .interrupts import Interrupts
 from .loop import fit, seed_everything
 from .optimizer import OptimizerChoice
 
