@@ -146,3 +146,6 @@ class Ranks:
 
     def finish(self) -> None:
         """Tell the other ranks that this one has done its work."""
+
+    def fail(self) -> None:
+        """Tell the other ranks that this one ends with an error, and give them time to end with the same."""

@@ -115,8 +115,8 @@ def _build_model(
     length = schedule.TrainingLength(len(split.train) // ranks.size, batch_size, args.epochs or defaults.EPOCHS)
     optimizer = schedule.add_scheduler(optimizer, args, length)
     network.initialize(net, contexts, name, classes)
-    if ranks.is_first and network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
-        network.load_backbone(net, head, network.download_weights(name) if args.pretrained else args.params)
+    if network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
+        ranks.run_on_first(lambda: network.load_weights(net, head, name, args))
     ranks.broadcast_parameters(net.collect_params().values())
     trainer = param_groups.make_trainer(net, head, args, length, optimizer, ranks)
     return _Model(net, head, trainer, contexts, length)
