@@ -41,11 +41,11 @@ from multitrainer import MultiLRTrainer
 from multitrainer_cli.demo import datasets, regimes
 from multitrainer_cli.demo.fine_tuning import SOURCE_BATCH_SIZE, SOURCE_EPOCHS, SOURCE_RATE, SOURCE_UNSEEN
 from multitrainer_cli.errors import UserError
+from multitrainer_cli.interrupts import Interrupts
 from multitrainer_cli.ranks.exchange import Ranks
 from multitrainer_cli.runs import figures
 from multitrainer_cli.runs.artifacts import save_figure, save_parameters
 from multitrainer_cli.training import network
-from multitrainer_cli.training.interrupts import Interrupts
 from multitrainer_cli.training.loop import fit, seed_everything
 
 sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported

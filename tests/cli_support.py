@@ -14,10 +14,8 @@ import mxnet as mx
 import numpy as np
 
 # SIGINT is ignored in what a shell starts in the background, and so in the processes started from there.
-COMMAND = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-    "from multitrainer_cli import main; sys.exit(main())"
-)
+HEAR_CTRL_C = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+COMMAND = "from multitrainer_cli import main; sys.exit(main())"
 MODEL = "cifar_resnet20_v1"
 FILES = ["best.params", "checkpoint", "classes.txt", "finetune.png", "last.params", "metrics.jsonl", "run.json"]
 COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (200, 50, 40)}
@@ -49,7 +47,7 @@ class Process(subprocess.Popen):
 def start(*arguments: object, prelude: str = "", **options) -> Process:
     """Start `multitrainer finetune` as a process of its own; `prelude` is Python code that it runs first."""
     return Process(
-        [sys.executable, "-c", prelude + COMMAND, "finetune", *map(str, arguments)],
+        [sys.executable, "-c", HEAR_CTRL_C + prelude + COMMAND, "finetune", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         universal_newlines=True,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import traceback
 import warnings
 from typing import Any
+
+from .interrupts import import_whole
 
 
 class UserError(ValueError):
@@ -58,7 +59,7 @@ def require(module: str, extra: str = "finetune") -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return importlib.import_module(module)
+            return import_whole(module)
     except ImportError as error:
         raise UserError(
             f"{module.split('.')[0]} cannot be imported ({error}); install what this command needs: "

@@ -20,8 +20,8 @@ from .evaluation.recorded_run import read_recorded_run
 from .evaluation.selection import Selection, select_images
 from .inference.classifier import Classifier, load_classifier
 from .inference.text import discard_output, escape, write_line
+from .interrupts import Interrupts
 from .runs import artifacts, run_folder
-from .training.interrupts import Interrupts
 
 
 def run(args: argparse.Namespace) -> int:

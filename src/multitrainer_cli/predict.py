@@ -14,7 +14,7 @@ from .errors import UserError
 from .inference.classifier import Classifier, load_classifier
 from .inference.image_paths import Skipped, find_images
 from .inference.text import discard_output, escape, write_line
-from .training.interrupts import Interrupts
+from .interrupts import Interrupts
 
 _Ranking = Sequence["tuple[str, float]"]  # classes with their probabilities, the best first
 

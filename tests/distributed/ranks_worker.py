@@ -11,8 +11,8 @@ import sys
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+from multitrainer_cli.interrupts import Interrupts
 from multitrainer_cli.ranks.launch import run_distributed
-from multitrainer_cli.training.interrupts import Interrupts
 from multitrainer_cli.training.loop import fit
 from support import mlp, snapshot
 

@@ -212,6 +212,25 @@ class TestAllRanksEnd:
                 assert "different options" in output
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            (["--lr-mult", "nothing=3"], "'nothing' is not a part"),
+            (["--lr-mult", "features"], "expected PATH=MULT"),
+            (["--optimizer", "sdg"], "no such optimizer"),
+            (["--batch-size", "7"], "cannot be divided among 2 ranks"),
+            (["--params", "nowhere.params"], "nowhere.params"),
+        ],
+    )
+    def test_with_the_same_error_if_the_options_are_wrong(self, images, tmp_path, options, error):
+        common = ["--kvstore", "dist_sync", "--data", images, "--model", MODEL, "--out", tmp_path / "{index}"]
+        with cluster.start(COMMAND, "finetune", *common, *options) as started:
+            ended = [(worker.communicate(timeout=PATIENCE)[0], worker.returncode) for _, worker in started[-2:]]
+        outputs = [output for output, _ in ended]
+        assert [status for _, status in ended] == [2, 2], outputs
+        assert all(error in output and "has ended" not in output for output in outputs), outputs
+        assert not list(tmp_path.iterdir())
+
     @needs_horovod
     def test_under_horovodrun(self, images, tmp_path):
         options = ["--data", images, "--model", MODEL, "--lr-mult", "nothing=3", "--out", tmp_path]

@@ -16,10 +16,10 @@ from multitrainer.images import ImageTransform
 
 from ..arguments import defaults
 from ..errors import INTERRUPTED, UserError, require
+from ..interrupts import Interrupts
 from ..runs import artifacts, run_folder
 from ..runs.checkpoints import Checkpoints
 from ..runs.record import NetworkRecord
-from ..training.interrupts import Interrupts
 from ..training.optimizer import OptimizerChoice, default_rate
 from .datasets import CLASSES, SIZE
 from .fine_tuning import SHOTS, SOURCE_EPOCHS, UNSEEN, Run, Settings, fine_tune, make_trainer, train_source

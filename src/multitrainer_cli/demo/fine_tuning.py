@@ -14,10 +14,10 @@ from multitrainer import MultiLRTrainer
 
 from ..data.loader import Loader
 from ..errors import UserError
+from ..interrupts import Interrupts
 from ..ranks.exchange import Ranks
 from ..runs import artifacts
 from ..training import features, network
-from ..training.interrupts import Interrupts
 from ..training.loop import fit, seed_everything
 from ..training.optimizer import OptimizerChoice
 from .datasets import CLASSES, load_digits, load_mnist

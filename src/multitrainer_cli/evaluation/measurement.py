@@ -10,7 +10,7 @@ from mxnet import gluon
 
 from ..errors import UserError, require
 from ..inference.classifier import Classifier
-from ..training.interrupts import Interrupts
+from ..interrupts import Interrupts
 
 TOP = 5
 

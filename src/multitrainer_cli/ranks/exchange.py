@@ -150,6 +150,9 @@ class Ranks:
     def finish(self) -> None:
         """Tell the other ranks that this one has done its work."""
 
+    def fail(self) -> None:
+        """Tell the other ranks that this one ends with an error, and give them time to end with the same."""
+
 
 def _average_over_devices(param: gluon.Parameter) -> np.ndarray:
     """Set a Parameter to its average over the devices, unless all have the same values, and return these."""

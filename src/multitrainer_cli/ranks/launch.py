@@ -48,6 +48,8 @@ def run_distributed(kvstore: str | None, work: Callable[[Ranks], int]) -> int:
     if status and ranks.size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            ranks.fail()
         os._exit(status)
     ranks.finish()
     return status

@@ -75,6 +75,10 @@ class ServerRanks(Ranks):
         """Let the other ranks end without ending them early."""
         self._watch.finish()
 
+    def fail(self) -> None:
+        """Let the other ranks end with the same error, if it is theirs, before the end of this one ends them."""
+        self._watch.fail()
+
 
 @contextlib.contextmanager
 def _ctrl_c_ends_process() -> Iterator[None]:

@@ -14,9 +14,9 @@ from multitrainer import MultiLRTrainer, _mxnet
 
 from ..arguments import defaults
 from ..data.loader import Loader
+from ..interrupts import Interrupts
 from ..runs import artifacts
 from . import network
-from .interrupts import Interrupts
 from .loop import split_batch
 
 _TOLERANCE = 1e-4  # another graph computes other last bits

@@ -19,6 +19,7 @@ from ..data.loader import Loader
 from ..data.recorded_split import describe_shared_images
 from ..data.split import Split, open_folder
 from ..errors import INTERRUPTED, UserError
+from ..interrupts import Interrupts
 from ..ranks.exchange import Ranks
 from ..runs import run_folder
 from ..runs.checkpoints import Checkpoints
@@ -26,7 +27,6 @@ from ..runs.earlier_run import EarlierRun
 from ..runs.record import NetworkRecord
 from . import features, loss_options, network, param_groups, schedule
 from .epoch_files import EpochFiles
-from .interrupts import Interrupts
 from .loop import fit, seed_everything
 from .losses import Objective
 from .optimizer import OptimizerChoice
@@ -122,8 +122,8 @@ def _build_model(
     objective = loss_options.make_objective(args, split, length)
     optimizer = schedule.add_scheduler(optimizer, args, length)
     network.initialize(net, contexts, name, classes, args.input_size)
-    if ranks.is_first and network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
-        network.load_backbone(net, head, network.download_weights(name) if args.pretrained else args.params)
+    if network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
+        ranks.run_on_first(lambda: network.load_weights(net, head, name, args))
     ranks.broadcast_parameters(net.collect_params().values())
     trainer = param_groups.make_trainer(net, head, args, length, optimizer, ranks)
     return _Model(net, head, trainer, contexts, length, objective)

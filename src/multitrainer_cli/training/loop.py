@@ -14,8 +14,8 @@ from mxnet import autograd, gluon
 from multitrainer import MultiLRTrainer, _mxnet
 
 from ..errors import UserError, require
+from ..interrupts import Interrupts
 from ..ranks.exchange import Ranks
-from .interrupts import Interrupts
 from .losses import Objective
 
 

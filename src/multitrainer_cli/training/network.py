@@ -154,6 +154,11 @@ def initialize(
         check_input_size(net, model, size, classes, contexts[0])
 
 
+def load_weights(net: gluon.HybridBlock, head: str, model: str, args: argparse.Namespace) -> None:
+    """Load the weights that --pretrained or --params asks for into all but the head."""
+    load_backbone(net, head, download_weights(model) if args.pretrained else args.params)
+
+
 def load_backbone(net: gluon.HybridBlock, head: str, file: Path) -> None:
     """Load all parameters except those of the head.
 

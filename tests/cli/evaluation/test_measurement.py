@@ -14,7 +14,7 @@ from sklearn import metrics
 from multitrainer_cli.errors import UserError
 from multitrainer_cli.evaluation.measurement import Measurement, measure
 from multitrainer_cli.inference.classifier import Classifier
-from multitrainer_cli.training.interrupts import Interrupts
+from multitrainer_cli.interrupts import Interrupts
 
 
 class Scores(mx.gluon.nn.HybridBlock):

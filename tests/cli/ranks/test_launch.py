@@ -79,6 +79,9 @@ class Rank(Ranks):  # in place of a connection to servers
     def finish(self):
         print("finished", flush=True)
 
+    def fail(self):
+        print("failing", flush=True)
+
 def work(ranks):
     print("working", flush=True)
     if sys.argv[3] == "error":
@@ -98,8 +101,8 @@ except UserError as error:
     [
         (0, 2, "0", 0, ["working", "finished", "returned 0"], ""),
         (1, 2, "0", 0, ["finished", "returned 0"], ""),
-        (1, 2, "3", 3, [], ""),
-        (1, 2, "error", 2, [], "multitrainer: error: rank 1: --lr 0\n"),
+        (1, 2, "3", 3, ["failing"], ""),
+        (1, 2, "error", 2, ["failing"], "multitrainer: error: rank 1: --lr 0\n"),
         (0, 1, "3", 0, ["working", "finished", "returned 3"], ""),
         (0, 1, "error", 0, ["working", "raised --lr 0"], ""),
     ],

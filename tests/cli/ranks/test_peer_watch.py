@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,11 @@ for line in sys.stdin:
     if line == "finish\\n":
         watch.finish()
         print("finished", flush=True)
+    elif line == "fail\\n":
+        watch.fail()
+        print("failed", flush=True)
+        import os
+        os._exit(2)
 """
 
 
@@ -42,9 +49,12 @@ class Rank:
     def line(self):
         return self.process.stdout.readline().strip()
 
-    def finish(self):
-        self.process.stdin.write("finish\n")
+    def tell(self, what):
+        self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
+
+    def finish(self):
+        self.tell("finish")
         assert self.line() == "finished"
 
     def end(self):
@@ -85,6 +95,31 @@ def test_one_that_ends_early_ends_all(ranks, first_to_end, how):
         message = f"multitrainer: error: rank {first_to_end} has ended; rank {number} ends with it"
         assert set(error.splitlines()) == {message}
     ended.process.communicate()
+
+
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+def test_ranks_that_all_fail_end_with_their_own_status(ranks, order):
+    for number in order:
+        ranks[number].tell("fail")
+        time.sleep(0.2)  # time enough to be ended by the one before
+    assert [rank.wait() for rank in ranks] == [(2, "")] * 3
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_that_fails_alone_ends_the_others(ranks, failing):
+    ranks[failing].tell("fail")
+    outcomes = [rank.wait() for rank in ranks]
+    assert outcomes.pop(failing) == (2, "")
+    for status, error in outcomes:
+        assert status == 1
+        assert f"rank {failing} has ended" in error
+
+
+def test_one_that_fails_does_not_wait_for_one_that_was_killed(ranks):
+    ranks[0].tell("fail")
+    for rank in ranks[1:]:
+        rank.process.kill()
+    assert ranks[0].wait() == (2, "")
 
 
 def test_ranks_that_have_finished_may_end_one_by_one(ranks):

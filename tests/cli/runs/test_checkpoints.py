@@ -20,10 +20,10 @@ from multitrainer import MultiLRTrainer
 from multitrainer_cli import main
 from multitrainer_cli.data.loader import Loader
 from multitrainer_cli.errors import UserError
+from multitrainer_cli.interrupts import Interrupts
 from multitrainer_cli.ranks.exchange import Ranks
 from multitrainer_cli.runs import run_folder
 from multitrainer_cli.runs.checkpoints import Checkpoints
-from multitrainer_cli.training.interrupts import Interrupts
 from multitrainer_cli.training.loop import fit
 
 

@@ -13,8 +13,8 @@ pytest.importorskip("gluoncv")
 from multitrainer import MultiLRTrainer
 from multitrainer_cli import main
 from multitrainer_cli.data.loader import Loader
+from multitrainer_cli.interrupts import Interrupts
 from multitrainer_cli.training import features, network
-from multitrainer_cli.training.interrupts import Interrupts
 
 FROZEN = ("--no-augment", "--freeze", "features")
 

@@ -13,8 +13,8 @@ pytest.importorskip("tqdm")
 
 from multitrainer import MultiLRTrainer
 from multitrainer_cli.errors import UserError
+from multitrainer_cli.interrupts import Interrupts
 from multitrainer_cli.ranks.exchange import Ranks
-from multitrainer_cli.training.interrupts import Interrupts
 from multitrainer_cli.training.loop import fit, seed_everything, split_batch
 from multitrainer_cli.training.losses import Objective, SoftTargets
 from multitrainer_cli.training.mixup import Mixup

@@ -1,10 +1,15 @@
-"""Ctrl-C at a moment when it does no harm."""
+"""Ctrl-C at a moment when it does no harm, and without being lost."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import signal
+import sys
 import threading
-from typing import Any
+from typing import Any, Iterator
+
+_AGAIN = 0.01  # seconds until an interrupt that was lost is raised again
 
 
 class Interrupts:
@@ -41,6 +46,36 @@ class Interrupts:
         """Raise KeyboardInterrupt if Ctrl-C was pressed."""
         if self._pressed:
             raise KeyboardInterrupt
+
+
+def import_whole(module: str) -> Any:
+    """Import a module, and raise KeyboardInterrupt only then if Ctrl-C is pressed meanwhile.
+
+    Modules that guard their imports with a bare ``except`` would lose it.
+    """
+    with Interrupts() as interrupts:
+        imported = importlib.import_module(module)
+        interrupts.check()
+    return imported
+
+
+@contextlib.contextmanager
+def lost_interrupts_raised() -> Iterator[None]:
+    """Raise KeyboardInterrupt again if Python has raised it where it must be ignored, such as in a ``__del__``."""
+    previous_hook = sys.unraisablehook
+
+    def raise_again(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            # Not here, where it would be ignored again.
+            threading.Timer(_AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+        else:
+            previous_hook(unraisable)
+
+    sys.unraisablehook = raise_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous_hook
 
 
 def _in_main_thread() -> bool:
