@@ -40,18 +40,20 @@ def report_error(error: BaseException, prefix: str = "") -> int:
     return 2
 
 
-def require(module: str) -> Any:
-    """Import a module of the ``finetune`` extra.
+def require(module: str, extra: str = "finetune") -> Any:
+    """Import a module of an extra.
 
     Parameters
     ----------
     module : str
         The dotted name to import.
+    extra : str, default 'finetune'
+        The extra that installs its package.
 
     Raises
     ------
     UserError
-        If its package cannot be imported; the message names the extra to install.
+        If its package cannot be imported; the message names the extra.
     """
     try:
         with warnings.catch_warnings():
@@ -60,5 +62,5 @@ def require(module: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"{module.split('.')[0]} cannot be imported ({error}); install what this command needs: "
-            "pip install 'multitrainer[finetune]'"
+            f"pip install 'multitrainer[{extra}]'"
         ) from error

@@ -9,7 +9,8 @@ from . import defaults
 from .network import add_network_arguments
 from .param_groups import add_group_arguments
 from .training import add_schedule_arguments, add_training_arguments
-from .values import non_negative_int, utf8_path
+from .updates import add_accumulate_argument, add_average_argument, add_clip_argument
+from .values import non_negative_int, positive_int, utf8_path
 
 KVSTORES = ("device", "local", "dist_sync", "dist_device_sync", "horovod")
 
@@ -72,6 +73,9 @@ def add_parser(commands: Any) -> None:
     epochs = f"default {defaults.EPOCHS}; {defaults.DEMO_EPOCHS} for the digits"
     add_training_arguments(parser, epochs, defaults.DEMO_BATCH_SIZE)
     add_schedule_arguments(parser)
+    add_accumulate_argument(parser)
+    add_clip_argument(parser)
+    add_average_argument(parser)
     _add_data_arguments(parser)
     _add_device_arguments(parser)
     _add_run_arguments(parser)
@@ -115,6 +119,18 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         type=utf8_path,
         help=f"the folder of the run (default {defaults.RUN_FOLDER}, or the next free one of "
         f"{defaults.RUN_FOLDER}-2, ...)",
+    )
+    parser.add_argument(
+        "--early-stop",
+        metavar="N",
+        type=positive_int,
+        help="end the run if the validation accuracy has not risen above its best for N epochs",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        default=None,
+        help="write the metrics to OUT/tensorboard, too (needs the extra tensorboard)",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(

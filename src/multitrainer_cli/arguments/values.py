@@ -85,3 +85,4 @@ positive_float = _number(float, lambda value: 0 < value < float("inf"), "a numbe
 non_negative_int = _number(int, lambda value: 0 <= value < 2**31, "a whole number of at least 0")
 non_negative_float = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
 fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+proper_fraction = _number(float, lambda value: 0 < value < 1, "a number above 0 and below 1")

@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import mxnet as mx
 
-from multitrainer import MultiLRTrainer
+from multitrainer import MultiLRTrainer, WeightAverage
 
 from ..errors import UserError
 from ..ranks.exchange import Ranks
@@ -121,11 +121,15 @@ class Checkpoints:
         elif not path.is_file() or path.read_bytes() != _lines(images["classes"]).encode():
             print(f"{path} is not as this run wrote it; it stays as it is")
 
-    def save(self, net: mx.gluon.Block, trainer: MultiLRTrainer, number: int) -> None:
+    def save(
+        self, net: mx.gluon.Block, trainer: MultiLRTrainer, number: int, average: WeightAverage | None = None
+    ) -> None:
         """Write a checkpoint, before the row of metrics with its number is written."""
         weights, states, checksum = run_folder.checkpoint_files(self.out, number)
         artifacts.save_parameters(net, weights)
         artifacts.save_states(trainer, states)
+        if average is not None:
+            artifacts.save_average(average, run_folder.average_file(self.out, number))
         artifacts.save_text(checksum, json.dumps({"crc32": artifacts.checksum(weights)}))
 
     def remove_before(self, number: int) -> None:
@@ -134,7 +138,14 @@ class Checkpoints:
             if path.stem.isdecimal() and int(path.stem) < number:
                 path.unlink()
 
-    def restore(self, net: mx.gluon.Block, trainer: MultiLRTrainer, contexts: list[mx.Context], number: int) -> None:
+    def restore(
+        self,
+        net: mx.gluon.Block,
+        trainer: MultiLRTrainer,
+        contexts: list[mx.Context],
+        number: int,
+        average: WeightAverage | None = None,
+    ) -> None:
         """Load a checkpoint of rank 0 on all ranks; raise a UserError if it is damaged."""
         weights, states, _ = run_folder.checkpoint_files(self.out, number)
         try:
@@ -142,6 +153,9 @@ class Checkpoints:
                 net.load_parameters(str(path), ctx=contexts)
             with self._ranks.local_copy(states) as path:
                 trainer.load_states(path)
+            if average is not None:
+                with self._ranks.local_copy(run_folder.average_file(self.out, number)) as path:
+                    average.load(path)
         except (OSError, ValueError, AssertionError, mx.MXNetError) as error:
             raise resume_error(self.out, f"is damaged ({error})") from error
 

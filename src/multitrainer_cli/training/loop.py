@@ -11,10 +11,11 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from multitrainer import MultiLRTrainer, _mxnet
+from multitrainer import MultiLRTrainer, WeightAverage, _mxnet
 
 from ..errors import UserError, require
 from ..ranks.exchange import Ranks
+from . import average as averaging
 from .interrupts import Interrupts
 
 
@@ -75,6 +76,7 @@ def fit(
     ranks: Ranks | None = None,
     seed: int = 0,
     epochs_done: int = 0,
+    average: WeightAverage | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train, and yield one row of metrics after every epoch.
 
@@ -102,6 +104,8 @@ def fit(
         Decides what layers such as Dropout draw. Every epoch seeds MXNet again, so that a run can resume at any epoch.
     epochs_done : int
         Epochs of this run that were trained before; `train` has skipped them.
+    average : WeightAverage, optional
+        Averages the weights after every update; the network is validated with these averages.
 
     Yields
     ------
@@ -115,16 +119,18 @@ def fit(
         rates = dict(trainer.learning_rates)
         began = time.perf_counter()
         bar_title = f"{title}epoch {epoch}/{epochs}"
-        tally = _train_epoch(net, trainer, train, contexts, interrupts, bar_title, ranks).sum_over(ranks)
+        tally = _train_epoch(net, trainer, train, contexts, interrupts, bar_title, ranks, average).sum_over(ranks)
         seconds = time.perf_counter() - began
         # Each rank's statistics follow its own batches; all validate the network that rank 0 keeps.
         ranks.broadcast_parameters(param for param in net.collect_params().values() if _mxnet.is_statistic(param))
         measured = epoch % measure_every == 0 or epoch == epochs
+        with averaging.applied(average):
+            accuracy = _measure_accuracy(net, val, contexts, interrupts, ranks) if measured else None
         yield {
             "epoch": epoch,
             "train_loss": round(tally.mean_loss, 6),
             "train_accuracy": round(tally.accuracy, 6),
-            "val_accuracy": round(_measure_accuracy(net, val, contexts, interrupts, ranks), 6) if measured else None,
+            "val_accuracy": None if accuracy is None else round(accuracy, 6),
             "images_per_second": round(tally.images / seconds, 1),
             "seconds": round(seconds, 3),
             "learning_rates": rates,
@@ -146,6 +152,7 @@ def _train_epoch(
     interrupts: Interrupts,
     title: str,
     ranks: Ranks,
+    average: WeightAverage | None,
 ) -> _Tally:
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     tally = _Tally()
@@ -161,10 +168,13 @@ def _train_epoch(
                 losses = [loss_function(output, y) for output, y in zip(outputs, labels)]
             autograd.backward(losses)
             trainer.step(ranks.step_batch_size(len(data)))
+            averaging.update(average)
             tally.add([loss.sum() for loss in losses], _count_correct(outputs, labels), len(data))
             if tally.images:
                 bar.set_postfix(loss=f"{tally.mean_loss:.3f}", accuracy=f"{tally.accuracy:.1%}", refresh=False)
             bar.update(len(data))
+        trainer.flush()  # the batches that are left of the epoch, if an update has several
+        averaging.update(average)
         tally.read_pending()
     return tally
 
