@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import defaults
+from .arguments.loss import OPTIONS as LOSS_OPTIONS
 from .arguments.param_groups import OPTIONS as GROUP_OPTIONS
 from .arguments.updates import OPTIONS as UPDATE_OPTIONS
 from .data.image_folder import class_roots
@@ -17,7 +18,7 @@ from .ranks.launch import run_distributed
 from .runs import run_folder
 from .runs.checkpoints import Checkpoints
 from .runs.claim import claim_folder
-from .training import image_run, schedule
+from .training import image_run, loss_options, schedule
 from .training.devices import parse_contexts
 from .training.optimizer import parse_optimizer
 
@@ -31,6 +32,7 @@ ONLY_WITH_DATA = (
     *UPDATE_OPTIONS,
     "early_stop",
     "tensorboard",
+    *LOSS_OPTIONS,
     "no_augment",
     "workers",
 )
@@ -53,9 +55,10 @@ def _run_on_rank(args: argparse.Namespace, ranks: Ranks) -> int:
     if args.data is None:
         _refuse_options_of_images(args)
     else:
-        if not schedule.depends_on_epochs(args):
+        if not (schedule.depends_on_epochs(args) or loss_options.depends_on_epochs(args)):
             del options["epochs"]  # a resumed run may have more
         ranks.run_on_first(lambda: _check_paths(args, args.out or defaults.RUN_FOLDER))
+        ranks.run_on_first(lambda: loss_options.check_options(args))
     with claim_folder(args.out, args.resume, args.overwrite, ranks) as out:
         checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
         if args.data is None:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from . import defaults
+from .loss import add_loss_arguments
 from .network import add_network_arguments
 from .param_groups import add_group_arguments
 from .training import add_schedule_arguments, add_training_arguments
@@ -76,6 +77,7 @@ def add_parser(commands: Any) -> None:
     add_accumulate_argument(parser)
     add_clip_argument(parser)
     add_average_argument(parser)
+    add_loss_arguments(parser)
     _add_data_arguments(parser)
     _add_device_arguments(parser)
     _add_run_arguments(parser)

@@ -75,6 +75,11 @@ def class_roots(root: Path) -> list[Path]:
     return [root / "train", *[root / "val"] * (root / "val").is_dir()]
 
 
+def class_names(root: Path) -> list[str]:
+    """Return the names of the class folders, without a look into them."""
+    return [folder.name for folder in _class_folders(class_roots(root)[0])]
+
+
 def check_readable(paths: list[str]) -> None:
     """Raise UserError if the header of an image is damaged, before the first epoch; reading finds other damage."""
     image = require("PIL.Image")

@@ -15,7 +15,7 @@ LEGEND_INSIDE = 5  # groups that a legend has room for among the lines
 
 
 def plot_training(rows: Sequence[dict[str, Any]], title: str) -> Any:
-    """Plot accuracy over the epochs beside the learning rate of each group.
+    """Plot accuracy over the epochs, beside the loss and the learning rate of each group.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def plot_training(rows: Sequence[dict[str, Any]], title: str) -> Any:
     -------
     matplotlib.figure.Figure
     """
-    figure, (left, right) = _panels(title, (1, 1))
+    figure, (left, middle, right) = _panels(title, (1, 1, 1))
     epochs = [row["epoch"] for row in rows]
     best = max(rows, key=lambda row: row["val_accuracy"])
     labels = ("training", f"validation, best {best['val_accuracy']:.1%} in epoch {best['epoch']}")
@@ -37,8 +37,23 @@ def plot_training(rows: Sequence[dict[str, Any]], title: str) -> Any:
     ring = {"marker": "o", "markersize": 10, "fillstyle": "none", "color": COLOURS[1], "clip_on": False}
     left.plot([best["epoch"]], [100 * best["val_accuracy"]], **ring)
     _format_accuracy(left, "accuracy, %")
+    _plot_losses(middle, rows)
     _plot_rates(right, epochs, [row["learning_rates"] for row in rows])
     return figure
+
+
+def _plot_losses(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Plot what the training minimized and the cross-entropy of the validation images."""
+    best = min(rows, key=lambda row: row["val_loss"])
+    labels = ("training, what is minimized", f"validation, lowest {best['val_loss']:.4g} in epoch {best['epoch']}")
+    for colour, key, label in zip(COLOURS, ("train_loss", "val_loss"), labels):
+        values = [row[key] for row in rows]
+        axes.plot([row["epoch"] for row in rows], values, color=colour, marker="o", markersize=3.5, label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("epoch")
+    axes.set_title("loss (cross-entropy)", fontsize=10, loc="left")
+    _show_whole_epochs(axes)
+    axes.legend(frameon=False, loc="best", fontsize=9)
 
 
 def plot_comparison(rows: Sequence[dict[str, Any]], regimes: Sequence[str], title: str) -> Any:

@@ -23,12 +23,13 @@ from ..runs import run_folder
 from ..runs.checkpoints import Checkpoints
 from ..runs.earlier_run import EarlierRun
 from ..runs.tensorboard import TensorBoardFile
-from . import features, network, param_groups, schedule
+from . import features, loss_options, network, param_groups, schedule
 from .average import make_average
 from .early_stop import explain_stop
 from .epoch_files import EpochFiles
 from .interrupts import Interrupts
 from .loop import fit, seed_everything
+from .losses import Objective
 from .optimizer import OptimizerChoice
 
 
@@ -41,6 +42,7 @@ class _Model(NamedTuple):
     average: WeightAverage | None
     contexts: list[mx.Context]
     length: schedule.TrainingLength
+    objective: Objective
 
 
 def run(
@@ -113,13 +115,14 @@ def build_model(
     batch_size = _batch_size(args.batch_size or defaults.BATCH_SIZE, len(split.train), contexts, ranks)
     epochs = args.epochs or defaults.EPOCHS
     length = schedule.TrainingLength(len(split.train) // ranks.size, batch_size, epochs, args.accumulate or 1)
+    objective = loss_options.make_objective(args, split, length)
     optimizer = schedule.add_scheduler(optimizer, args, length)
     network.initialize(net, contexts, name, classes)
     if ranks.is_first and network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
         network.load_backbone(net, head, network.download_weights(name) if args.pretrained else args.params)
     ranks.broadcast_parameters(net.collect_params().values())
     trainer = param_groups.make_trainer(net, head, args, length, optimizer, ranks, args.clip_grad)
-    return _Model(net, head, trainer, make_average(trainer, args.ema), contexts, length)
+    return _Model(net, head, trainer, make_average(trainer, args.ema), contexts, length, objective)
 
 
 def _batch_size(wanted: int, images: int, contexts: list[mx.Context], ranks: Ranks) -> int:
@@ -144,7 +147,7 @@ def _print_plan(args: argparse.Namespace, split: Split, model: _Model, ranks: Ra
     if model.length.accumulate > 1:
         print(_describe_updates(model.length, ranks))
     unfreezing = param_groups.describe_unfreezing(model.trainer, model.length)
-    print(f"{model.trainer.summary()}\n{unfreezing}", end="", flush=True)
+    print(f"{model.trainer.summary()}\n{unfreezing}{loss_options.describe(args, split)}", end="", flush=True)
 
 
 def _describe_updates(length: schedule.TrainingLength, ranks: Ranks) -> str:
@@ -179,7 +182,8 @@ def _train(
             if task.note:
                 print(task.note, flush=True)
             on = (task.train, task.val, model.contexts, epochs, interrupts)
-            options = {"ranks": ranks, "seed": args.seed, "epochs_done": len(earlier), "average": model.average}
+            options = {"ranks": ranks, "seed": args.seed, "epochs_done": len(earlier)}
+            options.update(objective=model.objective, average=model.average)
             for row in fit(task.block, model.trainer, *on, **options):
                 rows.append(row)
                 if ranks.is_first:
@@ -213,16 +217,19 @@ def _make_task(
     folder: Path | None,
 ) -> features.TrainingTask:
     """Return the task to train the network, or its head on cached features if nothing else is trained."""
+    note = ""
     if args.no_augment and features.trains_head_only(model.net, model.head, model.trainer):
-        in_order = batches.make_loader_in_order(split.train, model.length.batch_size, args.workers or 0)
-        cache = features.FeatureCache(model.contexts, interrupts, args.feature_memory, folder)
-        return features.cache_features(model.net, model.head, in_order, *loaders, cache)
+        if model.objective.mixup is None:
+            in_order = batches.make_loader_in_order(split.train, model.length.batch_size, args.workers or 0)
+            cache = features.FeatureCache(model.contexts, interrupts, args.feature_memory, folder)
+            return features.cache_features(model.net, model.head, in_order, *loaders, cache)
+        note = features.not_cached("--mixup mixes images, and the features of a sum are not the sum of the features")
     model.net.hybridize(static_alloc=True)
-    return features.TrainingTask(model.net, *loaders)
+    return features.TrainingTask(model.net, *loaders, note)
 
 
 def _describe_epoch(row: dict[str, Any], epochs: int) -> str:
     return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  training {row['train_accuracy']:.1%}  "
-        f"validation {row['val_accuracy']:.1%}  {row['images_per_second']:.0f} images/s"
+        f"epoch {row['epoch']}/{epochs}  training {row['train_accuracy']:.1%}, loss {row['train_loss']:.4g}  "
+        f"validation {row['val_accuracy']:.1%}, loss {row['val_loss']:.4g}  {row['images_per_second']:.0f} images/s"
     )
