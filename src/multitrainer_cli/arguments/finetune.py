@@ -55,6 +55,7 @@ examples:
   multitrainer finetune --data flowers --model resnet50_v1b --pretrained --freeze conv1 --lr-mult layer4=0.3
   multitrainer finetune --data flowers --pretrained --layer-decay 0.8 --no-bias-decay --lr-schedule cosine --warmup 1
   multitrainer finetune --data flowers --pretrained --discriminative 0.01:1 --unfreeze-at 2
+  multitrainer finetune --data flowers --pretrained --ema 0.99 --epochs 50 --early-stop 5
   multitrainer finetune --data flowers --params runs/finetune/best.params --freeze features --ctx 'gpu(0),gpu(1)'"""
 
 
@@ -79,7 +80,7 @@ def add_parser(commands: Any) -> None:
     add_average_argument(parser)
     add_loss_arguments(parser)
     _add_data_arguments(parser)
-    _add_device_arguments(parser)
+    add_device_arguments(parser)
     _add_run_arguments(parser)
     parser.set_defaults(command="finetune")
 
@@ -103,7 +104,8 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=non_negative_int, help="processes that read images (default 0: none; try 4 with a GPU)")
 
 
-def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --kvstore, --ctx and --seed to a parser."""
     add = parser.add_argument
     add(
         "--kvstore",

@@ -33,7 +33,7 @@ from .losses import Objective
 from .optimizer import OptimizerChoice
 
 
-class _Model(NamedTuple):
+class Model(NamedTuple):
     """A network with the trainer that the options ask for, on some devices."""
 
     net: gluon.HybridBlock
@@ -108,7 +108,7 @@ def build_model(
     optimizer: OptimizerChoice,
     ranks: Ranks,
     earlier: EarlierRun,
-) -> _Model:
+) -> Model:
     """Build the network with the weights that the run starts from, and the trainer of its groups."""
     name, classes = args.model or defaults.MODEL, len(split.classes)
     net, head = network.build(name, classes)
@@ -122,7 +122,7 @@ def build_model(
         network.load_backbone(net, head, network.download_weights(name) if args.pretrained else args.params)
     ranks.broadcast_parameters(net.collect_params().values())
     trainer = param_groups.make_trainer(net, head, args, length, optimizer, ranks, args.clip_grad)
-    return _Model(net, head, trainer, make_average(trainer, args.ema), contexts, length, objective)
+    return Model(net, head, trainer, make_average(trainer, args.ema), contexts, length, objective)
 
 
 def _batch_size(wanted: int, images: int, contexts: list[mx.Context], ranks: Ranks) -> int:
@@ -137,7 +137,7 @@ def _batch_size(wanted: int, images: int, contexts: list[mx.Context], ranks: Ran
     return usable
 
 
-def _print_plan(args: argparse.Namespace, split: Split, model: _Model, ranks: Ranks) -> None:
+def _print_plan(args: argparse.Namespace, split: Split, model: Model, ranks: Ranks) -> None:
     name, origin = args.model or defaults.MODEL, "from scratch"
     if network.has_weights(args):
         origin = f"from {args.params or 'the published weights'} with a new {model.head}"
@@ -165,7 +165,7 @@ def _title(args: argparse.Namespace) -> str:
 def _train(
     args: argparse.Namespace,
     split: Split,
-    model: _Model,
+    model: Model,
     loaders: tuple[Loader, Loader],
     ranks: Ranks,
     files: EpochFiles,
@@ -192,12 +192,17 @@ def _train(
                 if _stops(args, rows, epochs):
                     break
         except multiprocessing.TimeoutError as error:
-            raise UserError(
-                f"no worker answered within {batches.TIMEOUT} s; use fewer --workers, or give them more shared memory"
-            ) from error
+            raise no_worker_answered() from error
         except KeyboardInterrupt:
             return True
     return False
+
+
+def no_worker_answered() -> UserError:
+    """Return the error that the processes that read images are too slow, or have ended."""
+    return UserError(
+        f"no worker answered within {batches.TIMEOUT} s; use fewer --workers, or give them more shared memory"
+    )
 
 
 def _stops(args: argparse.Namespace, rows: list[dict[str, Any]], epochs: int) -> bool:
@@ -211,7 +216,7 @@ def _stops(args: argparse.Namespace, rows: list[dict[str, Any]], epochs: int) ->
 def _make_task(
     args: argparse.Namespace,
     split: Split,
-    model: _Model,
+    model: Model,
     loaders: tuple[Loader, Loader],
     interrupts: Interrupts,
     folder: Path | None,

@@ -153,6 +153,21 @@ def split_batch(array: mx.nd.NDArray, contexts: Sequence[mx.Context]) -> list[mx
     return gluon.utils.split_and_load(array, used, even_split=False)
 
 
+def compute_gradients(
+    net: gluon.Block,
+    objective: Objective,
+    images: mx.nd.NDArray,
+    targets: mx.nd.NDArray,
+    contexts: Sequence[mx.Context],
+) -> tuple[list[mx.nd.NDArray], list[mx.nd.NDArray]]:
+    """Make the forward and the backward pass of a batch; return outputs and losses, an array for each device."""
+    with autograd.record():
+        outputs = [net(part) for part in split_batch(images, contexts)]
+        losses = [objective.loss(output, part) for output, part in zip(outputs, split_batch(targets, contexts))]
+    autograd.backward(losses)
+    return outputs, losses
+
+
 class _Training(NamedTuple):
     """A network in training, and what an epoch of it needs."""
 
@@ -174,11 +189,7 @@ class _Training(NamedTuple):
             for images, labels, targets in self.objective.batches(loader, self.seed, epoch):
                 self.interrupts.check()
                 bar.total = count * len(images)
-                parts = split_batch(targets, self.contexts)
-                with autograd.record():
-                    outputs = [self.net(x) for x in split_batch(images, self.contexts)]
-                    losses = [self.objective.loss(output, target) for output, target in zip(outputs, parts)]
-                autograd.backward(losses)
+                outputs, losses = compute_gradients(self.net, self.objective, images, targets, self.contexts)
                 self.trainer.step(self.ranks.step_batch_size(len(images)))
                 averaging.update(self.average)
                 tally.add(losses, _count_correct(outputs, split_batch(labels, self.contexts)), len(images))
