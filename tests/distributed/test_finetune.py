@@ -112,6 +112,11 @@ def test_two_ranks_stop_early_at_the_same_epoch_and_resume(images, tmp_path):
         np.testing.assert_array_equal(array, arrays(tmp_path / "parts/last.params")[name], err_msg=name)
 
 
+def test_two_ranks_minimize_what_one_does(images, weights, tmp_path):
+    loss = ("--label-smoothing", "0.1", "--mixup", "0.4", "--class-weights", "red=3", "--mixup-off-epoch", "1")
+    check_that_ranks_train_as_one("dist_sync", images, weights, tmp_path, *loss)
+
+
 def check_that_ranks_train_as_one(kvstore, images, weights, tmp_path, *options):
     # With the backbone frozen no BatchNorm looks at the batch, which the ranks divide.
     common = ["--data", images, "--model", MODEL, "--params", weights, "--freeze", "features", "--epochs", "3"]
@@ -124,7 +129,7 @@ def check_that_ranks_train_as_one(kvstore, images, weights, tmp_path, *options):
     )
     assert printed.count("epoch 3/3") == 1  # only one of the ranks prints it
     two, one = rows_of(out), rows_of(tmp_path / "one")
-    for field in ("train_loss", "train_accuracy", "val_accuracy"):
+    for field in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         assert [row[field] for row in two] == pytest.approx([row[field] for row in one], rel=1e-4), field
     assert [row["learning_rates"] for row in two] == [row["learning_rates"] for row in one]
     before, alone, two_ranks = (arrays(path) for path in (weights, tmp_path / "one/last.params", out / "last.params"))

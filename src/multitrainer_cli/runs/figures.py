@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any, Sequence
 
 from multitrainer.plotting import draw_learning_rates
@@ -11,6 +12,7 @@ from ..errors import require
 # Distinguishable with any colour vision (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+LOGARITHMIC_ABOVE = 10  # medians, from which on the largest loss hides the others
 LEGEND_INSIDE = 5  # groups that a legend has room for among the lines
 
 
@@ -43,13 +45,20 @@ def plot_training(rows: Sequence[dict[str, Any]], title: str) -> Any:
 
 
 def _plot_losses(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """Plot what the training minimized and the cross-entropy of the validation images."""
+    """Plot what the training minimized and the cross-entropy of the validation images.
+
+    The axis is logarithmic if a few epochs, mostly the first, would flatten all others.
+    """
     best = min(rows, key=lambda row: row["val_loss"])
     labels = ("training, what is minimized", f"validation, lowest {best['val_loss']:.4g} in epoch {best['epoch']}")
-    for colour, key, label in zip(COLOURS, ("train_loss", "val_loss"), labels):
-        values = [row[key] for row in rows]
+    curves = [[row[key] for row in rows] for key in ("train_loss", "val_loss")]
+    for colour, label, values in zip(COLOURS, labels, curves):
         axes.plot([row["epoch"] for row in rows], values, color=colour, marker="o", markersize=3.5, label=label)
-    axes.set_ylim(bottom=0)
+    every = [value for values in curves for value in values]
+    if max(every) > LOGARITHMIC_ABOVE * statistics.median(every):
+        _make_logarithmic(axes)
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch")
     axes.set_title("loss (cross-entropy)", fontsize=10, loc="left")
     _show_whole_epochs(axes)
@@ -152,16 +161,20 @@ def _plot_rates(axes: Any, epochs: list[int], rates: list[dict[str, float]]) -> 
     axes.get_legend().set_frame_on(False)
     positive = [value for rate in rates for value in rate.values() if value]
     if positive:
-        ticker = require("matplotlib.ticker")
-        axes.set_yscale("log")
+        _make_logarithmic(axes)
         axes.set_ylim(min(positive) / 3, max(positive) * 3)
-        axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set_xlabel("epoch")
     axes.set_title("learning rate of each group", fontsize=10, loc="left")
     _show_whole_epochs(axes)
     if len(names) <= LEGEND_INSIDE:
         axes.legend(frameon=False, fontsize=9, loc="best")
+
+
+def _make_logarithmic(axes: Any) -> None:
+    ticker = require("matplotlib.ticker")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _span(values: list[float]) -> str:
