@@ -14,7 +14,7 @@ TESTS = pathlib.Path(__file__).parent
 # Each room may import what stands before it.
 ROOMS = [
     *("_mxnet", "groups", "optimizers", "symbolic", "freezing", "multipliers", "gradients", "fused", "checkpoint"),
-    *("recipes", "pretrained", "report", "plotting", "averages", "adding", "trainer", "weight_average"),
+    *("recipes", "images", "pretrained", "report", "plotting", "averages", "adding", "trainer", "weight_average"),
     *("rate_search", "", "horovod"),
 ]
 

@@ -10,7 +10,7 @@ from .arguments import defaults
 from .arguments.loss import OPTIONS as LOSS_OPTIONS
 from .arguments.param_groups import OPTIONS as GROUP_OPTIONS
 from .arguments.updates import OPTIONS as UPDATE_OPTIONS
-from .data.image_folder import class_roots
+from .data.layout import class_roots
 from .demo import comparison
 from .errors import UserError
 from .ranks.exchange import Ranks
@@ -23,7 +23,9 @@ from .training.devices import parse_contexts
 from .training.optimizer import parse_optimizer
 
 ONLY_WITH_DATA = (
+    "val_split",
     "model",
+    "input_size",
     "pretrained",
     "params",
     *GROUP_OPTIONS,

@@ -18,7 +18,7 @@ from multitrainer.rate_search.search import FEWEST_UPDATES
 from .arguments import defaults
 from .arguments.lr_find import OWN_OPTIONS, UPDATES
 from .data import batches
-from .data.image_folder import class_roots
+from .data.layout import class_roots
 from .data.loader import Loader
 from .data.split import Split, open_folder
 from .errors import UserError, require
@@ -45,11 +45,12 @@ def run(args: argparse.Namespace) -> int:
     _check_picture(args.out, args.data)
     loss_options.check_options(args)
     seed_everything(args.seed)
-    split = open_folder(args.data, args.seed)
+    split = open_folder(args.data, args.seed, val_split=args.val_split)
     for note in split.notes:
         print(note)
     ranks = Ranks(args.kvstore or "device")
     model = build_model(args, split, contexts, optimizer, ranks, EarlierRun([], None))
+    split.check_readable()
     name, devices = args.model or defaults.MODEL, ", ".join(map(str, contexts))
     print(f"{name} on {devices}, {len(split.train)} images, {len(split.classes)} classes", flush=True)
     found = _search(args, split, model)
@@ -107,7 +108,7 @@ class _Epochs:
 
 def _search(args: argparse.Namespace, split: Split, model: Model) -> LearningRateSearch:
     """Train with rising rates on the batches of the run; what cannot be searched is a UserError."""
-    size = network.input_size(args.model or defaults.MODEL)
+    size = network.transform(args.model or defaults.MODEL, args.input_size).size
     options: dict[str, Any] = {"augment": not args.no_augment}
     loader, _ = batches.make_loaders(split, size, model.length.batch_size, args.workers or 0, args.seed, **options)
     count = args.batches or UPDATES * model.length.accumulate

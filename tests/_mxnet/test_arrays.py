@@ -3,6 +3,7 @@
 import ctypes
 
 import mxnet as mx
+import numpy as np
 import pytest
 from mxnet import autograd
 
@@ -30,6 +31,23 @@ def test_use_plain_layout_changes_no_value_and_accepts_deferred_parameters():
     params = list(convolution().collect_params().values())
     _mxnet.use_plain_layout([*params, mx.gluon.Parameter("deferred", shape=(0, 2), allow_deferred_init=True)])
     assert bits([param.data() for param in params]) == expected
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "int64"])
+def test_copy_to_ndarray_gives_the_values_whatever_their_strides(dtype):
+    values = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    for given in (values, values[::-1, :, 1:3], values.transpose(2, 0, 1)):
+        array = _mxnet.copy_to_ndarray(given)
+        assert (array.dtype, array.context) == (np.dtype(dtype).type, mx.cpu())
+        np.testing.assert_array_equal(array.asnumpy(), given)
+
+
+def test_copy_to_ndarray_does_not_share_memory():
+    values = np.zeros((2, 2), np.uint8)
+    array = _mxnet.copy_to_ndarray(values)
+    values[:] = 1
+    array += 2
+    assert (array.asnumpy().max(), values.max()) == (2, 1)
 
 
 def test_has_gradient_only_if_one_is_attached():

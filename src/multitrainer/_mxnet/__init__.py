@@ -9,7 +9,15 @@ from .importing import import_mxnet
 
 import_mxnet()
 
-from .arrays import function_address, has_gradient, is_recorded, layout_functions, memory_block, use_plain_layout
+from .arrays import (
+    copy_to_ndarray,
+    function_address,
+    has_gradient,
+    is_recorded,
+    layout_functions,
+    memory_block,
+    use_plain_layout,
+)
 from .blocks import (
     BatchNorm,
     Structure,

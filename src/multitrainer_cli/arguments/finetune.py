@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from . import defaults
+from .images import add_split_argument
 from .loss import add_loss_arguments
 from .network import add_network_arguments
 from .param_groups import add_group_arguments
@@ -18,8 +19,8 @@ KVSTORES = ("device", "local", "dist_sync", "dist_device_sync", "horovod")
 DESCRIPTION = """\
 Fine-tune an image classifier of GluonCV on your images, with a learning rate for each part of it.
 
-DIR holds a folder of images (.jpg, .png) for each class, or train/ and val/ with such folders. Without val/, one image
-in five of every class is set aside to measure on. The last layer of the network is replaced by one for your classes.
+DIR holds a folder of images for each class, or train/ and val/ with such folders. Without val/, one image in five of
+every class is set aside to measure on. The last layer of the network is replaced by one for your classes.
 
 Without --data, the command runs on scikit-learn's digits: it trains on 0 to 4, then fine-tunes on ten images each of 5
 to 9 in four ways, and compares them. That takes about two minutes on two cores."""
@@ -70,6 +71,7 @@ def add_parser(commands: Any) -> None:
     )
     data_help = "the folder of images; without it, the command runs on scikit-learn's digits"
     parser.add_argument("--data", metavar="DIR", type=utf8_path, help=data_help)
+    add_split_argument(parser)
     add_network_arguments(parser)
     add_group_arguments(parser)
     epochs = f"default {defaults.EPOCHS}; {defaults.DEMO_EPOCHS} for the digits"

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .images import add_split_argument
 from .network import add_network_arguments
 from .param_groups import add_group_arguments
 from .training import add_schedule_arguments, add_training_arguments
@@ -29,6 +30,7 @@ def add_parser(commands: Any) -> None:
     )
     add = parser.add_argument
     add("--data", metavar="DIR", type=utf8_path, help="a folder of images, to count its classes and images")
+    add_split_argument(parser)
     add("--classes", type=positive_int, help=f"number of classes without --data (default {CLASSES})")
     add("--images", type=positive_int, help=f"number of images to train on without --data (default {IMAGES})")
     add_network_arguments(parser)

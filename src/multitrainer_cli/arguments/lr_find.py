@@ -8,6 +8,7 @@ from typing import Any
 
 from . import defaults
 from .finetune import add_device_arguments
+from .images import add_split_argument
 from .loss import add_loss_arguments
 from .network import add_network_arguments
 from .param_groups import add_group_arguments
@@ -44,6 +45,7 @@ def add_parser(commands: Any) -> None:
     )
     add = parser.add_argument
     add("--data", metavar="DIR", type=utf8_path, required=True, help="the folder of images")
+    add_split_argument(parser)
     add_network_arguments(parser)
     add_group_arguments(parser)
     add_optimizer_arguments(parser)

@@ -87,4 +87,5 @@ non_negative_float = _number(float, lambda value: 0 <= value < float("inf"), "a 
 smoothing = _number(float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 mixup_alpha = _number(float, lambda value: value == 0 or 1e-3 <= value <= 1e3, "0, or a number from 0.001 to 1000")
 fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
-proper_fraction = _number(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
+proper_fraction = _number(float, lambda value: 0 < value < 1, "a number between 0 and 1")
+input_side = _number(int, lambda value: 32 <= value <= 4096, "a whole number from 32 to 4096")

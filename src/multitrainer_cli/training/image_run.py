@@ -16,6 +16,7 @@ from multitrainer import MultiLRTrainer, WeightAverage
 from ..arguments import defaults
 from ..data import batches
 from ..data.loader import Loader
+from ..data.recorded_split import describe_shared_images
 from ..data.split import Split, open_folder
 from ..errors import INTERRUPTED, UserError
 from ..ranks.exchange import Ranks
@@ -56,15 +57,16 @@ def run(
     seed_everything(args.seed)
     tensorboard = _check_tensorboard(checkpoints.out, ranks) if args.tensorboard else None
     earlier = checkpoints.find_earlier(args.data, lambda rows: _required_files(args, len(rows)))
-    split = open_folder(args.data, args.seed, earlier.images)
+    split = open_folder(args.data, args.seed, earlier.images, checkpoints.out, args.val_split)
     ranks.check_same("images", split.listing())
     checkpoints.announce_resume()
     for note in split.notes:
         print(note)
     model = build_model(args, split, contexts, optimizer, ranks, earlier)
+    split.check_readable()  # takes long: not before the options are known to be right
     loaders = batches.make_loaders(
         split,
-        network.input_size(args.model or defaults.MODEL),
+        network.transform(args.model or defaults.MODEL, args.input_size).size,
         model.length.batch_size,
         args.workers or 0,
         args.seed,
@@ -77,6 +79,8 @@ def run(
         loaders[0].skip(len(earlier.rows))
     images = earlier.images or (split.record() if ranks.is_first else None)
     checkpoints.write_record(images)
+    for note in describe_shared_images(images):
+        print(note)
     files = EpochFiles(model.net, model.trainer, checkpoints, images, model.average, tensorboard)
     interrupted = _train(args, split, model, loaders, ranks, files, earlier.rows)
     outcome = ""
@@ -117,7 +121,7 @@ def build_model(
     length = schedule.TrainingLength(len(split.train) // ranks.size, batch_size, epochs, args.accumulate or 1)
     objective = loss_options.make_objective(args, split, length)
     optimizer = schedule.add_scheduler(optimizer, args, length)
-    network.initialize(net, contexts, name, classes)
+    network.initialize(net, contexts, name, classes, args.input_size)
     if ranks.is_first and network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
         network.load_backbone(net, head, network.download_weights(name) if args.pretrained else args.params)
     ranks.broadcast_parameters(net.collect_params().values())

@@ -11,7 +11,7 @@ from multitrainer.groups.targets import closest_names
 
 from ..arguments import defaults
 from ..arguments.loss import parse_class_weights
-from ..data.image_folder import class_names
+from ..data.layout import class_names
 from ..data.split import Split
 from ..errors import UserError
 from .losses import Objective, SoftTargets

@@ -12,9 +12,12 @@ from mxnet import gluon
 
 from multitrainer import _mxnet
 from multitrainer.groups.targets import closest_names
+from multitrainer.images import ImageTransform
 from multitrainer.pretrained import LoadReport, match_file
 
+from ..data.batches import validation_transform
 from ..errors import UserError, require
+from .other_size import check_input_size
 
 # The models that take another size than ImageNet's 224.
 INPUT_SIZES = {"cifar": 32, "inceptionv3": 299, "xception": 299}
@@ -28,6 +31,11 @@ def has_weights(args: argparse.Namespace) -> bool:
 def input_size(model: str) -> int:
     """Return the side, in pixels, of the square images that a model takes."""
     return next((size for start, size in INPUT_SIZES.items() if model.lower().startswith(start)), 224)
+
+
+def transform(model: str, size: int | None = None) -> ImageTransform:
+    """Return what makes the input of a model when it is validated; of another `size` than its own, if one is given."""
+    return validation_transform(size or input_size(model))
 
 
 def build(model: str, classes: int) -> tuple[gluon.HybridBlock, str]:
@@ -111,16 +119,39 @@ def _members(node: Any) -> dict[str, Any]:
     return {**blocks, **_mxnet.own_parameters(node)}
 
 
-def initialize(net: gluon.HybridBlock, contexts: list[mx.Context], model: str, classes: int) -> None:
-    """Initialize every parameter, and check that the output of the network is a score for each class."""
-    size = input_size(model)
+def initialize(
+    net: gluon.HybridBlock, contexts: list[mx.Context], model: str, classes: int, size: int | None = None
+) -> None:
+    """Initialize every parameter, and check that the output of the network is a score for each class.
+
+    Parameters
+    ----------
+    net : HybridBlock
+        The network.
+    contexts : list of Context
+        The devices.
+    model : str
+        Its name in GluonCV's model zoo.
+    classes : int
+        The number of classes.
+    size : int, optional
+        The side of its input, if that is not the model's own.
+
+    Raises
+    ------
+    UserError
+        If it has another output, or cannot take input of this size.
+    """
+    own_size = input_size(model)
     net.initialize(mx.init.Xavier(), ctx=contexts)
     shapes = []
     for context in contexts:
-        output = net(mx.nd.zeros((1, 3, size, size), ctx=context))
+        output = net(mx.nd.zeros((1, 3, own_size, own_size), ctx=context))
         shapes.append(getattr(output, "shape", None))
     if any(shape != (1, classes) for shape in shapes):
         raise _not_a_classifier(model)
+    if size is not None and size != own_size:
+        check_input_size(net, model, size, classes, contexts[0])
 
 
 def load_backbone(net: gluon.HybridBlock, head: str, file: Path) -> None:
