@@ -43,7 +43,7 @@ def commands(page):
     """Return the arguments of every call of ``multitrainer`` on a page."""
     lines = [line for code, _ in blocks(page, "sh") for line in code.splitlines()]
     calls = [re.split(r"[|&]", line.partition("multitrainer ")[2])[0] for line in lines]
-    return [shlex.split(call) for call in calls if call.startswith(("finetune", "groups"))]
+    return [shlex.split(call) for call in calls if call.startswith(("finetune", "groups", "lr-find"))]
 
 
 def run(page):
