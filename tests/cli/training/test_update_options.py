@@ -174,7 +174,7 @@ class TestTensorBoard:
 class TestAllTogether:
     def test_a_resumed_run_ends_as_one_that_never_stopped(self, images, weights, tmp_path):
         options = [*ALL, "--params", weights, "--layer-decay", 0.8, "--no-bias-decay", "--warmup", 0.5]
-        options += ["--unfreeze-at", 2]
+        options += ["--unfreeze-at", 2, "--label-smoothing", 0.1, "--mixup", 0.2, "--class-weights", "balanced"]
         assert run(images, tmp_path / "whole", *options, "--epochs", 4) == 0
         for epochs in (2, 3, 4):
             assert run(images, tmp_path / "parts", *options, "--epochs", epochs, "--resume") == 0
