@@ -39,6 +39,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     _refuse_ranks(args.kvstore)
+    for package in ("tqdm", "matplotlib.pyplot"):
+        require(package)
     contexts = parse_contexts(args.ctx)
     optimizer = parse_optimizer(args.optimizer, None, args.wd)
     _check_search(args)

@@ -142,6 +142,12 @@ def test_ranks_are_refused(images, tmp_path, capsys, monkeypatch, environment):
     assert "keep the --batch-size of all ranks together" in one_line(capsys)
 
 
+def test_a_missing_package_is_noticed_before_the_search(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    assert lr_find("--data", images, "--out", tmp_path / "x.png") == 2
+    assert "pip install 'multitrainer[finetune]'" in one_line(capsys)
+
+
 def test_data_is_required(capsys):
     assert lr_find() == 2
     assert "--data" in one_line(capsys)
