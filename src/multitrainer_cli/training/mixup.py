@@ -37,10 +37,15 @@ def partners(batch: mx.nd.NDArray) -> mx.nd.NDArray:
     The rows are in random order, so that this pairs images at random. If they are divided among ranks that take every
     n-th row, and each rank has an even number of them, the same images are paired as on one rank.
     """
-    half = len(batch) // 2
-    return mx.nd.concat(batch[half:], batch[:half], dim=0) if half else batch
+    order = np.roll(np.arange(len(batch)), -(len(batch) // 2))
+    return mx.nd.take(batch, mx.nd.array(order, ctx=batch.context))
 
 
 def mix(batch: mx.nd.NDArray, share: float) -> mx.nd.NDArray:
     """Return ``share * batch + (1 - share) * partners(batch)``."""
-    return batch if share == 1 else share * batch + (1 - share) * partners(batch)
+    if share == 1:
+        return batch
+    mixed = partners(batch)
+    mixed *= 1 - share  # in place: a batch of images takes long to allocate
+    mixed += share * batch
+    return mixed
