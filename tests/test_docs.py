@@ -46,7 +46,7 @@ def commands(page):
     """Return the arguments of every call of ``multitrainer`` on a page."""
     lines = [line for code, _ in blocks(page, "sh") for line in code.splitlines()]
     calls = [re.split(r"[|&>]", line.partition("multitrainer ")[2])[0] for line in lines]
-    return [shlex.split(call) for call in calls if call.split(" ")[0] in arguments.SUBCOMMANDS]
+    return [shlex.split(call) for call in calls if call.split(" ")[0].replace("-", "_") in arguments.SUBCOMMANDS]
 
 
 def run(page):

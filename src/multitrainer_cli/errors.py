@@ -48,13 +48,13 @@ def require(module: str, extra: str = "finetune") -> Any:
     ----------
     module : str
         The dotted name to import.
-    extra : str
-        The extra that installs it.
+    extra : str, default 'finetune'
+        The extra that installs its package.
 
     Raises
     ------
     UserError
-        If its package cannot be imported; the message names the extra to install.
+        If its package cannot be imported; the message names the extra.
     """
     try:
         with warnings.catch_warnings():

@@ -8,6 +8,7 @@ from pathlib import Path
 from .arguments import defaults
 from .arguments.loss import OPTIONS as LOSS_OPTIONS
 from .arguments.param_groups import OPTIONS as GROUP_OPTIONS
+from .arguments.updates import OPTIONS as UPDATE_OPTIONS
 from .data.layout import check_place, class_roots
 from .demo import comparison
 from .errors import UserError
@@ -30,13 +31,16 @@ ONLY_WITH_DATA = (
     *GROUP_OPTIONS,
     "lr_schedule",
     "warmup",
+    *UPDATE_OPTIONS,
+    "early_stop",
+    "tensorboard",
     *LOSS_OPTIONS,
     "no_augment",
     "workers",
 )
 # Options that may differ between the ranks of a run, or between a run and its resumption.
 MAY_DIFFER_BY_RANK = ("data", "params", "out", "ctx", "workers", "feature_memory", "command")
-MAY_DIFFER_ON_RESUME = (*MAY_DIFFER_BY_RANK, "kvstore", "resume", "overwrite")
+MAY_DIFFER_ON_RESUME = (*MAY_DIFFER_BY_RANK, "kvstore", "resume", "overwrite", "early_stop", "tensorboard")
 
 
 def run(args: argparse.Namespace) -> int:

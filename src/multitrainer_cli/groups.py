@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.val_split is not None:
         raise UserError("--val-split can only be used with --data DIR; without it, --images is what to train on")
     net, head = network.build(model, classes)
-    length = schedule.TrainingLength(images, min(args.batch_size or defaults.BATCH_SIZE, images), args.epochs or EPOCHS)
+    batch_size = min(args.batch_size or defaults.BATCH_SIZE, images)
+    length = schedule.TrainingLength(images, batch_size, args.epochs or EPOCHS, args.accumulate or 1)
     optimizer = schedule.add_scheduler(optimizer, args, length)
     network.initialize(net, [mx.cpu()], model, classes, args.input_size)
     trainer = param_groups.make_trainer(net, head, args, length, optimizer, Ranks())

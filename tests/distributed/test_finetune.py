@@ -88,6 +88,30 @@ def test_two_ranks_train_as_one_on_features_computed_once(images, weights, tmp_p
     assert "computed once" in printed
 
 
+def test_two_ranks_train_as_one_with_all_options_of_updates(images, weights, tmp_path):
+    options = ["--accumulate", "2", "--clip-grad", "0.5", "--ema", "0.9", "--early-stop", "9", "--tensorboard"]
+    check_that_ranks_train_as_one("dist_sync", images, weights, tmp_path, *options, "--optimizer", "adamw")
+
+
+@needs_horovod
+def test_two_ranks_of_horovod_train_as_one_with_all_options_of_updates(images, weights, tmp_path):
+    options = ["--accumulate", "2", "--clip-grad", "0.5", "--ema", "0.9", "--early-stop", "9"]
+    check_that_ranks_train_as_one("horovod", images, weights, tmp_path, *options)
+
+
+def test_two_ranks_stop_early_at_the_same_epoch_and_resume(images, tmp_path):
+    common = ["--data", images, "--model", MODEL, "--batch-size", "8", "--accumulate", "2", "--ema", "0.9"]
+    common += ["--freeze", "features", "--lr", "1e-9", "--epochs", "9", "--early-stop", "2", "--resume"]
+    finetune("dist_sync", *common, "--out", tmp_path / "whole" / "{index}")
+    whole = written(tmp_path / "whole")
+    for epochs in ("2", "9", "9"):
+        printed = finetune("dist_sync", *common, "--epochs", epochs, "--out", tmp_path / "parts")
+    assert "stopped after epoch 3" in printed
+    assert without_times(rows_of(tmp_path / "parts")) == without_times(rows_of(whole))
+    for name, array in arrays(whole / "last.params").items():
+        np.testing.assert_array_equal(array, arrays(tmp_path / "parts/last.params")[name], err_msg=name)
+
+
 def test_two_ranks_minimize_what_one_does(images, weights, tmp_path):
     loss = ("--label-smoothing", "0.1", "--mixup", "0.4", "--class-weights", "red=3", "--mixup-off-epoch", "1")
     check_that_ranks_train_as_one("dist_sync", images, weights, tmp_path, *loss)
@@ -106,7 +130,9 @@ def check_that_ranks_train_as_one(kvstore, images, weights, tmp_path, *options):
     printed = finetune(kvstore, *common, "--out", tmp_path / "two" / "{index}")
     assert main(["finetune", *map(str, common), "--out", str(tmp_path / "one")]) == 0
     out = written(tmp_path / "two")
-    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*FILES, *["tensorboard"] * ("--tensorboard" in options)]
+    )
     assert printed.count("epoch 3/3") == 1  # only one of the ranks prints it
     two, one = rows_of(out), rows_of(tmp_path / "one")
     for field in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):

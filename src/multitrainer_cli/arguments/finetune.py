@@ -11,7 +11,8 @@ from .loss import add_loss_arguments
 from .network import add_network_arguments
 from .param_groups import add_group_arguments
 from .training import add_schedule_arguments, add_training_arguments
-from .values import non_negative_int, utf8_path
+from .updates import add_accumulate_argument, add_average_argument, add_clip_argument
+from .values import non_negative_int, positive_int, utf8_path
 
 KVSTORES = ("device", "local", "dist_sync", "dist_device_sync", "horovod")
 
@@ -55,6 +56,7 @@ examples:
   multitrainer finetune --data flowers --model resnet50_v1b --pretrained --freeze conv1 --lr-mult layer4=0.3
   multitrainer finetune --data flowers --pretrained --layer-decay 0.8 --no-bias-decay --lr-schedule cosine --warmup 1
   multitrainer finetune --data flowers --pretrained --discriminative 0.01:1 --unfreeze-at 2
+  multitrainer finetune --data flowers --pretrained --ema 0.99 --epochs 50 --early-stop 5
   multitrainer finetune --data flowers --params runs/finetune/best.params --freeze features --ctx 'gpu(0),gpu(1)'"""
 
 
@@ -75,9 +77,12 @@ def add_parser(commands: Any) -> None:
     epochs = f"default {defaults.EPOCHS}; {defaults.DEMO_EPOCHS} for the digits"
     add_training_arguments(parser, epochs, defaults.DEMO_BATCH_SIZE)
     add_schedule_arguments(parser)
+    add_accumulate_argument(parser)
+    add_clip_argument(parser)
+    add_average_argument(parser)
     add_loss_arguments(parser)
     _add_data_arguments(parser)
-    _add_device_arguments(parser)
+    add_device_arguments(parser)
     _add_run_arguments(parser)
     parser.set_defaults(command="finetune")
 
@@ -101,7 +106,8 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=non_negative_int, help="processes that read images (default 0: none; try 4 with a GPU)")
 
 
-def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --kvstore, --ctx and --seed to a parser."""
     add = parser.add_argument
     add(
         "--kvstore",
@@ -119,6 +125,18 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         type=utf8_path,
         help=f"the folder of the run (default {defaults.RUN_FOLDER}, or the next free one of "
         f"{defaults.RUN_FOLDER}-2, ...)",
+    )
+    parser.add_argument(
+        "--early-stop",
+        metavar="N",
+        type=positive_int,
+        help="end the run if the validation accuracy has not risen above its best for N epochs",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        default=None,
+        help="write the metrics to OUT/tensorboard, too (needs the extra tensorboard)",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(

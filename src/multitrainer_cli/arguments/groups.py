@@ -10,6 +10,7 @@ from .images import add_split_argument
 from .network import add_network_arguments
 from .param_groups import add_group_arguments
 from .training import add_schedule_arguments, add_training_arguments
+from .updates import add_accumulate_argument
 from .values import positive_int, utf8_path
 
 CLASSES, IMAGES, EPOCHS = 10, 1000, 10
@@ -36,5 +37,6 @@ def add_parser(commands: Any) -> None:
     add_group_arguments(parser)
     add_training_arguments(parser, f"default {EPOCHS}")
     add_schedule_arguments(parser)
+    add_accumulate_argument(parser)
     add("--out", metavar="FILE", type=utf8_path, default=Path("groups.png"), help="the picture (default groups.png)")
     parser.set_defaults(command="groups")

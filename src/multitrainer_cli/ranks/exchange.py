@@ -65,9 +65,11 @@ class Ranks:
         """Return the batch size to pass to `Trainer.step`, given the images in the batch of this rank."""
         return images
 
-    def make_trainer(self, groups: list[ParamGroup], optimizer: str, settings: dict[str, float]) -> MultiLRTrainer:
-        """Make a trainer whose updates are the same on every rank."""
-        return MultiLRTrainer(groups, optimizer, settings, kvstore=self.kvstore)
+    def make_trainer(
+        self, groups: list[ParamGroup], optimizer: str, settings: dict[str, float], **options: Any
+    ) -> MultiLRTrainer:
+        """Make a trainer whose updates are the same on every rank; it gets the options as keywords."""
+        return MultiLRTrainer(groups, optimizer, settings, kvstore=self.kvstore, **options)
 
     def sum(self, numbers: np.ndarray) -> np.ndarray:
         """Return the sum of every rank's array, in float32."""

@@ -11,7 +11,7 @@ from typing import Any, Iterator
 
 import mxnet as mx
 
-from multitrainer import MultiLRTrainer, _mxnet
+from multitrainer import MultiLRTrainer, WeightAverage, _mxnet
 from multitrainer.checkpoint import atomic
 
 from ..errors import UserError
@@ -52,8 +52,21 @@ def save_parameters(net: mx.gluon.Block, path: Path) -> None:
 
 def save_states(trainer: MultiLRTrainer, path: Path) -> None:
     """Save the states of a trainer."""
-    try:
+    with _reported(path):
         trainer.save_states(path)
+
+
+def save_average(average: WeightAverage, path: Path) -> None:
+    """Save an average of weights."""
+    with _reported(path):
+        average.save(path)
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn an OSError into the UserError that a file cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise cannot_write(path, error.strerror or str(error)) from error
 

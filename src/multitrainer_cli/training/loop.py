@@ -11,11 +11,12 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from multitrainer import MultiLRTrainer, _mxnet
+from multitrainer import MultiLRTrainer, WeightAverage, _mxnet
 
 from ..errors import UserError, require
 from ..interrupts import Interrupts
 from ..ranks.exchange import Ranks
+from . import average as averaging
 from .losses import Objective
 
 
@@ -79,6 +80,7 @@ def fit(
     ranks: Ranks | None = None,
     seed: int = 0,
     epochs_done: int = 0,
+    average: WeightAverage | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train, and yield one row of metrics after every epoch.
 
@@ -110,6 +112,8 @@ def fit(
         run can resume at any epoch.
     epochs_done : int
         Epochs of this run that were trained before; `train` has skipped them.
+    average : WeightAverage, optional
+        Averages the weights after every update; the network is validated with these averages.
 
     Yields
     ------
@@ -118,7 +122,7 @@ def fit(
         is minimized), val_accuracy, images_per_second, seconds (both of the training alone) and learning_rates by
         group, at the epoch's first update.
     """
-    training = _Training(net, trainer, contexts, interrupts, objective or Objective(), ranks or Ranks(), seed)
+    training = _Training(net, trainer, contexts, interrupts, objective or Objective(), ranks or Ranks(), seed, average)
     for epoch in range(epochs_done + 1, epochs + 1):
         mx.random.seed((seed + 1_000_003 * epoch) % 2**31)
         rates = dict(trainer.learning_rates)
@@ -128,7 +132,8 @@ def fit(
         # Each rank's statistics follow its own batches; all validate the network that rank 0 keeps.
         statistics = (param for param in net.collect_params().values() if _mxnet.is_statistic(param))
         training.ranks.broadcast_parameters(statistics)
-        measured = training.validate(val) if epoch % measure_every == 0 or epoch == epochs else None
+        with averaging.applied(average):
+            measured = training.validate(val) if epoch % measure_every == 0 or epoch == epochs else None
         yield {
             "epoch": epoch,
             "train_loss": round(trained.mean_loss, 6),
@@ -148,6 +153,21 @@ def split_batch(array: mx.nd.NDArray, contexts: Sequence[mx.Context]) -> list[mx
     return gluon.utils.split_and_load(array, used, even_split=False)
 
 
+def compute_gradients(
+    net: gluon.Block,
+    objective: Objective,
+    images: mx.nd.NDArray,
+    targets: mx.nd.NDArray,
+    contexts: Sequence[mx.Context],
+) -> tuple[list[mx.nd.NDArray], list[mx.nd.NDArray]]:
+    """Make the forward and the backward pass of a batch; return outputs and losses, an array for each device."""
+    with autograd.record():
+        outputs = [net(part) for part in split_batch(images, contexts)]
+        losses = [objective.loss(output, part) for output, part in zip(outputs, split_batch(targets, contexts))]
+    autograd.backward(losses)
+    return outputs, losses
+
+
 class _Training(NamedTuple):
     """A network in training, and what an epoch of it needs."""
 
@@ -158,6 +178,7 @@ class _Training(NamedTuple):
     objective: Objective
     ranks: Ranks
     seed: int
+    average: WeightAverage | None
 
     def train_epoch(self, loader: gluon.data.DataLoader, epoch: int, title: str) -> _Tally:
         """Train on every batch of an epoch; return loss and accuracy on all ranks."""
@@ -168,16 +189,15 @@ class _Training(NamedTuple):
             for images, labels, targets in self.objective.batches(loader, self.seed, epoch):
                 self.interrupts.check()
                 bar.total = count * len(images)
-                parts = split_batch(targets, self.contexts)
-                with autograd.record():
-                    outputs = [self.net(x) for x in split_batch(images, self.contexts)]
-                    losses = [self.objective.loss(output, target) for output, target in zip(outputs, parts)]
-                autograd.backward(losses)
+                outputs, losses = compute_gradients(self.net, self.objective, images, targets, self.contexts)
                 self.trainer.step(self.ranks.step_batch_size(len(images)))
+                averaging.update(self.average)
                 tally.add(losses, _count_correct(outputs, split_batch(labels, self.contexts)), len(images))
                 if tally.images:
                     bar.set_postfix(loss=f"{tally.mean_loss:.4g}", accuracy=f"{tally.accuracy:.1%}", refresh=False)
                 bar.update(len(images))
+            self.trainer.flush()  # the batches that are left of the epoch, if an update has several
+            averaging.update(self.average)
             tally.read_pending()
         return tally.sum_over(self.ranks)
 

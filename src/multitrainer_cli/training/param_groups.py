@@ -74,13 +74,16 @@ def make_trainer(
     length: TrainingLength,
     optimizer: OptimizerChoice,
     ranks: Ranks,
+    max_grad_norm: float | None = None,
 ) -> MultiLRTrainer:
     """Make the trainer of the groups that the options ask for; what is wrong with them is a UserError."""
     groups = build_groups(net, head, args, length)
+    options = {"accumulate": length.accumulate, "max_grad_norm": max_grad_norm}
     try:
-        trainer = ranks.make_trainer(groups, optimizer.name, optimizer.settings)
+        trainer = ranks.make_trainer(groups, optimizer.name, optimizer.settings, **options)
     except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
+        option = f"--clip-grad {max_grad_norm:g}: " if "max_grad_norm" in str(error) else ""
+        raise UserError(f"{option}{error}") from error
     if not any(trainer.learning_rates.values()):
         raise UserError("every part of the network is frozen; leave one to be trained")
     return trainer

@@ -11,7 +11,7 @@ from cli_support import default_sigint
 
 pytest.importorskip("tqdm")
 
-from multitrainer import MultiLRTrainer
+from multitrainer import MultiLRTrainer, WeightAverage
 from multitrainer_cli.errors import UserError
 from multitrainer_cli.interrupts import Interrupts
 from multitrainer_cli.ranks.exchange import Ranks
@@ -245,6 +245,98 @@ def test_ctrl_c_stops_between_two_batches(data, epochs):
     with default_sigint() as press, pytest.raises(KeyboardInterrupt):
         run(net, trainer, *((Loader(), data) if epochs else (data, Loader())))
     assert seen == [0, 1]
+
+
+def plain():
+    """Make a network without BatchNorm: two halves of a batch give it the gradients of the whole."""
+    mx.random.seed(2)
+    net = gluon.nn.HybridSequential(prefix="plain_")
+    with net.name_scope():
+        net.add(gluon.nn.Dense(8, activation="relu", in_units=4), gluon.nn.Dense(2, in_units=8))
+    net.initialize(mx.init.Xavier())
+    return net
+
+
+def weights_of(net):
+    return {name: param.data().asnumpy() for name, param in net._collect_params_with_prefix().items()}
+
+
+def assert_close(one, other, tolerance):
+    for name, array in weights_of(one).items():
+        np.testing.assert_allclose(array, weights_of(other)[name], atol=tolerance, err_msg=name)
+
+
+class TestAccumulation:
+    SETTINGS = ("adam", {"learning_rate": 0.01})
+
+    def test_two_batches_of_16_are_one_of_32(self):
+        images, labels = mx.nd.random.normal(shape=(96, 4)), mx.nd.array([0, 1, 1, 0] * 24)
+        cut = {size: [(images[i : i + size], labels[i : i + size]) for i in range(0, 96, size)] for size in (16, 32)}
+        whole, halves = plain(), plain()
+        expected = run(whole, MultiLRTrainer(whole, *self.SETTINGS), cut[32], cut[32], epochs=4)
+        trainer = MultiLRTrainer(halves, *self.SETTINGS, accumulate=2)
+        rows = run(halves, trainer, cut[16], cut[32], epochs=4)
+        assert trainer.optimizer.num_update == 12
+        assert_close(whole, halves, 1e-5)
+        assert [row["train_loss"] for row in rows] == pytest.approx([row["train_loss"] for row in expected], abs=1e-5)
+
+    def test_an_epoch_ends_with_an_update_of_the_batches_that_are_left(self, data):
+        net, expected = plain(), plain()
+        trainer = MultiLRTrainer(net, *self.SETTINGS, accumulate=2)
+        run(net, trainer, data, data)
+        joined = [tuple(mx.nd.concat(*parts, dim=0) for parts in zip(*data[:2])), data[2]]
+        run(expected, MultiLRTrainer(expected, *self.SETTINGS), joined, data)
+        assert (trainer.accumulated, trainer.optimizer.num_update) == (0, 4)
+        assert_close(net, expected, 1e-6)
+
+
+class TestAverage:
+    def test_the_averages_are_validated_and_the_weights_train_on(self, data):
+        """The averages are those of the formula, and the training is what it is without them."""
+        alone, averaged = plain(), plain()
+        without = run(alone, MultiLRTrainer(alone, "sgd", {"learning_rate": 0.5}), data, data, epochs=1)
+        trainer = MultiLRTrainer(averaged, "sgd", {"learning_rate": 0.5}, accumulate=2)
+        expected = weights_of(averaged)
+        average = WeightAverage(trainer, 0.9, warmup=True)
+        seen = []
+
+        class Spy:
+            def __iter__(self):
+                seen.append(weights_of(averaged))
+                return iter(data)
+
+        for epoch in (1, 2):
+            run(averaged, trainer, data, Spy(), epochs=epoch, epochs_done=epoch - 1, average=average)
+        assert average.num_updates == 4  # two of each epoch
+        assert len(without) == 1
+        # The weights after every update, from the same training step by step.
+        stepped = plain()
+        trainer = MultiLRTrainer(stepped, "sgd", {"learning_rate": 0.5}, accumulate=2)
+        loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
+        updates = 0
+        for epoch in (0, 1):
+            for number, (x, y) in enumerate(data, 1):
+                with autograd.record():
+                    loss = loss_function(stepped(x), y)
+                loss.backward()
+                trainer.step(len(x))
+                if number == 3:
+                    trainer.flush()
+                if not trainer.accumulated:
+                    updates += 1
+                    decay = min(0.9, (1 + updates) / (10 + updates))
+                    for name, weight in weights_of(stepped).items():
+                        expected[name] = decay * expected[name] + (1 - decay) * weight
+            for name, array in expected.items():
+                np.testing.assert_allclose(seen[epoch][name], array, atol=1e-6, err_msg=name)
+        assert_close(averaged, stepped, 0)
+
+    def test_without_updates_since_nothing_is_averaged_twice(self, data):
+        net = plain()
+        trainer = MultiLRTrainer(net, "sgd")
+        average = WeightAverage(trainer, 0.9)
+        run(net, trainer, data, data, epochs=1, average=average)
+        assert average.num_updates == 3
 
 
 class SecondOfTwo(Ranks):

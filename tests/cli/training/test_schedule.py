@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 import mxnet as mx
 import numpy as np
@@ -41,6 +42,26 @@ class TestTrainingLength:
             updates += sum(1 for _ in sampler)
             assert length.updates_in(epoch) == updates
         assert length.updates == updates
+
+    @pytest.mark.parametrize("accumulate", [1, 2, 3, 4, 5, 100])
+    @pytest.mark.parametrize("remainder", [0, 3, 5])
+    def test_counts_the_updates_of_several_batches_and_those_at_the_end_of_an_epoch(self, remainder, accumulate):
+        sampler = mx.gluon.data.BatchSampler(mx.gluon.data.SequentialSampler(24 + remainder), 8, "rollover")
+        length, updates = schedule.TrainingLength(24 + remainder, 8, 6, accumulate), 0
+        for epoch in range(1, 7):
+            assert length.first_update(epoch) == updates + 1
+            updates += math.ceil(sum(1 for _ in sampler) / accumulate)
+            assert length.updates_in(epoch) == updates
+        assert length.updates == updates
+
+    def test_counts_the_complete_updates_in_part_of_an_epoch(self):
+        length = schedule.TrainingLength(images=80, batch_size=8, epochs=2, accumulate=4)
+        counts = [length.updates_in(epochs) for epochs in (0.3, 0.4, 0.8, 0.9, 1, 1.3, 1.4)]
+        assert counts == [0, 1, 2, 2, 3, 3, 4]
+
+    def test_counts_the_updates_of_many_epochs_at_once(self):
+        length = schedule.TrainingLength(27, 8, 10**9, 2)
+        assert length.updates == 2 * 10**9  # three or four batches an epoch
 
     def test_counts_part_of_an_epoch(self):
         assert [LENGTH.updates_in(epochs) for epochs in (0, 0.25, 0.5, 1)] == [0, 0, 1, 3]
