@@ -15,7 +15,7 @@ CHECKPOINT = "checkpoint"
 OLD_RECORD = f"{CHECKPOINT}/run.json"  # where earlier versions kept the record
 AVERAGE_SUFFIX = ".average"  # of the file with the averaged weights, in the checkpoints of a run with --ema
 TENSORBOARD, EVENTS_SUFFIX = "tensorboard", ".multitrainer"
-# A new run replaces these; other files in the folder are the user's. digits-source.params is read and never replaced.
+# A new run replaces these; other files in the folder are the user's. mnist-source.params is read and never replaced.
 FILES = (METRICS, CLASSES, BEST, LAST, "finetune.png", "comparison.png")
 
 

@@ -69,7 +69,7 @@ def test_a_text_is_what_follows_the_name_of_its_option():
 def test_the_digits_have_defaults_of_their_own():
     recorded = options("", data="")
     assert (recorded["epochs"], recorded["batch_size"], recorded["lr"], recorded["model"]) == (
-        *("20", "10", "None", "None"),
+        *("12", "10", "None", "None"),
     )
 
 
