@@ -20,6 +20,8 @@ def options(text, data="--data images"):
     [
         ("", "--lr-schedule constant --warmup 0 --optimizer SGD --lr 0.010 --wd 1e-4 --seed 0"),
         ("", "--epochs 10 --batch-size 32"),
+        ("", "--accumulate 1 --label-smoothing 0 --mixup 0"),
+        ("--ema 0.9 --clip-grad 1", "--ema 0.90 --clip-grad 1.0"),
         ("--model MobileNet1.0", "--model mobilenet1.0"),
         ("--optimizer AdamW", "--optimizer adamw --wd 0.01 --lr 0.001"),
         ("--lr-mult a=0.10", "--lr-mult a=.1"),
@@ -50,6 +52,7 @@ def test_the_spelling_does_not_matter(one, other):
         ("--unfreeze-at 2", "--unfreeze-at a=2", {"unfreeze_at"}),
         ("--lr-schedule step", "--lr-schedule poly", {"lr_schedule"}),
         ("", "--warmup 0.5", {"warmup"}),
+        ("", "--accumulate 2 --clip-grad 1 --ema 0.9", {"accumulate", "clip_grad", "ema"}),
         ("", "--no-augment", {"no_augment"}),
         ("", "--val-split 0.21", {"val_split"}),
         ("", "--input-size 96", {"input_size"}),
