@@ -47,8 +47,14 @@ class Process(subprocess.Popen):
 
 def start(*arguments: object, prelude: str = "", **options) -> Process:
     """Start `multitrainer finetune` as a process of its own; `prelude` is Python code that it runs first."""
+    return run_python(HEAR_CTRL_C + prelude + COMMAND, "finetune", *arguments, **options)
+
+
+def run_python(code: str, *arguments: object, **options) -> Process:
+    """Start Python code as a process of its own, with pipes."""
     return Process(
-        [sys.executable, "-c", HEAR_CTRL_C + prelude + COMMAND, "finetune", *map(str, arguments)],
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        stdin=options.pop("stdin", subprocess.PIPE),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         universal_newlines=True,

@@ -35,15 +35,34 @@ def test_ctrl_c_keeps_the_files_of_the_run(images, tmp_path, workers):
     assert rows_of(tmp_path)
 
 
+# A limit stands in for a full disk: nothing can be written to the file that is created while it holds.
+FULL_DISK = """
+import resource
+def limit(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".tmp"):
+        full = {name!r} in str(arguments[0])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0 if full else -1, -1))
+sys.addaudithook(limit)
+"""
+WRITTEN = ["run.json", "classes.txt", "last.params", "best.params", "checkpoint/000001.params", "checkpoint/000001.npz"]
+WRITTEN += ["checkpoint/000001.json", "metrics.jsonl", "finetune.png"]  # in this order
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
-def test_a_full_disk_leaves_no_incomplete_file(images, tmp_path):
-    # The limit stands in for the disk: what goes beyond it fails to be written. The network takes 1.1 MB.
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000));"
-    arguments = ("--data", images, "--model", MODEL, "--epochs", 1, "--batch-size", 8, "--out", tmp_path)
-    with start(*arguments, prelude=limited, stdin=subprocess.DEVNULL) as process:
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_full_disk_names_the_file_and_leaves_no_incomplete_one(images, tmp_path, name):
+    arguments = ["--data", images, "--model", MODEL, "--epochs", 1, "--batch-size", 8, "--out", tmp_path]
+    prelude = FULL_DISK.format(name=f".{name.rpartition('/')[2]}.")
+    with start(*arguments, prelude=prelude, stdin=subprocess.DEVNULL) as process:
         _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, error
     assert error.count("\n") == 1, error
-    assert "cannot write" in error
-    assert "last.params" in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "classes.txt", "metrics.jsonl"]
+    assert f"cannot write {tmp_path / name}: " in error
+    before = set(WRITTEN[: WRITTEN.index(name)])
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == before | ({"metrics.jsonl"} if len(before) > 0 else set())
+    with start(*arguments, "--resume") as process:
+        _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, error
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES

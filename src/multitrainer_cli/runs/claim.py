@@ -116,8 +116,8 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
     The lock is on the folder itself and ends with the process for whatever reason, so no file is left behind. On a
     file system without locks for folders, the folder is used without one.
     """
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
-    handle = _open_locked(folder)
+    made: list[Path] = []
+    handle = _open_locked(folder, made)
     if handle is None:
         return False
     _locked[handle] = folder
@@ -126,13 +126,14 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
     return True
 
 
-def _open_locked(folder: Path) -> int | None:
-    """Return a handle of the locked folder, or None if another process has locked it."""
+def _open_locked(folder: Path, made: list[Path]) -> int | None:
+    """Return a handle of the locked folder, or None if another process has locked it; add to `made` what it makes."""
     for _ in range(_ATTEMPTS):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder, made)
             handle = os.open(str(folder), os.O_RDONLY)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            reason = artifacts.cannot_use(folder, error)
             continue  # another process, which had made the folder or one above it, has removed it again
         except OSError as error:
             raise artifacts.cannot_use(folder, error) from error
@@ -145,7 +146,17 @@ def _open_locked(folder: Path) -> int | None:
         if folder.exists() and os.path.samestat(os.fstat(handle), os.stat(str(folder))):
             return handle
         os.close(handle)
-    raise UserError(f"--out {folder}: the folder disappears again and again; choose another --out")
+        reason = UserError(f"--out {folder}: the folder is removed again and again; choose another --out")
+    raise reason
+
+
+def _make(folder: Path, made: list[Path]) -> None:
+    """Make a folder and those above it; add what did not exist to `made`, the innermost first."""
+    for each in (*reversed(folder.parents), folder):
+        if not each.is_dir():
+            with contextlib.suppress(FileExistsError):  # another process was faster, or it is a file
+                each.mkdir()
+                made[:] = [each, *(other for other in made if other != each)]
 
 
 def _unlock(handle: int, made: list[Path]) -> None:

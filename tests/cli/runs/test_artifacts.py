@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 
 import mxnet as mx
 import numpy as np
 import pytest
 
+from cli_support import contents
 from multitrainer import MultiLRTrainer
 from multitrainer_cli.errors import UserError
 from multitrainer_cli.runs import artifacts
@@ -40,6 +43,33 @@ def test_a_folder_that_has_gone_is_named(tmp_path):
         artifacts.save_parameters(net, tmp_path / "gone" / "net.params")
     with pytest.raises(UserError, match=r"cannot write .*gone.*net\.npz"):
         artifacts.save_states(MultiLRTrainer(net, "sgd"), tmp_path / "gone" / "net.npz")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
+@pytest.mark.parametrize("kind", ["text", "parameters", "states", "figure"])
+def test_a_file_that_does_not_fit_on_the_disk_is_named_and_stays_as_it_was(tmp_path, kind):
+    resource = pytest.importorskip("resource")
+    net = mx.gluon.nn.Dense(8, in_units=8)
+    net.initialize()
+    trainer = MultiLRTrainer(net, "sgd")
+    path = tmp_path / "file"
+    write = {
+        "text": lambda: artifacts.save_text(path, "x" * 1000),
+        "parameters": lambda: artifacts.save_parameters(net, path),
+        "states": lambda: artifacts.save_states(trainer, path),
+        "figure": lambda: artifacts.save_figure(pytest.importorskip("matplotlib.figure").Figure(), path),
+    }[kind]
+    write()
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in {0, 1, *range(0, len(before), max(1, len(before) // 20)), *range(len(before) - 30, len(before))}:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # in place of a disk with so much room
+        try:
+            with pytest.raises(UserError, match=re.escape(f"cannot write {path}: ")):
+                write()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert contents(tmp_path) == {path: before}
 
 
 def test_parameters_come_back(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli_support import FILES, MODEL, contents, default_sigint, finetune, rows_of, start
+from cli_support import FILES, MODEL, contents, default_sigint, finetune, rows_of, run_python, start
 from run_support import IMAGES, NETWORK, check_run, claim, required_files, train
 
 pytest.importorskip("gluoncv")
@@ -31,6 +31,69 @@ def test_runs_that_start_at_once_get_a_folder_each(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="another process is training there"), claim(one):
             pass
     assert os.listdir(".") == []  # neither has written anything
+
+
+CLAIMS = """
+import sys
+from pathlib import Path
+from multitrainer_cli.errors import UserError
+from multitrainer_cli.ranks.exchange import Ranks
+from multitrainer_cli.runs.claim import claim_folder
+print("ready", flush=True)
+for line in sys.stdin:
+    out, times = line.split()
+    for _ in range(int(times)):
+        try:
+            with claim_folder(None if out == "default" else Path(out), False, False, Ranks()) as folder:
+                print("claimed", folder, flush=True)
+                if times == "1":
+                    sys.stdin.readline()
+        except UserError as error:
+            print(error, flush=True)
+    print("done", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def claimants():
+    """Four processes that claim a folder at the same moment."""
+    started = [run_python(CLAIMS) for _ in range(4)]
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def tell(processes, line):
+    for process in processes:
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_of_processes_that_start_at_the_same_moment_one_gets_the_folder(claimants, tmp_path, attempt):
+    out = tmp_path / "deep/out"
+    tell(claimants, f"{out} 1")
+    answers = [process.stdout.readline() for process in claimants]
+    refused = f"--out {out}: another process is training there; wait for it, or choose another --out\n"
+    assert sorted(answers) == sorted([f"claimed {out}\n", *[refused] * 3])
+    tell([claimants[answers.index(f"claimed {out}\n")]], "release")
+    assert {process.stdout.readline() for process in claimants} == {"done\n"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_others_make_and_remove_meanwhile_is_claimed_or_refused(claimants, tmp_path):
+    out = tmp_path / "deep/out"
+    tell(claimants, f"{out} 200")
+    answers = set()
+    for process in claimants:
+        answers |= {*iter(process.stdout.readline, "done\n")}
+    claimed, in_use = f"claimed {out}\n", f"--out {out}: another process is training there; wait for it, or choose "
+    assert claimed in answers
+    assert answers <= {claimed, f"{in_use}another --out\n"}
+    assert contents(tmp_path) == {}
 
 
 def test_the_last_default_run_is_the_one_with_the_highest_number(tmp_path, monkeypatch):
