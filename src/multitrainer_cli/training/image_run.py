@@ -24,7 +24,7 @@ from ..runs import run_folder
 from ..runs.checkpoints import Checkpoints
 from ..runs.earlier_run import EarlierRun
 from ..runs.tensorboard import TensorBoardFile
-from . import features, loss_options, network, param_groups, schedule
+from . import features, loss_options, network, param_groups, schedule, zoo
 from .average import make_average
 from .early_stop import explain_stop
 from .epoch_files import EpochFiles
@@ -123,7 +123,7 @@ def build_model(
     optimizer = schedule.add_scheduler(optimizer, args, length)
     network.initialize(net, contexts, name, classes, args.input_size)
     if ranks.is_first and network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
-        network.load_backbone(net, head, network.download_weights(name) if args.pretrained else args.params)
+        network.load_backbone(net, head, zoo.download_weights(name) if args.pretrained else args.params)
     ranks.broadcast_parameters(net.collect_params().values())
     trainer = param_groups.make_trainer(net, head, args, length, optimizer, ranks, args.clip_grad)
     return Model(net, head, trainer, make_average(trainer, args.ema), contexts, length, objective)
