@@ -82,6 +82,8 @@ def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], expected
 
 positive_int = _number(int, lambda value: value > 0, "a number above 0")
 positive_float = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
+learning_rate = _number(float, lambda value: 1e-20 <= value <= 1e20, "a number from 1e-20 to 1e20")  # fits in float32
+weight_decay = _number(float, lambda value: value == 0 or 1e-20 <= value <= 1e20, "0, or a number from 1e-20 to 1e20")
 non_negative_int = _number(int, lambda value: 0 <= value < 2**31, "a whole number of at least 0")
 non_negative_float = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
 smoothing = _number(float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")

@@ -28,6 +28,7 @@ from . import features, loss_options, network, param_groups, schedule, zoo
 from .average import make_average
 from .early_stop import explain_stop
 from .epoch_files import EpochFiles
+from .group_table import describe_groups
 from .interrupts import Interrupts
 from .loop import fit, seed_everything
 from .losses import Objective
@@ -150,8 +151,8 @@ def _print_plan(args: argparse.Namespace, split: Split, model: Model, ranks: Ran
     print(f"{len(split.train)} images to train on, {len(split.val)} to measure on, {len(split.classes)} classes")
     if model.length.accumulate > 1:
         print(_describe_updates(model.length, ranks))
-    unfreezing = param_groups.describe_unfreezing(model.trainer, model.length)
-    print(f"{model.trainer.summary()}\n{unfreezing}{loss_options.describe(args, split)}", end="", flush=True)
+    groups = describe_groups(model.trainer, model.length, args.warmup or 0)
+    print(f"{groups}{loss_options.describe(args, split)}", end="", flush=True)
 
 
 def _describe_updates(length: schedule.TrainingLength, ranks: Ranks) -> str:
@@ -197,6 +198,8 @@ def _train(
                     break
         except multiprocessing.TimeoutError as error:
             raise no_worker_answered() from error
+        except mx.MXNetError as error:
+            raise network.explain_failure(error, args.model or defaults.MODEL) from error
         except KeyboardInterrupt:
             return True
     return False

@@ -157,6 +157,18 @@ def _check_graph(net: gluon.HybridBlock, model: str) -> None:
         ) from error
 
 
+def explain_failure(error: mx.MXNetError, model: str) -> Exception:
+    """Return what to raise in place of an error of MXNet during training: a UserError if there is a cure."""
+    if "could not construct a sub-memory" in str(error):  # channels that AVX-512's blocks of 16 do not divide
+        return UserError(
+            f"--model {model}: MKL-DNN cannot train this network on this CPU; set the environment variable "
+            "DNNL_MAX_CPU_ISA=AVX2, or choose another model"
+        )
+    if "out of memory" in str(error):
+        return UserError("a device is out of memory; lower --batch-size, and raise --accumulate to make up for it")
+    return error
+
+
 def load_backbone(net: gluon.HybridBlock, head: str, file: Path) -> None:
     """Load all parameters except those of the head.
 
