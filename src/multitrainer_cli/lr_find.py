@@ -6,8 +6,6 @@ import argparse
 import multiprocessing
 import os
 import shlex
-import tempfile
-from pathlib import Path
 from typing import Any, Iterator
 
 import mxnet as mx
@@ -18,13 +16,13 @@ from multitrainer.rate_search.search import FEWEST_UPDATES
 from .arguments import defaults
 from .arguments.lr_find import OWN_OPTIONS, UPDATES
 from .data import batches
-from .data.layout import class_roots
 from .data.loader import Loader
 from .data.split import Split, open_folder
 from .errors import UserError, require
 from .ranks.exchange import Ranks
 from .runs import artifacts
 from .runs.earlier_run import EarlierRun
+from .runs.picture import check_picture
 from .training import loss_options, network
 from .training.devices import parse_contexts
 from .training.image_run import Model, build_model, no_worker_answered
@@ -33,8 +31,6 @@ from .training.loop import compute_gradients, seed_everything
 from .training.losses import Batch
 from .training.optimizer import parse_optimizer
 
-PNG = b"\x89PNG\r\n\x1a\n"
-
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
@@ -42,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     contexts = parse_contexts(args.ctx)
     optimizer = parse_optimizer(args.optimizer, None, args.wd)
     _check_search(args)
-    _check_picture(args.out, args.data)
+    check_picture("--out", args.out, args.data)
     loss_options.check_options(args)
     seed_everything(args.seed)
     split = open_folder(args.data, args.seed, val_split=args.val_split)
@@ -78,20 +74,6 @@ def _check_search(args: argparse.Namespace) -> None:
     fewest = FEWEST_UPDATES * (args.accumulate or 1)
     if args.batches is not None and args.batches < fewest:
         raise UserError(f"--batches {args.batches}: expected at least {fewest}, for {FEWEST_UPDATES} updates")
-
-
-def _check_picture(path: Path, data: Path) -> None:
-    """Refuse a picture that cannot be written, would replace something else, or would be taken for an image."""
-    parents = [parent.resolve() for parent in path.resolve().parents]
-    if any(root.resolve() in parents[1:] for root in class_roots(data)):
-        raise UserError(f"--out {path} is inside a class folder of --data; choose another --out")
-    try:
-        if path.is_dir() or (path.exists() and path.read_bytes()[: len(PNG)] != PNG):
-            raise UserError(f"--out {path} exists and is not a PNG picture; choose another --out")
-        with tempfile.TemporaryFile(dir=str(path.parent)):
-            pass
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}; choose a place that can be written to") from error
 
 
 class _Epochs:
