@@ -56,6 +56,9 @@ def _open_data(args: argparse.Namespace) -> Split | None:
         if args.val_split is not None:
             raise UserError("--val-split can only be used with --data DIR; without it, --images is what to train on")
         return None
+    for name in ("classes", "images"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} {getattr(args, name)} stands for --data, which counts them; keep one of the two")
     loss_options.check_options(args)
     split = open_folder(args.data, args.seed, val_split=args.val_split)
     for note in split.notes:

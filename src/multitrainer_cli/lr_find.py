@@ -110,6 +110,8 @@ def _search(args: argparse.Namespace, split: Split, model: Model) -> LearningRat
             return find_learning_rate(model.trainer, train_step, epochs, args.lowest, args.highest, count)
         except multiprocessing.TimeoutError as error:
             raise no_worker_answered() from error
+        except mx.MXNetError as error:
+            raise network.explain_failure(error, args.model or defaults.MODEL) from error
         except ValueError as error:
             raise UserError(_name_options(str(error))) from error
 

@@ -86,6 +86,12 @@ def test_the_picture_replaces_no_other_file(tmp_path, capsys):
     assert notes.read_text() == "notes"
 
 
+@pytest.mark.parametrize("option", ["--classes", "--images"])
+def test_counts_are_given_or_counted(option, images, tmp_path, capsys):
+    assert groups("--data", images, option, 3, "--picture", tmp_path / "g.png") == 2
+    assert f"{option} 3 stands for --data" in capsys.readouterr().err
+
+
 def test_options_that_change_the_updates_act(tmp_path, capsys):
     options = ["--images", 100, "--epochs", 2, "--batch-size", 10, "--picture", tmp_path / "g.png"]
     assert groups(*options, "--accumulate", 5) == 0
@@ -110,6 +116,7 @@ def test_weights_are_checked_as_finetune_checks_them(images, weights, tmp_path, 
     for options, answer in (
         (["--params", tmp_path / "missing.params"], "there is no such file; check --params"),
         (["--params", wrong], "cannot be read as MXNet parameters"),
+        (["--params", tmp_path], f"--params {tmp_path} is a folder; name the file of weights"),
         (["--model", "cifar_resnet56_v1", "--params", weights], "does not fit this --model: 180 of 285 parameters"),
         (
             ["--model", "se_resnet18_v1", "--pretrained"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from . import defaults
-from .values import learning_rate, non_negative_float, positive_int, weight_decay
+from .values import learning_rate, name, non_negative_float, positive_int, weight_decay
 
 SCHEDULES = ("constant", "step", "cosine", "poly")
 STEPS, FACTOR = (0.5, 0.75), 0.1  # shares of the epochs, as in GluonCV's training scripts for CIFAR
@@ -24,7 +24,12 @@ def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --wd and --optimizer to a parser."""
     add = parser.add_argument
     add("--wd", type=weight_decay, help="weight decay (default 0.0001; 0.01 for adamw)")
-    add("--optimizer", metavar="NAME", help="any MXNet optimizer, or adamw (default sgd; momentum 0.9 if it has one)")
+    add(
+        "--optimizer",
+        metavar="NAME",
+        type=name,
+        help="any MXNet optimizer, or adamw (default sgd; momentum 0.9 if it has one)",
+    )
 
 
 def add_length_arguments(parser: argparse.ArgumentParser, epochs: str, digits_batch_size: int | None = None) -> None:

@@ -51,6 +51,10 @@ def _parse_unfreezing(text: str, epochs: int) -> tuple[str | None, list[int]]:
         raise UserError(f"--unfreeze-at {text}: expected EPOCH, PATH=EPOCH or EPOCH,EPOCH,...") from error
     if equals and (not path.strip() or len(chosen) > 1):
         raise UserError(f"--unfreeze-at {text}: expected PATH=EPOCH, such as features.0=3")
+    if epochs == 1:
+        raise UserError(
+            f"--unfreeze-at {text}: the run has one epoch, so nothing can be unfrozen later; raise --epochs"
+        )
     if not all(1 < epoch <= epochs for epoch in chosen) or chosen != sorted(chosen):
         raise UserError(
             f"--unfreeze-at {text}: expected epochs from 2 to {epochs}, the last epoch of this run, in ascending order"
@@ -58,8 +62,16 @@ def _parse_unfreezing(text: str, epochs: int) -> tuple[str | None, list[int]]:
     return (path.strip() if equals else None), chosen
 
 
+def name(text: str) -> str:
+    """Read a name; an empty one is refused, which an unset variable of the shell makes."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a name, got an empty one")
+    return text
+
+
 def utf8_path(text: str) -> Path:
     """Read the path of a file or folder."""
+    name(text)
     try:
         text.encode()
     except UnicodeEncodeError as error:  # neither MXNet nor JSON can hold such a name

@@ -186,6 +186,8 @@ def load_backbone(net: gluon.HybridBlock, head: str, file: Path) -> None:
     UserError
         If the file cannot be read or is not of this network.
     """
+    if file.is_dir():
+        raise UserError(f"--params {file} is a folder; name the file of weights, such as {file / 'best.params'}")
     try:
         match = match_file(net, file, head=find(net, head))
     except (OSError, ValueError) as error:

@@ -176,3 +176,13 @@ def test_an_unknown_path_is_answered_with_the_names_there(path, answer):
     with pytest.raises(UserError) as caught:
         network.find(net, path)
     assert answer in str(caught.value)
+
+
+def test_a_failure_of_mxnet_with_a_known_cure_is_a_user_error():
+    blocked = network.explain_failure(mx.MXNetError("could not construct a sub-memory"), "nasnet_4_1056")
+    assert isinstance(blocked, UserError)
+    assert "--model nasnet_4_1056" in str(blocked)
+    assert "DNNL_MAX_CPU_ISA=AVX2" in str(blocked)
+    assert "--batch-size" in str(network.explain_failure(mx.MXNetError("cudaMalloc failed: out of memory"), "x"))
+    other = mx.MXNetError("something else")
+    assert network.explain_failure(other, "x") is other
