@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 import warnings
-from typing import Any
+from typing import Any, Iterator
 
 from .interrupts import import_whole
 
 
 class UserError(ValueError):
     """An error that the user can fix; the command prints it as one line."""
+
+
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Turn a TypeError or a ValueError into a UserError that begins with an option and its value.
+
+    Parameters
+    ----------
+    option : str
+        As it was given, such as ``--layer-decay 0.5``.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{option}: {error}") from error
 
 
 INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended

@@ -6,8 +6,6 @@ import argparse
 import multiprocessing
 import os
 import shlex
-import tempfile
-from pathlib import Path
 from typing import Any, Iterator
 
 import mxnet as mx
@@ -18,7 +16,6 @@ from multitrainer.rate_search.search import FEWEST_UPDATES
 from .arguments import defaults
 from .arguments.lr_find import OWN_OPTIONS, UPDATES
 from .data import batches
-from .data.layout import class_roots
 from .data.loader import Loader
 from .data.split import Split, open_folder
 from .errors import UserError, require
@@ -26,14 +23,13 @@ from .interrupts import Interrupts
 from .ranks.exchange import Ranks
 from .runs import artifacts
 from .runs.earlier_run import EarlierRun
+from .runs.picture import check_picture
 from .training import loss_options, network
 from .training.devices import parse_contexts
 from .training.image_run import Model, build_model, no_worker_answered
 from .training.loop import compute_gradients, seed_everything
 from .training.losses import Batch
 from .training.optimizer import parse_optimizer
-
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     contexts = parse_contexts(args.ctx)
     optimizer = parse_optimizer(args.optimizer, None, args.wd)
     _check_search(args)
-    _check_picture(args.out, args.data)
+    check_picture("--out", args.out, args.data)
     loss_options.check_options(args)
     seed_everything(args.seed)
     split = open_folder(args.data, args.seed, val_split=args.val_split)
@@ -82,20 +78,6 @@ def _check_search(args: argparse.Namespace) -> None:
         raise UserError(f"--batches {args.batches}: expected at least {fewest}, for {FEWEST_UPDATES} updates")
 
 
-def _check_picture(path: Path, data: Path) -> None:
-    """Refuse a picture that cannot be written, would replace something else, or would be taken for an image."""
-    parents = [parent.resolve() for parent in path.resolve().parents]
-    if any(root.resolve() in parents[1:] for root in class_roots(data)):
-        raise UserError(f"--out {path} is inside a class folder of --data; choose another --out")
-    try:
-        if path.is_dir() or (path.exists() and path.read_bytes()[: len(PNG)] != PNG):
-            raise UserError(f"--out {path} exists and is not a PNG picture; choose another --out")
-        with tempfile.TemporaryFile(dir=str(path.parent)):
-            pass
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}; choose a place that can be written to") from error
-
-
 class _Epochs:
     """The batches of a run, epoch after epoch: each iteration is the next epoch."""
 
@@ -130,6 +112,8 @@ def _search(args: argparse.Namespace, split: Split, model: Model) -> LearningRat
             return find_learning_rate(model.trainer, train_step, epochs, args.lowest, args.highest, count)
         except multiprocessing.TimeoutError as error:
             raise no_worker_answered() from error
+        except mx.MXNetError as error:
+            raise network.explain_failure(error, args.model or defaults.MODEL) from error
         except ValueError as error:
             raise UserError(_name_options(str(error))) from error
 

@@ -48,7 +48,7 @@ def test_it_suggests_a_rate_and_the_command_trains_with_it(images, weights, tmp_
         + ["--freeze", "features.0", "--batch-size", "8", "--no-augment", "--lr", f"{rate:.2g}"]
     )
     assert main([*shlex.split(command)[1:], "--epochs", "1", "--out", "run"]) == 0
-    assert rows_of(tmp_path / "run")[0]["learning_rates"] == {"net": rate, "features.0": 0}
+    assert rows_of(tmp_path / "run")[0]["learning_rates"] == {"backbone": 0.1 * rate, "output": rate, "features.0": 0}
 
 
 def test_every_option_of_finetune_is_in_the_command():

@@ -27,16 +27,16 @@ to 9 in four ways, and compares them. That takes about two minutes on two cores.
 
 EPILOG = f"""\
 PATH is an attribute path, as in Python: features, features.0, layer1, output, fc.weight. If nothing is at a PATH, the
-error lists the names that exist there. With --pretrained or --params, and neither --lr-mult nor --freeze, the new last
-layer trains at --lr and everything else at {defaults.BACKBONE_MULT} times --lr; from scratch, \
-everything trains at --lr. --layer-decay
-and --discriminative do not apply to what --lr-mult and --freeze name. `multitrainer groups` shows the groups that these
-options make, without training.
+error lists the names that exist there. From scratch, everything trains at --lr. With --pretrained or --params, the new
+last layer trains at --lr and everything else at {defaults.BACKBONE_MULT} times --lr, \
+unless --layer-decay or --discriminative say
+otherwise. In each case, the parts that --lr-mult and --freeze name train as these say. `multitrainer groups` with the
+same options shows the groups that they make, without training.
 
 The run writes to --out: best.params and last.params, classes.txt (one a line, in the order of the outputs),
-metrics.jsonl (one line an epoch), finetune.png, run.json (the record of the run) and a checkpoint. Ctrl-C stops the run and keeps its files. After that,
-or after a crash, the same command with --resume continues after the last whole epoch, to the same metrics as if the run
-had never stopped.
+metrics.jsonl (one line an epoch), finetune.png, run.json (the record of the run) and a checkpoint. Ctrl-C stops the run
+and keeps its files. After that, or after a crash, the same command with --resume continues after the last whole epoch,
+to the same metrics as if the run had never stopped.
 
 A run is never replaced unless you ask for it. Without --out, a second run goes to {defaults.RUN_FOLDER}-2, a third to
 {defaults.RUN_FOLDER}-3, and --resume takes the last one. If --out names a folder that holds a run, \
@@ -81,13 +81,14 @@ def add_parser(commands: Any) -> None:
     add_clip_argument(parser)
     add_average_argument(parser)
     add_loss_arguments(parser)
-    _add_data_arguments(parser)
+    add_data_arguments(parser)
     add_device_arguments(parser)
-    _add_run_arguments(parser)
+    add_run_arguments(parser)
     parser.set_defaults(command="finetune")
 
 
-def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def add_data_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add --no-augment, --feature-memory and --workers to a parser."""
     add = parser.add_argument
     add(
         "--no-augment",
@@ -106,7 +107,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=non_negative_int, help="processes that read images (default 0: none; try 4 with a GPU)")
 
 
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+def add_device_arguments(parser: argparse._ActionsContainer) -> None:
     """Add --kvstore, --ctx and --seed to a parser."""
     add = parser.add_argument
     add(
@@ -118,7 +119,8 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=non_negative_int, default=0, help="the same seed gives the same run (default 0)")
 
 
-def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add --out and what else decides when a run begins and ends, and where it writes, to a parser."""
     parser.add_argument(
         "--out",
         metavar="DIR",

@@ -13,7 +13,7 @@ OPTIONS = ("label_smoothing", "mixup", "mixup_off_epoch", "class_weights")
 BALANCED = "balanced"
 
 
-def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
+def add_loss_arguments(parser: argparse._ActionsContainer) -> None:
     """Add the options of what is minimized to a parser."""
     add = parser.add_argument
     add(

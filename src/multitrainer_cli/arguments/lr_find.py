@@ -14,7 +14,7 @@ from .network import add_network_arguments
 from .param_groups import add_group_arguments
 from .training import add_length_arguments, add_optimizer_arguments
 from .updates import add_accumulate_argument, add_clip_argument
-from .values import non_negative_int, positive_float, positive_int, utf8_path
+from .values import learning_rate, non_negative_int, positive_int, utf8_path
 
 LOWEST, HIGHEST, UPDATES = 1e-6, 10.0, 100
 OWN_OPTIONS = ("lowest", "highest", "batches", "out")  # the others are those of finetune
@@ -56,8 +56,8 @@ def add_parser(commands: Any) -> None:
     add("--no-augment", action="store_true", default=None, help="take the images as they are")
     add("--workers", type=non_negative_int, help="processes that read images (default 0: none)")
     add_device_arguments(parser)
-    add("--lowest", metavar="RATE", type=positive_float, default=LOWEST, help=f"the first rate (default {LOWEST:g})")
-    add("--highest", metavar="RATE", type=positive_float, default=HIGHEST, help=f"the last (default {HIGHEST:g})")
+    add("--lowest", metavar="RATE", type=learning_rate, default=LOWEST, help=f"the first rate (default {LOWEST:g})")
+    add("--highest", metavar="RATE", type=learning_rate, default=HIGHEST, help=f"the last (default {HIGHEST:g})")
     add("--batches", metavar="N", type=positive_int, help=f"batches to train on at most (default {UPDATES} updates)")
     add("--out", metavar="FILE", type=utf8_path, default=Path("lr-find.png"), help="the picture (default lr-find.png)")
     # What changes during a run of finetune stands still during the search.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from . import defaults
-from .values import input_side, utf8_path
+from .values import input_side, name, utf8_path
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +13,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
+        type=name,
         help=f"a GluonCV classifier (default {defaults.MODEL}, quick on a CPU, good on a GPU)",
     )
     parser.add_argument(

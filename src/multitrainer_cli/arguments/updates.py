@@ -30,7 +30,7 @@ def add_clip_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_average_argument(parser: argparse.ArgumentParser) -> None:
+def add_average_argument(parser: argparse._ActionsContainer) -> None:
     """Add --ema to a parser."""
     parser.add_argument(
         "--ema",

@@ -26,10 +26,11 @@ from ..runs.checkpoints import Checkpoints
 from ..runs.earlier_run import EarlierRun
 from ..runs.record import NetworkRecord
 from ..runs.tensorboard import TensorBoardFile
-from . import features, loss_options, network, param_groups, schedule
+from . import features, loss_options, network, param_groups, schedule, zoo
 from .average import make_average
 from .early_stop import explain_stop
 from .epoch_files import EpochFiles
+from .group_table import describe_groups
 from .loop import fit, seed_everything
 from .losses import Objective
 from .optimizer import OptimizerChoice
@@ -141,10 +142,15 @@ def build_model(
     optimizer = schedule.add_scheduler(optimizer, args, length)
     network.initialize(net, contexts, name, classes, args.input_size)
     if network.has_weights(args) and not earlier.rows:  # a checkpoint holds all weights
-        ranks.run_on_first(lambda: network.load_weights(net, head, name, args))
+        ranks.run_on_first(lambda: _load_weights(net, head, name, args))
     ranks.broadcast_parameters(net.collect_params().values())
     trainer = param_groups.make_trainer(net, head, args, length, optimizer, ranks, args.clip_grad)
     return Model(net, head, trainer, make_average(trainer, args.ema), contexts, length, objective)
+
+
+def _load_weights(net: gluon.HybridBlock, head: str, model: str, args: argparse.Namespace) -> None:
+    """Load the weights that --pretrained or --params asks for into all but the head."""
+    network.load_backbone(net, head, zoo.download_weights(model) if args.pretrained else args.params)
 
 
 def _batch_size(wanted: int, images: int, contexts: list[mx.Context], ranks: Ranks) -> int:
@@ -168,8 +174,8 @@ def _print_plan(args: argparse.Namespace, split: Split, model: Model, ranks: Ran
     print(f"{len(split.train)} images to train on, {len(split.val)} to measure on, {len(split.classes)} classes")
     if model.length.accumulate > 1:
         print(_describe_updates(model.length, ranks))
-    unfreezing = param_groups.describe_unfreezing(model.trainer, model.length)
-    print(f"{model.trainer.summary()}\n{unfreezing}{loss_options.describe(args, split)}", end="", flush=True)
+    groups = describe_groups(model.trainer, model.length, args.warmup or 0)
+    print(f"{groups}{loss_options.describe(args, split)}", end="", flush=True)
 
 
 def _describe_updates(length: schedule.TrainingLength, ranks: Ranks) -> str:
@@ -215,6 +221,8 @@ def _train(
                     break
         except multiprocessing.TimeoutError as error:
             raise no_worker_answered() from error
+        except mx.MXNetError as error:
+            raise network.explain_failure(error, args.model or defaults.MODEL) from error
         except KeyboardInterrupt:
             return True
     return False

@@ -45,6 +45,10 @@ class TrainingLength(NamedTuple):
         """Return the number of the first update of an epoch; both are counted from 1."""
         return self.updates_in(epoch - 1) + 1
 
+    def epoch_of(self, update: int) -> int:
+        """Return the epoch of an update; both are counted from 1."""
+        return next(epoch for epoch in range(1, self.epochs + 1) if self.updates_in(epoch) >= update)
+
     @property
     def updates(self) -> int:
         """The number of updates in the whole run."""
@@ -78,10 +82,11 @@ def add_scheduler(optimizer: OptimizerChoice, args: argparse.Namespace, length: 
 
 
 def _make_scheduler(name: str | None, length: TrainingLength, **options: Any) -> mx.lr_scheduler.LRScheduler:
+    # To 0 after the last update: at 0, Ftrl and FTML make the weights nan, and SGLD raises an error.
     if name == "cosine":
-        return mx.lr_scheduler.CosineScheduler(length.updates, **options)
+        return mx.lr_scheduler.CosineScheduler(length.updates + 1, **options)
     if name == "poly":
-        return mx.lr_scheduler.PolyScheduler(length.updates, pwr=POWER, **options)
+        return mx.lr_scheduler.PolyScheduler(length.updates + 1, pwr=POWER, **options)
     if name == "step":
         steps = sorted({max(1, length.updates_in(share * length.epochs)) for share in STEPS})
         return mx.lr_scheduler.MultiFactorScheduler(steps, FACTOR, **options)

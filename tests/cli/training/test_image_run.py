@@ -72,14 +72,14 @@ def test_a_frozen_part_stays_bit_for_bit(images, weights, tmp_path):
     for name, value in after.items():
         if name.startswith("features."):
             np.testing.assert_array_equal(value, before[name], err_msg=name)
-    assert rows_of(tmp_path)[-1]["learning_rates"] == {"net": 0.01, "features": 0.0}
+    assert rows_of(tmp_path)[-1]["learning_rates"] == {"output": 0.01, "features": 0.0}
 
 
 def test_multipliers_reach_the_parts_they_name(images, weights, tmp_path):
     arguments = ("--data", images, "--model", MODEL, "--params", weights, "--epochs", 1, "--batch-size", 8)
     parts = ("--lr-mult", "features=0.5", "--lr-mult", "features.3.0=0.25", "--freeze", "features.0", "--lr", 0.1)
     assert finetune(*arguments, *parts, "--optimizer", "nag", "--wd", 0, "--out", tmp_path) == 0
-    wanted = {"net": 0.1, "features": 0.05, "features.3.0": 0.025, "features.0": 0.0}
+    wanted = {"output": 0.1, "features": 0.05, "features.3.0": 0.025, "features.0": 0.0}
     assert rows_of(tmp_path)[0]["learning_rates"] == pytest.approx(wanted)
     before, after = arrays(weights), arrays(tmp_path / "last.params")
     np.testing.assert_array_equal(before["features.0.weight"], after["features.0.weight"])
@@ -218,7 +218,7 @@ def test_an_image_that_cannot_be_decoded_is_refused_before_training(tmp_path, ca
 
 
 def test_divergence_ends_the_run(images, tmp_path, capsys):
-    arguments = ("--data", images, "--model", MODEL, "--batch-size", 8, "--epochs", 9, "--lr", 1e30)
+    arguments = ("--data", images, "--model", MODEL, "--batch-size", 8, "--epochs", 9, "--lr", 1e19)
     assert finetune(*arguments, "--out", tmp_path) == 2
     assert "training diverged" in one_line(capsys)
 

@@ -94,7 +94,7 @@ class TestClipGrad:
     @staticmethod
     def initial(images, tmp_path, names):
         """Return the weights that the seed gives: a rate this small does not change them."""
-        options = ["--epochs", 1, "--batch-size", 27, "--lr", 1e-30, "--wd", 0]
+        options = ["--epochs", 1, "--batch-size", 27, "--lr", 1e-20, "--wd", 0]
         assert run(images, tmp_path / "initial", *options) == 0
         found = arrays(tmp_path / "initial/last.params")
         return {name: found[name] for name in names}
