@@ -31,9 +31,9 @@ and --discriminative do not apply to what --lr-mult and --freeze name. `multitra
 options make, without training.
 
 The run writes to --out: best.params and last.params, classes.txt (one a line, in the order of the outputs),
-metrics.jsonl (one line an epoch), finetune.png, run.json (the record of the run) and a checkpoint. Ctrl-C stops the run and keeps its files. After that,
-or after a crash, the same command with --resume continues after the last whole epoch, to the same metrics as if the run
-had never stopped.
+metrics.jsonl (one line an epoch), finetune.png, run.json (the record of the run) and a checkpoint. Ctrl-C stops the run
+and keeps its files. After that, or after a crash, the same command with --resume continues after the last whole epoch,
+to the same metrics as if the run had never stopped.
 
 A run is never replaced unless you ask for it. Without --out, a second run goes to {defaults.RUN_FOLDER}-2, a third to
 {defaults.RUN_FOLDER}-3, and --resume takes the last one. If --out names a folder that holds a run, \
