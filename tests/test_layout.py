@@ -15,7 +15,7 @@ TESTS = pathlib.Path(__file__).parent
 ROOMS = [
     *("_mxnet", "groups", "optimizers", "symbolic", "freezing", "multipliers", "gradients", "fused", "checkpoint"),
     *("recipes", "images", "pretrained", "report", "plotting", "averages", "adding", "trainer", "weight_average"),
-    *("rate_search", "", "horovod"),
+    *("rate_search", "saved_run", "", "horovod"),
 ]
 
 

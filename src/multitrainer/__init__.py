@@ -17,6 +17,7 @@ from .recipes import (
     train_only,
     unfreeze_at,
 )
+from .saved_run import SavedRun, load_run
 from .trainer import MultiLRTrainer
 from .weight_average import WeightAverage
 
@@ -28,6 +29,7 @@ __all__ = [
     "LoadReport",
     "MultiLRTrainer",
     "ParamGroup",
+    "SavedRun",
     "WeightAverage",
     "discriminative",
     "find_learning_rate",
@@ -35,6 +37,7 @@ __all__ = [
     "gradual_unfreezing",
     "layerwise_decay",
     "load_backbone",
+    "load_run",
     "no_weight_decay",
     "plot_learning_rates",
     "stages",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import defaultdict
 from typing import Any, Iterator, Sequence
@@ -13,6 +14,11 @@ from ._mxnet import use_plain_layout
 from .freezing.rank_agreement import check_counts, comparison_message
 from .groups import resolve
 from .trainer import MultiLRTrainer
+
+# Horovod shows the symbols of MXNet to all libraries that are loaded later. Pillow would then call the libjpeg in them,
+# not the one that it was built with, and could read no JPEG file.
+with contextlib.suppress(ImportError):
+    import PIL.Image  # noqa: F401
 
 try:
     import horovod.mxnet as hvd

@@ -6,6 +6,7 @@ Reading needs Pillow, which the extra ``finetune`` installs. Nothing else here d
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from mxnet.gluon.data.vision import transforms
 
 from . import _mxnet
+
+__all__ = ["ImageTransform", "read_image"]
 
 # What a file has to be called to be taken for an image, in lower case. What it is decides its contents.
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -27,7 +30,8 @@ def read_image(path: str | os.PathLike[str]) -> mx.nd.NDArray:
     """Read an image file as RGB pixels.
 
     The contents decide the format, not the name: whatever Pillow can open can be read. The orientation in the EXIF
-    data is applied. Of several frames or pages, the first is read. Transparency is dropped, and 16 bits become 8.
+    data is applied. Of several frames or pages, the first is read. Transparency is dropped, and 16 bits become 8. A
+    truncated file is refused, even after ``import gluoncv``, which tells Pillow to accept such files.
 
     Parameters
     ----------
@@ -165,16 +169,42 @@ class ImageTransform:
         return cls(int(record["size"]), int(record["resize"]), mean, std)
 
 
+class _RefusingTruncated:
+    """While a thread is in this context, Pillow refuses truncated files; after that it does as it did before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._before = False
+
+    def __enter__(self) -> None:
+        settings = _import_pillow().ImageFile
+        with self._lock:
+            if self._threads == 0:
+                self._before, settings.LOAD_TRUNCATED_IMAGES = settings.LOAD_TRUNCATED_IMAGES, False
+            self._threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads == 0:
+                _import_pillow().ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+
+
+_REFUSING_TRUNCATED = _RefusingTruncated()
+
+
 def _decode(path: str | os.PathLike[str], reduced: bool = False) -> np.ndarray:
     """Return the pixels of a file; `reduced` allows the decoder to leave out what makes them sharp."""
     pil = _import_pillow()
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, _REFUSING_TRUNCATED:
         try:
             with pil.Image.open(file) as image:
                 _check_size(image.size, pil.Image.MAX_IMAGE_PIXELS)
                 if reduced:
                     image.draft(None, (1, 1))
-                pil.ImageOps.exif_transpose(image, in_place=True)
+                if image.format != "TIFF":  # which Pillow turns when it loads it
+                    pil.ImageOps.exif_transpose(image, in_place=True)
                 return _as_rgb(image)
         except pil.UnidentifiedImageError as error:
             raise ValueError(f"{os.fspath(path)}: not an image that Pillow can read") from error
@@ -210,6 +240,7 @@ def _import_pillow() -> Any:
     try:
         import PIL
         import PIL.Image
+        import PIL.ImageFile
         import PIL.ImageOps
     except ImportError as error:
         raise ImportError("reading images needs Pillow: pip install 'multitrainer[finetune]'") from error

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 import warnings
-from typing import Any
+from typing import Any, Iterator
 
 from .interrupts import import_whole
 
 
 class UserError(ValueError):
     """An error that the user can fix; the command prints it as one line."""
+
+
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Turn a TypeError or a ValueError into a UserError that begins with an option and its value.
+
+    Parameters
+    ----------
+    option : str
+        As it was given, such as ``--layer-decay 0.5``.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{option}: {error}") from error
 
 
 INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
@@ -41,18 +57,20 @@ def report_error(error: BaseException, prefix: str = "") -> int:
     return 2
 
 
-def require(module: str) -> Any:
-    """Import a module of the ``finetune`` extra.
+def require(module: str, extra: str = "finetune") -> Any:
+    """Import a module of an extra.
 
     Parameters
     ----------
     module : str
         The dotted name to import.
+    extra : str, default 'finetune'
+        The extra that installs its package.
 
     Raises
     ------
     UserError
-        If its package cannot be imported; the message names the extra to install.
+        If its package cannot be imported; the message names the extra.
     """
     try:
         with warnings.catch_warnings():
@@ -61,5 +79,5 @@ def require(module: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"{module.split('.')[0]} cannot be imported ({error}); install what this command needs: "
-            "pip install 'multitrainer[finetune]'"
+            f"pip install 'multitrainer[{extra}]'"
         ) from error

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from .arguments import defaults
+from .arguments.loss import OPTIONS as LOSS_OPTIONS
 from .arguments.param_groups import OPTIONS as GROUP_OPTIONS
-from .data.image_folder import check_place, class_roots
+from .arguments.updates import OPTIONS as UPDATE_OPTIONS
+from .data.layout import check_place, class_roots
 from .demo import comparison
 from .errors import UserError
 from .ranks.exchange import Ranks
@@ -15,28 +17,36 @@ from .ranks.launch import run_distributed
 from .runs import run_folder
 from .runs.checkpoints import Checkpoints
 from .runs.claim import claim_folder
-from .training import image_run, schedule
+from .training import image_run, loss_options, schedule
 from .training.devices import parse_contexts
 from .training.optimizer import parse_optimizer
 from .training.recorded_options import recorded_options
 
 ONLY_WITH_DATA = (
+    "val_split",
     "model",
+    "input_size",
     "pretrained",
     "params",
     *GROUP_OPTIONS,
     "lr_schedule",
     "warmup",
+    *UPDATE_OPTIONS,
+    "early_stop",
+    "tensorboard",
+    *LOSS_OPTIONS,
     "no_augment",
     "workers",
 )
 # Options that may differ between the ranks of a run, or between a run and its resumption.
 MAY_DIFFER_BY_RANK = ("data", "params", "out", "ctx", "workers", "feature_memory", "command")
-MAY_DIFFER_ON_RESUME = (*MAY_DIFFER_BY_RANK, "kvstore", "resume", "overwrite")
+MAY_DIFFER_ON_RESUME = (*MAY_DIFFER_BY_RANK, "kvstore", "resume", "overwrite", "early_stop", "tensorboard")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
+    if args.data is None and (args.kvstore or "").startswith(("dist", "horovod")):
+        raise UserError("without --data, the command runs on one machine; leave --kvstore out, or add --data DIR")
     return run_distributed(args.kvstore, lambda ranks: _run_on_rank(args, ranks))
 
 
@@ -49,13 +59,14 @@ def _run_on_rank(args: argparse.Namespace, ranks: Ranks) -> int:
     if args.data is None:
         _refuse_options_of_images(args)
     else:
-        if not schedule.depends_on_epochs(args):
+        if not (schedule.depends_on_epochs(args) or loss_options.depends_on_epochs(args)):
             del options["epochs"]  # a resumed run may have more
         ranks.run_on_first(lambda: _check_paths(args, args.out or defaults.RUN_FOLDER))
+        ranks.run_on_first(lambda: loss_options.check_options(args))
     with claim_folder(args.out, args.resume, args.overwrite, ranks) as out:
         checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
         if args.data is None:
-            return comparison.run(args, contexts, optimizer, ranks, checkpoints)
+            return comparison.run(args, contexts, optimizer, checkpoints)
         if args.out is None:
             ranks.run_on_first(lambda: _check_paths(args, out))  # the number of the default folder is known now
         return image_run.run(args, contexts, optimizer, ranks, checkpoints)

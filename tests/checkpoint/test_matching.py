@@ -4,6 +4,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet.gluon import nn
+from mxnet.gluon.model_zoo.vision import resnet18_v1
 
 from checkpoint_support import Run
 from multitrainer import MultiLRTrainer
@@ -44,6 +45,29 @@ def test_another_prefix_is_suggested(tmp_path):
         trainer.load_states(tmp_path / "states")
     with pytest.raises(ValueError, match="No Parameter is in both"):
         trainer.load_states(tmp_path / "states", partial=True)
+
+
+def test_a_long_list_of_names_is_cut(tmp_path):
+    nets = [resnet18_v1(classes=2, prefix=prefix) for prefix in ("net0_", "net1_")]
+    for net in nets:
+        net.initialize()
+        net(mx.nd.zeros((1, 3, 32, 32)))
+    MultiLRTrainer(nets[0], "sgd").save_states(tmp_path / "states")
+    with pytest.raises(ValueError, match=r"(net1_\w+, ){5}and 97 more; .*(net0_\w+, ){5}and 97 more\. ") as refused:
+        MultiLRTrainer(nets[1], "sgd").load_states(tmp_path / "states")
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_manager_of_names_gives_a_network_the_same_names_again(tmp_path):
+    trainers = []
+    for _ in range(2):
+        with mx.name.NameManager():
+            net = resnet18_v1(classes=2)
+        net.initialize()
+        net(mx.nd.zeros((1, 3, 32, 32)))
+        trainers.append(MultiLRTrainer(net, "sgd"))
+    trainers[0].save_states(tmp_path / "states")
+    trainers[1].load_states(tmp_path / "states")
 
 
 class TestPartial:

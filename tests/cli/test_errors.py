@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from multitrainer_cli.errors import UserError, report_error, require
+from multitrainer_cli.errors import UserError, naming, report_error, require
 
 
 def test_an_error_of_the_user_is_one_line(capsys):
@@ -45,3 +45,14 @@ def test_a_module_that_is_missing_names_the_extra():
     assert require("json.decoder").__name__ == "json.decoder"
     with pytest.raises(UserError, match=r"no_such_module cannot be imported .* pip install 'multitrainer\[finetune\]'"):
         require("no_such_module.part")
+
+
+@pytest.mark.parametrize("kind", [ValueError, TypeError, UserError])
+def test_an_error_about_an_option_begins_with_it(kind):
+    with pytest.raises(UserError, match=r"^--lr 3: too high$"), naming("--lr 3"):
+        raise kind("too high")
+
+
+def test_other_errors_are_not_about_an_option():
+    with pytest.raises(KeyError), naming("--lr 3"):
+        raise KeyError("x")

@@ -39,7 +39,10 @@ WRONG = {
     "multiplier missing": (["--lr-mult", "features"], "expected PATH=MULT"),
     "negative multiplier": (["--lr-mult", "features=-1"], "finite number >= 0"),
     "nan multiplier": (["--lr-mult", "features=nan"], "finite number >= 0"),
-    "twice": (["--lr-mult", "features=1", "--freeze", "features"], "features: given more than once"),
+    "twice": (
+        ["--lr-mult", "features=1", "--freeze", "features"],
+        "--lr-mult features=1 and --freeze features are about the same part",
+    ),
     "all frozen": (["--freeze", "features", "--freeze", "output"], "every part of the network is frozen"),
     "optimizer": (["--optimizer", "sdg"], "closest: .*sgd"),
     "multiplier without a rate": (["--optimizer", "adadelta", "--lr-mult", "features=0.5"], "adadelta|AdaDelta"),
@@ -48,9 +51,11 @@ WRONG = {
     "device twice": (["--ctx", "cpu,cpu(0)"], "named twice"),
     "more devices than images": (["--ctx", "cpu(0),cpu(1),cpu(2)", "--batch-size", "2"], "raise --batch-size"),
     "params": (["--params", "nowhere.params"], "nowhere.params cannot be read"),
-    "lr": (["--lr", "0"], "--lr: expected a number above 0"),
-    "wd": (["--wd", "-1"], "--wd: expected a number of at least 0"),
+    "lr": (["--lr", "0"], "--lr: expected a number from 1e-20 to 1e20"),
+    "wd": (["--wd", "-1"], "--wd: expected 0, or a number from 1e-20 to 1e20"),
     "epochs": (["--epochs", "many"], "--epochs: invalid"),
+    "input size": (["--input-size", "10"], "--input-size: expected a whole number from 32 to 4096, got 10"),
+    "val split": (["--val-split", "0"], "--val-split: expected a number between 0 and 1, got 0"),
     "unknown option": (["--lrmult", "features=1"], "unrecognized arguments"),
 }
 
@@ -92,7 +97,8 @@ def test_pretrained_and_params_exclude_each_other(images, capsys):
 
 
 @pytest.mark.parametrize(
-    "option", ["--model=x", "--pretrained", "--params=x", "--lr-mult=a=1", "--freeze=a", "--workers=1"]
+    "option",
+    ["--model=x", "--pretrained", "--params=x", "--lr-mult=a=1", "--freeze=a", "--workers=1", "--val-split=.1"],
 )
 def test_options_of_images_need_data(capsys, option):
     assert finetune(option) == 2
@@ -205,7 +211,7 @@ def test_the_command_runs_as_a_module():
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         timeout=PATIENCE,
     )
-    assert (done.returncode, b"expected a number above 0" in done.stderr) == (2, True)
+    assert (done.returncode, b"expected a number from 1e-20" in done.stderr) == (2, True)
 
 
 def test_help_needs_no_extra():

@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from cli_support import MODEL, rows_of
+from cli_support import MODEL, contents, rows_of, write_images
 
 pytest.importorskip("gluoncv")
 pytest.importorskip("matplotlib")
 
-from multitrainer_cli import main
+from multitrainer_cli import build_parser, main
 
 
 def groups(*options):
@@ -43,10 +43,118 @@ def test_classes_and_images_are_those_of_the_data(images, tmp_path, capsys):
     assert "3 classes; 2 epochs of 24 images, 2 updates" in capsys.readouterr().out
 
 
+def test_the_share_to_set_aside_counts_and_what_is_left_out_is_said(images, tmp_path, capsys):
+    options = ["--data", images, "--val-split", 0.5, "--input-size", 40, "--epochs", 2, "--out", tmp_path / "g.png"]
+    assert groups(*options) == 0
+    assert "3 classes; 2 epochs of 15 images, 2 updates" in capsys.readouterr().out
+    root = write_images(tmp_path / "d", 2)
+    (root / "red/notes.txt").write_text("")
+    assert groups("--data", root, "--out", tmp_path / "g.png") == 0
+    assert capsys.readouterr().out.startswith("left out: 1 file of another type (red/notes.txt)\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--val-split", 0.5], "--val-split can only be used with --data"),
+        (["--val-split", 1], "--val-split: expected a number between 0 and 1, got 1"),
+        (["--input-size", 31], "--input-size: expected a whole number from 32 to 4096, got 31"),
+    ],
+)
+def test_a_size_or_share_that_cannot_be_used_is_refused(tmp_path, capsys, options, message):
+    assert groups(*options, "--out", tmp_path / "g.png") == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_mistake_is_one_line(tmp_path, capsys):
     assert groups("--freeze", "nothing", "--out", tmp_path / "g.png") == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_of_finetune_is_accepted(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own, others = (vars(build_parser().parse_args([name])) for name in ("groups", "finetune"))
+    assert set(own) - set(others) == {"classes", "images", "picture"}
+    assert set(others) <= set(own)
+    ignored = ["--seed", 3, "--ctx", "gpu(0),gpu(1)", "--workers", 4, "--kvstore", "horovod", "--ema", 0.9]
+    ignored += ["--mixup", 0.2, "--class-weights", "cat=2", "--no-augment", "--feature-memory", 1, "--early-stop", 3]
+    plain = groups()
+    text = capsys.readouterr().out
+    assert plain == groups(*ignored, "--tensorboard", "--resume", "--out", "runs/flowers") == 0
+    assert capsys.readouterr().out == text
+    assert [path.name for path in tmp_path.iterdir()] == ["groups.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "picture"),
+    [
+        (["--out", "run"], "groups.png"),
+        (["--out", "a.png"], "a.png"),
+        (["--out", "run", "--picture", "b"], "b"),
+        (["--out", "a.png", "--picture", "b.png"], "b.png"),
+    ],
+)
+def test_the_picture_has_an_option_of_its_own(options, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert groups(*options) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [picture]
+
+
+def test_the_picture_replaces_no_other_file(tmp_path, capsys):
+    notes = tmp_path / "notes"
+    notes.write_text("notes")
+    assert groups("--picture", notes) == 2
+    assert "--picture" in capsys.readouterr().err
+    assert notes.read_text() == "notes"
+
+
+@pytest.mark.parametrize("option", ["--classes", "--images"])
+def test_counts_are_given_or_counted(option, images, tmp_path, capsys):
+    assert groups("--data", images, option, 3, "--picture", tmp_path / "g.png") == 2
+    assert f"{option} 3 stands for --data" in capsys.readouterr().err
+
+
+def test_options_that_change_the_updates_act(tmp_path, capsys):
+    options = ["--images", 100, "--epochs", 2, "--batch-size", 10, "--picture", tmp_path / "g.png"]
+    assert groups(*options, "--accumulate", 5) == 0
+    assert "2 epochs of 100 images, 4 updates" in capsys.readouterr().out
+
+
+def test_the_rates_are_those_after_the_warmup(tmp_path, capsys):
+    options = ["--images", 100, "--batch-size", 10, "--picture", tmp_path / "g.png", "--lr", 0.5]
+    assert groups(*options, "--warmup", 2, "--lr-schedule", "cosine", "--lr-mult", "features=0.1") == 0
+    printed = capsys.readouterr().out
+    assert [re.search(rf"^{name} .*", printed, re.M).group().split()[4] for name in ("net", "features")] == [
+        "0.5",
+        "0.05",
+    ]
+    assert "epoch 2, update 20, ends the warm-up: the learning rates are those above\n" in printed
+
+
+def test_weights_are_checked_as_finetune_checks_them(images, weights, tmp_path, capsys):
+    wrong = tmp_path / "wrong.params"
+    wrong.write_text("no parameters")
+    before = contents(tmp_path)
+    for options, answer in (
+        (["--params", tmp_path / "missing.params"], "there is no such file; check --params"),
+        (["--params", wrong], "cannot be read as MXNet parameters"),
+        (["--params", tmp_path], f"--params {tmp_path} is a folder; name the file of weights"),
+        (["--model", "cifar_resnet56_v1", "--params", weights], "does not fit this --model: 180 of 285 parameters"),
+        (
+            ["--model", "se_resnet18_v1", "--pretrained"],
+            "--pretrained: GluonCV publishes no weights for se_resnet18_v1",
+        ),
+    ):
+        errors = []
+        for command in (["groups", "--picture", tmp_path / "g.png"], ["finetune", "--out", tmp_path / "run"]):
+            assert main([*map(str, [*command, "--data", images, "--model", MODEL, *options])]) == 2
+            errors.append(capsys.readouterr().err)
+        assert errors[0] == errors[1]
+        assert answer in errors[0]
+    assert contents(tmp_path) == before
+    assert groups("--params", weights, "--picture", tmp_path / "g.png") == 0
 
 
 @pytest.mark.slow

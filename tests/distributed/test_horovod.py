@@ -29,6 +29,21 @@ needs_horovod = pytest.mark.skipif(
 )
 
 
+@needs_horovod
+def test_pillow_reads_jpeg_beside_horovod(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (64, 64), (200, 40, 40)).save(str(tmp_path / "red.jpg"))
+    code = "import sys, multitrainer.horovod; from PIL import Image; print(Image.open(sys.argv[1]).getpixel((9, 9)))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "red.jpg")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout.split(",")[0]) == (0, "(200")
+
+
 class Result:
     """What the ranks of one job wrote."""
 

@@ -1,13 +1,15 @@
 """BatchNorm layers of frozen Blocks use their running statistics, and leave them as they are."""
 
+import copy
 import warnings
 
 import mxnet as mx
 import pytest
+from gluoncv import model_zoo
 from mxnet import autograd
 from mxnet.gluon import SymbolBlock, contrib, loss, nn
 
-from freezing_support import build_gluoncv, image_batch, outputs_in_both_modes, statistics, train_step
+from freezing_support import HYBRIDIZE, build_gluoncv, image_batch, outputs_in_both_modes, statistics, train_step
 from multitrainer import MultiLRTrainer, freeze, unfreeze
 from multitrainer.freezing import batchnorm
 from multitrainer.freezing.freezer import freeze_parameter
@@ -265,18 +267,6 @@ class TestWarning:
             MultiLRTrainer([net.collect_params(), (net[0].collect_params(), 0)], "sgd")
             freeze(net[0].collect_params())
 
-    def test_an_imported_layer_that_uses_running_statistics_does_not_warn(self):
-        x, names = mx.sym.var("data"), [f"bn_{name}" for name in ("gamma", "beta", "moving_mean", "moving_var")]
-        for use_global_stats in (False, True):
-            symbol = mx.sym.BatchNorm(x, *map(mx.sym.var, names), use_global_stats=use_global_stats)
-            block = SymbolBlock(symbol, x)
-            block.initialize()
-            for freezes in (freeze, lambda block: MultiLRTrainer([(block, 0)], "sgd")):
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always")
-                    freezes(block)
-                assert [str(warning.message)[:6] for warning in caught] == ["frozen"] * (not use_global_stats)
-
     def test_freezing_parameters_of_a_known_block_does_not_warn(self):
         net = mlp()
         with warnings.catch_warnings():
@@ -284,6 +274,128 @@ class TestWarning:
             trainer = MultiLRTrainer([net, (net[:2].collect_params(), 0)], "sgd")
             trainer.set_lr_mult({"net_dense1_weight": 0})
         assert net[1]._kwargs["use_global_stats"]
+
+
+class ImportedNetwork(nn.HybridSequential):
+    """Dense, a body with two BatchNorms, Dense; the body is made of Blocks, or of the symbol of the same."""
+
+    def __init__(self, as_symbol, **attributes):
+        super().__init__(prefix="net_")
+        mx.random.seed(3)
+        body = nn.HybridSequential(prefix="body_")
+        with body.name_scope():
+            body.add(nn.Dense(4, in_units=4), nn.BatchNorm(in_channels=4, **attributes))
+            body.add(nn.Dense(4, in_units=4), nn.BatchNorm(in_channels=4))
+        body.initialize(mx.init.Xavier())
+        with self.name_scope():
+            self.add(nn.Dense(4, in_units=3))
+            if as_symbol:
+                data = mx.sym.var("data")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the type of the input is unknown
+                    self.add(SymbolBlock(body(data), data, params=body.collect_params()))
+            else:
+                self.add(body)
+            self.add(nn.Dense(2, in_units=4))
+        for layer in (self[0], self[2]):
+            layer.initialize(mx.init.Xavier())
+
+
+class TestSymbolBlock:
+    """BatchNorm operators inside a SymbolBlock are held as layers are."""
+
+    def train(self, as_symbol, hybridize, make_spec):
+        net = ImportedNetwork(as_symbol)
+        if hybridize is not None:
+            net.hybridize(**hybridize)
+        history = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            trainer = MultiLRTrainer(make_spec(net), "sgd", {"learning_rate": 0.1, "momentum": 0.9})
+            for lr_mult in (None, 0.5, 0):
+                if lr_mult is not None:
+                    trainer.set_lr_mult({net[1]: lr_mult})
+                for x, y in batches(2):
+                    backward(net, x, y)
+                    trainer.step(4)
+                    history.append((snapshot(net), net(x).asnumpy()))
+        return history
+
+    @pytest.mark.parametrize("hybridize", HYBRIDIZE.values(), ids=HYBRIDIZE)
+    def test_is_frozen_and_unfrozen_like_the_network_that_it_was_made_of(self, hybridize):
+        def spec(net):
+            return [net, (net[1], 0)]
+
+        blocks, symbol = (self.train(as_symbol, hybridize, spec) for as_symbol in (False, True))
+        for (one, output), (other, its_output) in zip(blocks, symbol):
+            assert one.keys() == other.keys()
+            assert all(close(one[name], other[name]) for name in one)
+            assert close(output, its_output)
+        body = {name for name in symbol[0][0] if name.startswith("body_")}
+        frozen, unfrozen, again = symbol[1][0], symbol[3][0], symbol[5][0]
+        assert not body & moved(symbol[0][0], frozen)
+        assert {name for name in body if "running" in name} <= moved(frozen, unfrozen)
+        assert not body & moved(unfrozen, again)
+
+    @pytest.mark.parametrize("hybridize", [False, True])
+    def test_trains_on_what_it_predicts_with(self, hybridize):
+        net = ImportedNetwork(as_symbol=True)
+        if hybridize:
+            net.hybridize()
+        x, _ = batches(1)[0]
+        assert not close(*outputs_in_both_modes(net, x))
+        freeze(net[1], within=net)
+        assert close(*outputs_in_both_modes(net, x))
+        unfreeze(net[1], within=net)
+        assert not close(*outputs_in_both_modes(net, x))
+
+    def test_one_of_two_can_be_frozen(self):
+        net = ImportedNetwork(as_symbol=True)
+        second = {name: param for name, param in net[1].collect_params().items() if "norm1" in name}
+        trainer = MultiLRTrainer([net, (second, 0)], "sgd", {"learning_rate": 0.1})
+        before = snapshot(net)
+        for x, y in batches(1):
+            backward(net, x, y)
+            trainer.step(4)
+        changed = moved(before, snapshot(net))
+        assert {"body_batchnorm0_running_mean", "body_batchnorm0_running_var"} <= changed
+        assert not changed & second.keys()
+
+    def test_an_operator_that_used_running_statistics_before_still_does_afterwards(self):
+        net = ImportedNetwork(as_symbol=True, use_global_stats=True)
+        freeze(net[1], within=net)
+        unfreeze(net[1], within=net)
+        before = snapshot(net)
+        for x, y in batches(1):
+            backward(net, x, y)
+        changed = moved(before, snapshot(net))
+        assert changed == {"body_batchnorm1_running_mean", "body_batchnorm1_running_var"}
+
+    def test_a_copy_of_a_frozen_one_can_be_unfrozen(self):
+        net = ImportedNetwork(as_symbol=True)
+        freeze(net[1], within=net)
+        copied = copy.deepcopy(net)
+        unfreeze(copied[1], within=copied)
+        x, _ = batches(1)[0]
+        assert close(*outputs_in_both_modes(net, x))
+        assert not close(*outputs_in_both_modes(copied, x))
+
+    @pytest.mark.slow
+    def test_the_features_of_an_ssd(self):
+        net = model_zoo.get_model("ssd_300_mobilenet0.25_voc", pretrained_base=False)
+        net.initialize()
+        assert isinstance(net.features, SymbolBlock)
+        x = mx.nd.random.normal(shape=(2, 3, 300, 300))
+        net(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            trainer = MultiLRTrainer([net, (net.features, 0)], "sgd", {"learning_rate": 1e-3})
+        for lr_mult, same in ((0, True), (0.1, False)):
+            trainer.set_lr_mult({net.features: lr_mult})
+            with autograd.train_mode():
+                trained = [each.asnumpy() for each in net.features(x)]
+            predicted = [each.asnumpy() for each in net.features(x)]
+            assert [close(*pair) for pair in zip(trained, predicted)] == [same] * len(trained)
 
 
 @pytest.mark.parametrize("turn", ["freeze", "unfreeze"])

@@ -289,23 +289,6 @@ def test_a_second_trainer_does_not_read_a_symbol_again():
     assert param.lr_mult == 1
 
 
-def batchnorm_block(**attributes):
-    hidden = mx.sym.BatchNorm(mx.sym.var("data"), name="norm", **attributes)
-    return SymbolBlock(mx.sym.FullyConnected(hidden, num_hidden=1, name="fc"), mx.sym.var("data"))
-
-
-def test_batchnorms_that_always_use_their_running_statistics_are_found():
-    outer = nn.HybridSequential()
-    outer.add(batchnorm_block(use_global_stats=True))
-    assert {param.name for param in attributes.parameters_on_global_statistics([outer])} == {
-        "norm_gamma",
-        "norm_beta",
-        "norm_moving_mean",
-        "norm_moving_var",
-    }
-    assert attributes.parameters_on_global_statistics([batchnorm_block(), nn.Dense(1)]) == set()
-
-
 def test_record_changes_the_attributes_of_the_given_parameters_only():
     net = hybrid(batchnorm=False)
     symbol = net(mx.sym.var("data"))

@@ -80,6 +80,7 @@ from .parameters import (
     weight_like,
 )
 from .random_generators import cpu_generators
+from .symbol_batchnorms import SymbolBatchNorm, symbol_batchnorms
 from .symbols import input_count, own_symbol, set_variable, traced_symbol, variable, write_multipliers
 from .traces import (
     cached_op,

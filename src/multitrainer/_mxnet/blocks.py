@@ -13,6 +13,8 @@ from mxnet.gluon import Block, Parameter, SymbolBlock
 from mxnet.gluon.nn.basic_layers import _BatchNorm
 from mxnet.name import NameManager
 
+from .symbol_batchnorms import SymbolBatchNorm
+
 BatchNorm = _BatchNorm  # the base class of BatchNorm, BatchNormReLU, SyncBatchNorm and those of GluonCV
 
 
@@ -76,14 +78,19 @@ def parameters_by_path(block: Block) -> dict[str, Parameter]:
     return block._collect_params_with_prefix()
 
 
-def use_global_stats(layer: _BatchNorm) -> bool:
+def use_global_stats(layer: _BatchNorm | SymbolBatchNorm) -> bool:
     """Whether ``layer`` normalizes with its running statistics even in training."""
+    if isinstance(layer, SymbolBatchNorm):
+        return layer.use_global_stats
     return bool(layer._kwargs["use_global_stats"])
 
 
-def set_use_global_stats(layer: _BatchNorm, value: bool) -> None:
+def set_use_global_stats(layer: _BatchNorm | SymbolBatchNorm, value: bool) -> None:
     """Choose whether ``layer`` normalizes with its running statistics, from its next trace on."""
-    layer._kwargs["use_global_stats"] = value
+    if isinstance(layer, SymbolBatchNorm):
+        layer.use_global_stats = value
+    else:
+        layer._kwargs["use_global_stats"] = value
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from .paths import component, group_optimizer_path
 from .trainer_state import TrainerState
 
 _Kinds = Dict[str, Tuple[str, List[int]]]  # dtype and shape, by name
+_LISTED = 5  # names of a kind that an error lists
 
 
 class Match(NamedTuple):
@@ -133,16 +134,24 @@ def _text(kind: tuple[str, list[int]]) -> str:
 def _mismatch_text(path: str, missing: list[str], unknown: list[str], different: dict[str, str], partial: bool) -> str:
     parts = []
     if missing:
-        parts.append(f"not in the file: {', '.join(missing)}")
+        parts.append(f"not in the file: {_listed(missing)}")
     if unknown:
-        parts.append(f"in the file, not in this trainer: {', '.join(unknown)}")
+        parts.append(f"in the file, not in this trainer: {_listed(unknown)}")
     if different:
-        differences = ", ".join(f"{name} ({text})" for name, text in different.items())
-        parts.append(f"of another shape or dtype: {differences}")
+        differences = [f"{name} ({text})" for name, text in different.items()]
+        parts.append(f"of another shape or dtype: {_listed(differences)}")
     cure = "No Parameter is in both" if partial else "partial=True loads those that are in both"
     if unknown and not missing:
         replaced = "" if partial else "; if they are of a layer that was replaced, pass partial=True"
         cure = f"If the trainer got those with trainer.add, add them here before load_states{replaced}. {cure}"
     if missing and unknown:
-        cure += ". If they are the same ones under other names, give the Blocks the prefix= that they had"
+        cure += (
+            ". If they are the same ones under other names, give the Blocks the prefix= that they had, or build the "
+            "network within `with mx.name.NameManager():` both times"
+        )
     return f"{path} does not fit this trainer; {'; '.join(parts)}. {cure}"
+
+
+def _listed(texts: list[str]) -> str:
+    more = f", and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
+    return f"{', '.join(texts[:_LISTED])}{more}"

@@ -64,7 +64,7 @@ def freeze(block: Any, within: Block | None = None) -> None:
         freeze_parameter(param)
     _switch_off_gradients([param for param in params.values() if not _is_left_out(param)], roots)
     attributes.write_to_symbols(params.values(), roots)
-    held = update_blocks(roots, params.values(), lambda: pending) | attributes.parameters_on_global_statistics(roots)
+    held = update_blocks(roots, params.values(), lambda: pending)
     warn_of_statistics(params.values(), collect(block, "freeze").values(), held)
 
 

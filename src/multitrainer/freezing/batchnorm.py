@@ -2,7 +2,7 @@
 
 As in Keras, this holds for a BatchNorm layer if none of its own parameters trains. One without trainable parameters
 follows those that it was named with in a group, or those of the Block around it. MXNet writes the choice into the trace
-of every hybridized parent, so those traces are dropped.
+of every hybridized parent, so those traces are dropped. A SymbolBlock has it in its symbol, where it is changed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
-from mxnet.gluon import Block, Parameter
+from mxnet.gluon import Block, Parameter, SymbolBlock
 
 from .. import _mxnet
 from .stale_traces import CallWatch
@@ -42,7 +42,7 @@ def hold_statistics(
     set of Parameter
         All parameters of the layers that were found.
     """
-    found: dict[_mxnet.BatchNorm, list[tuple[Block, ...]]] = {}
+    found: dict[Any, list[tuple[Any, ...]]] = {}
     for root in roots:
         for layer, path in _batchnorms(root, ()):
             found.setdefault(layer, []).append(path)
@@ -96,15 +96,21 @@ def warn_of_statistics(frozen: Iterable[Parameter], params: Iterable[Parameter],
         warn(
             f"frozen, but their BatchNorm statistics still move: {', '.join(moving[:3])}"
             f"{', ...' if len(moving) > 3 else ''}. Name the Block that holds the layers instead of its Parameters, as "
-            "in MultiLRTrainer([net, ...]) or freeze(block); inside a SymbolBlock they cannot be held"
+            "in MultiLRTrainer([net, ...]) or freeze(block)"
         )
 
 
-def _batchnorms(block: Block, path: tuple[Block, ...]) -> Iterator[tuple[Any, tuple[Block, ...]]]:
-    """Yield each BatchNorm layer at or below ``block``, with the Blocks that lead to it; the layer is the last."""
+def _batchnorms(block: Block, path: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield each BatchNorm layer at or below ``block``, with the Blocks that lead to it; the layer is the last.
+
+    A BatchNorm operator of a SymbolBlock is a layer too.
+    """
     path = (*path, block)
     if isinstance(block, _mxnet.BatchNorm):
         yield block, path
+    if isinstance(block, SymbolBlock):
+        for operator in _mxnet.symbol_batchnorms(block):
+            yield operator, (*path, operator)
     for _, child in _mxnet.children(block):
         yield from _batchnorms(child, path)
 

@@ -8,7 +8,6 @@ from typing import Callable, Collection, Container, Iterable, Mapping, Sequence
 from mxnet.gluon import Block, Parameter
 
 from .. import _mxnet
-from ..symbolic import attributes
 from . import trace_splitting
 from .batchnorm import hold_statistics, warn_of_statistics
 from .gradients import request_gradients, restore_gradients, switch_off_gradients
@@ -198,7 +197,6 @@ class Freezer:
         return update_blocks(roots, params, lambda: pending or gradient_pending(params), self._companions)
 
     def _warn_of_statistics(self, held: set[Parameter]) -> None:
-        held = held | attributes.parameters_on_global_statistics(self.blocks.roots)
         warn_of_statistics([param for param in self._trainable if param.lr_mult == 0], self._params, held)
 
     def _record_state(self) -> None:

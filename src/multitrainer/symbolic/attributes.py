@@ -98,18 +98,6 @@ def write_to_symbols(params: Iterable[Parameter], blocks: Iterable[Block] = ()) 
                 _mxnet.write_multipliers(node, changed[name])
 
 
-def parameters_on_global_statistics(blocks: Iterable[Block]) -> set[Parameter]:
-    """Return the Parameters of those BatchNorms of imported networks that always use their running statistics."""
-    found: set[Parameter] = set()
-    for block, symbol in _symbol_blocks(blocks):
-        params, attributes = block.collect_params(), symbol.attr_dict()
-        for node in symbol.get_internals():
-            inputs = node.get_children()  # None for a variable, which may have the attributes of its operator
-            if inputs is not None and attributes.get(node.name, {}).get("use_global_stats") in ("True", "1"):
-                found.update(params[name] for name in inputs.list_outputs() if name in params)
-    return found
-
-
 def _symbol_blocks(blocks: Iterable[Block]) -> Iterator[tuple[Block, Symbol]]:
     """Yield the SymbolBlocks at and below ``blocks`` with their symbols."""
     for block in blocks:

@@ -6,29 +6,32 @@ import argparse
 from typing import Any
 
 from . import defaults
+from .images import add_split_argument
+from .loss import add_loss_arguments
 from .network import add_network_arguments
 from .param_groups import add_group_arguments
 from .training import add_schedule_arguments, add_training_arguments
-from .values import non_negative_int, utf8_path
+from .updates import add_accumulate_argument, add_average_argument, add_clip_argument
+from .values import non_negative_int, positive_int, utf8_path
 
 KVSTORES = ("device", "local", "dist_sync", "dist_device_sync", "horovod")
 
 DESCRIPTION = """\
 Fine-tune an image classifier of GluonCV on your images, with a learning rate for each part of it.
 
-DIR holds a folder of images (.jpg, .png) for each class, or train/ and val/ with such folders. Without val/, one image
-in five of every class is set aside to measure on. The last layer of the network is replaced by one for your classes.
+DIR holds a folder of images for each class, or train/ and val/ with such folders. Without val/, one image in five of
+every class is set aside to measure on. The last layer of the network is replaced by one for your classes.
 
 Without --data, the command runs on scikit-learn's digits: it trains on 0 to 4, then fine-tunes on ten images each of 5
 to 9 in four ways, and compares them. That takes about two minutes on two cores."""
 
 EPILOG = f"""\
 PATH is an attribute path, as in Python: features, features.0, layer1, output, fc.weight. If nothing is at a PATH, the
-error lists the names that exist there. With --pretrained or --params, and neither --lr-mult nor --freeze, the new last
-layer trains at --lr and everything else at {defaults.BACKBONE_MULT} times --lr; from scratch, \
-everything trains at --lr. --layer-decay
-and --discriminative do not apply to what --lr-mult and --freeze name. `multitrainer groups` shows the groups that these
-options make, without training.
+error lists the names that exist there. From scratch, everything trains at --lr. With --pretrained or --params, the new
+last layer trains at --lr and everything else at {defaults.BACKBONE_MULT} times --lr, \
+unless --layer-decay or --discriminative say
+otherwise. In each case, the parts that --lr-mult and --freeze name train as these say. `multitrainer groups` with the
+same options shows the groups that they make, without training.
 
 The run writes to --out: best.params and last.params, classes.txt (one a line, in the order of the outputs),
 metrics.jsonl (one line an epoch), finetune.png, run.json (the record of the run) and a checkpoint. Ctrl-C stops the run
@@ -53,6 +56,7 @@ examples:
   multitrainer finetune --data flowers --model resnet50_v1b --pretrained --freeze conv1 --lr-mult layer4=0.3
   multitrainer finetune --data flowers --pretrained --layer-decay 0.8 --no-bias-decay --lr-schedule cosine --warmup 1
   multitrainer finetune --data flowers --pretrained --discriminative 0.01:1 --unfreeze-at 2
+  multitrainer finetune --data flowers --pretrained --ema 0.99 --epochs 50 --early-stop 5
   multitrainer finetune --data flowers --params runs/finetune/best.params --freeze features --ctx 'gpu(0),gpu(1)'"""
 
 
@@ -67,18 +71,24 @@ def add_parser(commands: Any) -> None:
     )
     data_help = "the folder of images; without it, the command runs on scikit-learn's digits"
     parser.add_argument("--data", metavar="DIR", type=utf8_path, help=data_help)
+    add_split_argument(parser)
     add_network_arguments(parser)
     add_group_arguments(parser)
     epochs = f"default {defaults.EPOCHS}; {defaults.DEMO_EPOCHS} for the digits"
     add_training_arguments(parser, epochs, defaults.DEMO_BATCH_SIZE)
     add_schedule_arguments(parser)
-    _add_data_arguments(parser)
-    _add_device_arguments(parser)
-    _add_run_arguments(parser)
+    add_accumulate_argument(parser)
+    add_clip_argument(parser)
+    add_average_argument(parser)
+    add_loss_arguments(parser)
+    add_data_arguments(parser)
+    add_device_arguments(parser)
+    add_run_arguments(parser)
     parser.set_defaults(command="finetune")
 
 
-def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def add_data_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add --no-augment, --feature-memory and --workers to a parser."""
     add = parser.add_argument
     add(
         "--no-augment",
@@ -97,7 +107,8 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=non_negative_int, help="processes that read images (default 0: none; try 4 with a GPU)")
 
 
-def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
+def add_device_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add --kvstore, --ctx and --seed to a parser."""
     add = parser.add_argument
     add(
         "--kvstore",
@@ -108,13 +119,26 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=non_negative_int, default=0, help="the same seed gives the same run (default 0)")
 
 
-def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add --out and what else decides when a run begins and ends, and where it writes, to a parser."""
     parser.add_argument(
         "--out",
         metavar="DIR",
         type=utf8_path,
         help=f"the folder of the run (default {defaults.RUN_FOLDER}, or the next free one of "
         f"{defaults.RUN_FOLDER}-2, ...)",
+    )
+    parser.add_argument(
+        "--early-stop",
+        metavar="N",
+        type=positive_int,
+        help="end the run if the validation accuracy has not risen above its best for N epochs",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        default=None,
+        help="write the metrics to OUT/tensorboard, too (needs the extra tensorboard)",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(

@@ -1,19 +1,27 @@
-"""The options of the network: --model, --pretrained and --params."""
+"""The options of the network: --model, --input-size, --pretrained and --params."""
 
 from __future__ import annotations
 
 import argparse
 
 from . import defaults
-from .values import utf8_path
+from .values import input_side, name, utf8_path
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --model, --pretrained and --params to a parser."""
+    """Add --model, --input-size, --pretrained and --params to a parser."""
     parser.add_argument(
         "--model",
         metavar="NAME",
+        type=name,
         help=f"a GluonCV classifier (default {defaults.MODEL}, quick on a CPU, good on a GPU)",
+    )
+    parser.add_argument(
+        "--input-size",
+        metavar="N",
+        type=input_side,
+        help="train and validate on images of N x N pixels, if the network can take them (default: the size that its "
+        "published weights were trained with, 224 for most)",
     )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(

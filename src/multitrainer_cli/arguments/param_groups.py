@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .values import fraction
+from .values import fraction, name
 
 OPTIONS = ("lr_mult", "freeze", "layer_decay", "discriminative", "no_bias_decay", "unfreeze_at")
 
@@ -13,7 +13,7 @@ def add_group_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of parameter groups to a parser."""
     add = parser.add_argument
     add("--lr-mult", metavar="PATH=MULT", action="append", help="train this part at MULT times --lr (repeatable)")
-    add("--freeze", metavar="PATH", action="append", help="do not train this part (repeatable)")
+    add("--freeze", metavar="PATH", type=name, action="append", help="do not train this part (repeatable)")
     recipes = parser.add_mutually_exclusive_group()
     recipes.add_argument(
         "--layer-decay",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from . import defaults
-from .values import non_negative_float, positive_float, positive_int
+from .values import learning_rate, name, non_negative_float, positive_int, weight_decay
 
 SCHEDULES = ("constant", "step", "cosine", "poly")
 STEPS, FACTOR = (0.5, 0.75), 0.1  # shares of the epochs, as in GluonCV's training scripts for CIFAR
@@ -14,10 +14,27 @@ POWER = 2
 
 def add_training_arguments(parser: argparse.ArgumentParser, epochs: str, digits_batch_size: int | None = None) -> None:
     """Add the options of every training; `epochs` and `digits_batch_size` are for the help text."""
+    help_text = "learning rate (default: the optimizer's own, 0.01 for sgd)"
+    parser.add_argument("--lr", type=learning_rate, help=help_text)
+    add_optimizer_arguments(parser)
+    add_length_arguments(parser, epochs, digits_batch_size)
+
+
+def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --wd and --optimizer to a parser."""
     add = parser.add_argument
-    add("--lr", type=positive_float, help="learning rate (default: the optimizer's own, 0.01 for sgd)")
-    add("--wd", type=non_negative_float, help="weight decay (default 0.0001; 0.01 for adamw)")
-    add("--optimizer", metavar="NAME", help="any MXNet optimizer, or adamw (default sgd; momentum 0.9 if it has one)")
+    add("--wd", type=weight_decay, help="weight decay (default 0.0001; 0.01 for adamw)")
+    add(
+        "--optimizer",
+        metavar="NAME",
+        type=name,
+        help="any MXNet optimizer, or adamw (default sgd; momentum 0.9 if it has one)",
+    )
+
+
+def add_length_arguments(parser: argparse.ArgumentParser, epochs: str, digits_batch_size: int | None = None) -> None:
+    """Add --epochs and --batch-size to a parser."""
+    add = parser.add_argument
     add("--epochs", type=positive_int, help=f"number of epochs ({epochs})")
     of_digits = "" if digits_batch_size is None else f"; {digits_batch_size} for the digits"
     add(

@@ -51,6 +51,10 @@ def _parse_unfreezing(text: str, epochs: int) -> tuple[str | None, list[int]]:
         raise UserError(f"--unfreeze-at {text}: expected EPOCH, PATH=EPOCH or EPOCH,EPOCH,...") from error
     if equals and (not path.strip() or len(chosen) > 1):
         raise UserError(f"--unfreeze-at {text}: expected PATH=EPOCH, such as features.0=3")
+    if epochs == 1:
+        raise UserError(
+            f"--unfreeze-at {text}: the run has one epoch, so nothing can be unfrozen later; raise --epochs"
+        )
     if not all(1 < epoch <= epochs for epoch in chosen) or chosen != sorted(chosen):
         raise UserError(
             f"--unfreeze-at {text}: expected epochs from 2 to {epochs}, the last epoch of this run, in ascending order"
@@ -58,8 +62,16 @@ def _parse_unfreezing(text: str, epochs: int) -> tuple[str | None, list[int]]:
     return (path.strip() if equals else None), chosen
 
 
+def name(text: str) -> str:
+    """Read a name; an empty one is refused, which an unset variable of the shell makes."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a name, got an empty one")
+    return text
+
+
 def utf8_path(text: str) -> Path:
     """Read the path of a file or folder."""
+    name(text)
     try:
         text.encode()
     except UnicodeEncodeError as error:  # neither MXNet nor JSON can hold such a name
@@ -82,6 +94,12 @@ def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], expected
 
 positive_int = _number(int, lambda value: value > 0, "a number above 0")
 positive_float = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
+learning_rate = _number(float, lambda value: 1e-20 <= value <= 1e20, "a number from 1e-20 to 1e20")  # fits in float32
+weight_decay = _number(float, lambda value: value == 0 or 1e-20 <= value <= 1e20, "0, or a number from 1e-20 to 1e20")
 non_negative_int = _number(int, lambda value: 0 <= value < 2**31, "a whole number of at least 0")
 non_negative_float = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+smoothing = _number(float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
+mixup_alpha = _number(float, lambda value: value == 0 or 1e-3 <= value <= 1e3, "0, or a number from 0.001 to 1000")
 fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+proper_fraction = _number(float, lambda value: 0 < value < 1, "a number between 0 and 1")
+input_side = _number(int, lambda value: 32 <= value <= 4096, "a whole number from 32 to 4096")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import mxnet as mx
 from mxnet import gluon
 from mxnet.gluon.data.vision import transforms
+
+from multitrainer.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 
 from ..errors import require
 from ..ranks.exchange import Ranks
@@ -16,7 +19,6 @@ from .split import Split
 
 CIFAR_SIZE = 32
 TIMEOUT = 120  # seconds that a worker process may take for a batch
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SeededSampler(RankSampler):
@@ -71,8 +73,8 @@ def make_loaders(
         Whether the images to train on are cropped, mirrored and coloured at random.
     """
     ranks = ranks or Ranks()
-    split.train.preprocess = _augmentation(size) if augment else _centre_crop(size)
-    split.val.preprocess = _centre_crop(size)
+    split.train.preprocess = _augmentation(size) if augment else validation_transform(size)
+    split.val.preprocess = validation_transform(size)
     # "rollover" lets a remainder start the next epoch: no batch is too small for BatchNorm, and all have one shape.
     train = gluon.data.BatchSampler(SeededSampler(len(split.train), ranks, seed, True), batch_size, "rollover")
     val = gluon.data.BatchSampler(SeededSampler(len(split.val), ranks, seed, False), batch_size, "keep")
@@ -86,6 +88,19 @@ def make_loader_in_order(images: ImageFolder, batch_size: int, workers: int) -> 
     return Loader(images, batches, num_workers=workers, timeout=TIMEOUT)
 
 
+class _EnlargeTiny(gluon.Block):
+    """Enlarges an image of fewer than 5 pixels, of which MXNet's random crop may take none and fail."""
+
+    def forward(self, image: mx.nd.NDArray) -> mx.nd.NDArray:
+        height, width, _ = image.shape
+        return image if height * width >= 5 else mx.image.imresize(image, 5 * width, 5 * height)
+
+
+def validation_transform(size: int) -> ImageTransform:
+    """Return the transformation of GluonCV's validation scripts, for the size of CIFAR or of ImageNet."""
+    return ImageTransform(size, size if size <= CIFAR_SIZE else round(size / 0.875))
+
+
 def _augmentation(size: int) -> Any:
     """Return the random transformation of GluonCV's training scripts, for the size of CIFAR or of ImageNet."""
     if size <= CIFAR_SIZE:
@@ -96,16 +111,10 @@ def _augmentation(size: int) -> Any:
         ]
     else:
         drawn = [
+            _EnlargeTiny(),
             transforms.RandomResizedCrop(size),
             transforms.RandomFlipLeftRight(),
             transforms.RandomColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
             transforms.RandomLighting(0.1),
         ]
-    return transforms.Compose([*drawn, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-
-
-def _centre_crop(size: int) -> Any:
-    """Return the transformation of GluonCV's validation scripts."""
-    preset = require("gluoncv.data.transforms.presets.imagenet")
-    short = size if size <= CIFAR_SIZE else round(size / 0.875)
-    return lambda image: preset.transform_eval(image, resize_short=short, crop_size=size, mean=MEAN, std=STD)[0]
+    return transforms.Compose([*drawn, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])

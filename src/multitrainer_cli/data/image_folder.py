@@ -1,9 +1,10 @@
-"""A folder that holds one folder of images for each class: list it, check it, read its images."""
+"""A folder that holds one folder of images for each class, as a dataset."""
 
 from __future__ import annotations
 
 import copy
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,54 +12,49 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from ..errors import UserError, require
-from ..runs import run_folder
+from multitrainer.images import read_image
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
-PARTS = ("train", "training", "val", "valid", "validation", "test")  # folders that divide the images
+from ..errors import UserError
+from .layout import LeftOut, list_classes
 
 
-class ImageFolder(gluon.data.vision.ImageFolderDataset):
-    """Gluon's dataset of class folders, but without hidden folders; errors name the file that cannot be read.
+class ImageFolder(gluon.data.Dataset):
+    """The images of class folders, in order.
 
     An index is a position and a seed, which decides what `preprocess` draws at random for that image.
 
     Parameters
     ----------
     root : Path
-        The folder that holds one folder for each class; the folders of runs among them are left out.
+        The folder that holds one folder for each class.
+    left_out : LeftOut
+        Gets what is not used.
     out : Path, optional
-        The folder of a run that may not have begun.
+        The folder of the run, which is no class.
+
+    Attributes
+    ----------
+    synsets : list of str
+        The names of the classes.
+    items : list of (str, int)
+        The path and the label of each image.
+    preprocess : callable
+        Makes the input of the network from the pixels of an image.
     """
 
-    def __init__(self, root: Path, out: Path | None = None) -> None:
-        self._out = out
-        super().__init__(str(root))
+    def __init__(self, root: Path, left_out: LeftOut, out: Path | None = None) -> None:
+        classes = list_classes(root, left_out, out)
+        self.synsets = [folder.name for folder in classes]
+        self.items = [(str(image), label) for label, images in enumerate(classes.values()) for image in images]
         self.preprocess: Any = None
 
-    def _list_images(self, root: str) -> None:
-        self.synsets: list[str] = []
-        self.items: list[tuple[str, int]] = []
-        for folder in _class_folders(Path(root)):
-            images = _images_in(folder)
-            if run_folder.is_run(folder) or (not images and _leads_to_runs(folder, self._out)):
-                continue
-            if not images:
-                raise UserError(
-                    f"{folder} holds no images ({', '.join(EXTENSIONS)}); put some there or remove the folder"
-                )
-            _check_class_name(folder)
-            _check_utf8(images)
-            self.items += [(str(image), len(self.synsets)) for image in images]
-            self.synsets.append(folder.name)
+    def __len__(self) -> int:
+        return len(self.items)
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[mx.nd.NDArray, int]:
         position, seed = index
         path, label = self.items[position]
-        try:
-            image = mx.image.imread(path)
-        except mx.MXNetError as error:
-            raise _unreadable([path]) from error
+        image = _read(path)
         # With a seed for each image, the result does not depend on which worker process reads it.
         random.seed(seed)
         np.random.seed(seed)
@@ -72,73 +68,10 @@ class ImageFolder(gluon.data.vision.ImageFolderDataset):
         return part
 
 
-def class_roots(root: Path) -> list[Path]:
-    """Return the folders that hold class folders: `root` itself, or its ``train`` and, if it exists, its ``val``."""
-    if not root.is_dir():
-        raise UserError(f"--data {root}: no such folder")
-    # A class may be called "train", too; it then holds images and no folders.
-    if not ((root / "train").is_dir() and _class_folders(root / "train")):
-        return [root]
-    return [root / "train", *[root / "val"] * (root / "val").is_dir()]
-
-
-def check_place(out: Path, root: Path) -> None:
-    """Refuse a folder for a run in which its files would be taken for images or classes.
-
-    Among the class folders, a run has a folder of its own, or one in a folder that holds runs.
-    """
-    place, root = out.resolve(), root.resolve()
-    if place == root or root in place.parents:
-        among_classes = root / place.relative_to(root).parts[0] if place != root else root
-        is_class = among_classes.is_dir() and not run_folder.is_run(among_classes) and _images_in(among_classes)
-        if place == root or is_class or among_classes.name.lower() in PARTS:
-            raise UserError(
-                f"--out {out} is inside --data, where its files would be taken for a class; choose another --out"
-            )
-
-
-def check_readable(paths: list[str]) -> None:
-    """Raise UserError if the header of an image is damaged, before the first epoch; reading finds other damage."""
-    image = require("PIL.Image")
-    broken = []
-    for path in paths:
-        try:
-            with image.open(path) as opened:
-                opened.verify()
-        except Exception:  # Pillow raises many types
-            broken.append(path)
-    if broken:
-        raise _unreadable(broken)
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS)
-
-
-def _leads_to_runs(folder: Path, out: Path | None) -> bool:
-    """Return whether runs are in a folder, or one is about to be."""
-    place = None if out is None else out.resolve()
-    return run_folder.contains_runs(folder) or (place is not None and folder.resolve() in (place, *place.parents))
-
-
-def _class_folders(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _check_class_name(folder: Path) -> None:
-    """Refuse a name that is not exactly one line of classes.txt: the lines after it would name other outputs."""
-    name = folder.name
-    if name.encode("utf-8", "replace").decode().splitlines() != [name]:
-        raise UserError(f"the name of class folder {str(folder)!r} does not fit on a line of classes.txt; rename it")
-
-
-def _check_utf8(images: list[Path]) -> None:
-    """Refuse a name that MXNet cannot open."""
-    for image in images:
-        if str(image).encode("utf-8", "replace").decode() != str(image):
-            raise UserError(f"the name of image {str(image)!r} is not in UTF-8; rename it")
-
-
-def _unreadable(paths: list[str]) -> UserError:
-    shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-    return UserError(f"{shown}: not a readable JPEG or PNG image; remove or replace it")
+def _read(path: str) -> mx.nd.NDArray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in the check before training
+            return read_image(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{error}; every image could be read when the run began") from error

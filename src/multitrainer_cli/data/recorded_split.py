@@ -56,6 +56,22 @@ def divide(
     return parts[0].with_items(train), parts[0].with_items(val), notes
 
 
+def describe_shared_images(record: dict[str, Any] | None) -> tuple[str, ...]:
+    """Say which images are both trained on and validated on, under whatever names; nothing without a record."""
+    if record is None:
+        return ()
+    contents = record["contents"]
+    trained = {tuple(contents[name]): name for name in reversed(record["train"])}
+    shared = [(trained[tuple(contents[name])], name) for name in record["val"] if tuple(contents[name]) in trained]
+    if not shared:
+        return ()
+    pairs = ", ".join(f"{train!r} is {val!r}" for train, val in shared[:3]) + ", ..." * (len(shared) > 3)
+    return (
+        f"{len(shared)} of {len(record['val'])} images to measure on are trained on, too, under other names ({pairs}): "
+        "the validation accuracy is higher than it would be on new images",
+    )
+
+
 def _replace_removed(present: dict[str, tuple[str, int]], record: dict[str, Any], root: Path) -> list[tuple[str, int]]:
     """Return the images to train on, with another one of the same class in place of each that was removed."""
     labels = {name: label for label, name in enumerate(record["classes"])}

@@ -6,15 +6,19 @@ import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..arguments import defaults
 from ..errors import UserError
 from . import recorded_split
-from .image_folder import ImageFolder, check_readable, class_roots
-
-VAL_SHARE = 0.2
+from .image_check import check_readable
+from .image_folder import ImageFolder
+from .layout import Layout, LeftOut, find_layout, note_beside
 
 
 class Split(NamedTuple):
-    """Images to train on and images to validate on, of the same classes; `notes` say what differs from the record."""
+    """Images to train on and images to validate on, of the same classes.
+
+    `notes` say what of the folder is not used, where the images to validate on come from, and what is not as recorded.
+    """
 
     root: Path
     classes: list[str]
@@ -27,8 +31,8 @@ class Split(NamedTuple):
         return recorded_split.make_record(self.root, self.classes, self.train, self.val)
 
     def check_readable(self) -> None:
-        """Raise a UserError if an image cannot be read; this opens all of them."""
-        check_readable([path for path, _ in self.train.items + self.val.items])
+        """Raise a UserError if an image cannot be read; this decodes all of them."""
+        check_readable([path for path, _ in self.train.items + self.val.items], self.root)
 
     def listing(self) -> list[tuple[str, str]]:
         """Return class and file name of every image, in order; they do not depend on where the folder is."""
@@ -36,7 +40,13 @@ class Split(NamedTuple):
         return [(self.classes[label], Path(path).name) for path, label in items]
 
 
-def open_folder(root: Path, seed: int, record: dict[str, Any] | None = None, out: Path | None = None) -> Split:
+def open_folder(
+    root: Path,
+    seed: int,
+    record: dict[str, Any] | None = None,
+    out: Path | None = None,
+    val_split: float | None = None,
+) -> Split:
     """Open a folder of class folders, or of ``train`` and ``val`` with class folders, and divide its images.
 
     The images are listed, but not read: see `Split.check_readable`.
@@ -50,15 +60,44 @@ def open_folder(root: Path, seed: int, record: dict[str, Any] | None = None, out
     record : dict, optional
         The record of the run to resume, whose division is kept.
     out : Path, optional
-        The folder of the run; it is no class, even if it is among them.
+        The folder of the run, which is no class, even if it is among them.
+    val_split : float, optional
+        The share of the images of every class to set aside if there is no ``val``, between 0 and 1.
 
     Raises
     ------
     UserError
-        If there is nothing to train on, or the run to resume had other classes, or the same images under exchanged
-        names.
+        If there is nothing to train on, `val_split` has no use, or the run to resume had other classes, or the same
+        images under exchanged names.
     """
-    train, *rest = [ImageFolder(folder, out) for folder in class_roots(root)]
+    layout, left_out = find_layout(root), LeftOut(root)
+    parts = _open_parts(root, layout, left_out, record, out)
+    note_beside(root, layout, left_out)
+    unused = left_out.describe()
+    notes = [f"left out: {unused}"] if unused else []
+    if record is not None:
+        train, val, changes = recorded_split.divide(parts, record, root)
+        notes += changes
+    elif layout.val is None:
+        share = defaults.VAL_SPLIT if val_split is None else val_split
+        train, val = _divide_at_random(parts[0], seed, share)
+        if layout.train != root:
+            notes.append(f"there is no val beside {layout.train.name}: {share:.4g} of its images are set aside")
+    elif val_split is None:
+        train, val = parts
+    else:
+        raise UserError(
+            f"--val-split {val_split:g}: --data {root} has images to validate on in {layout.val.name}; leave the "
+            "option out, or move that folder away"
+        )
+    return Split(root, train.synsets, train, val, tuple(notes))
+
+
+def _open_parts(
+    root: Path, layout: Layout, left_out: LeftOut, record: dict[str, Any] | None, out: Path | None
+) -> list[ImageFolder]:
+    """Open the folder to train on and, if there is one, that to validate on, with the same classes."""
+    train = ImageFolder(layout.train, left_out, out)
     if record is not None:
         recorded_split.check_classes(train.synsets, record, root)
     if len(train.synsets) < 2:
@@ -66,14 +105,11 @@ def open_folder(root: Path, seed: int, record: dict[str, Any] | None = None, out
             f"--data {root}: expected at least two class folders, found {', '.join(train.synsets) or 'none'}; "
             "make one folder of images for each class"
         )
-    for val in rest:
-        _check_same_classes(train, val, root)
-    notes: tuple[str, ...] = ()
-    if record is not None:
-        train, val, notes = recorded_split.divide([train, *rest], record, root)
-    elif not rest:
-        train, val = _divide_at_random(train, seed)
-    return Split(root, list(train.synsets), train, val, notes)
+    if layout.val is None:
+        return [train]
+    val = ImageFolder(layout.val, left_out, out)
+    _check_same_classes(train, val, root)
+    return [train, val]
 
 
 def _check_same_classes(train: ImageFolder, val: ImageFolder, root: Path) -> None:
@@ -88,7 +124,7 @@ def _check_same_classes(train: ImageFolder, val: ImageFolder, root: Path) -> Non
         )
 
 
-def _divide_at_random(images: ImageFolder, seed: int) -> tuple[ImageFolder, ImageFolder]:
+def _divide_at_random(images: ImageFolder, seed: int, share: float) -> tuple[ImageFolder, ImageFolder]:
     """Set a share of every class aside."""
     generator = random.Random(seed)
     train: list[int] = []
@@ -101,7 +137,7 @@ def _divide_at_random(images: ImageFolder, seed: int) -> tuple[ImageFolder, Imag
                 "folder into train/ and val/ yourself"
             )
         generator.shuffle(positions)
-        count = max(1, round(len(positions) * VAL_SHARE))
+        count = min(max(1, round(len(positions) * share)), len(positions) - 1)
         val += positions[:count]
         train += positions[count:]
     first, second = ([images.items[position] for position in sorted(part)] for part in (train, val))

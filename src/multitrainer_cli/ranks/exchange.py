@@ -65,9 +65,11 @@ class Ranks:
         """Return the batch size to pass to `Trainer.step`, given the images in the batch of this rank."""
         return images
 
-    def make_trainer(self, groups: list[ParamGroup], optimizer: str, settings: dict[str, float]) -> MultiLRTrainer:
-        """Make a trainer whose updates are the same on every rank."""
-        return MultiLRTrainer(groups, optimizer, settings, kvstore=self.kvstore)
+    def make_trainer(
+        self, groups: list[ParamGroup], optimizer: str, settings: dict[str, float], **options: Any
+    ) -> MultiLRTrainer:
+        """Make a trainer whose updates are the same on every rank; it gets the options as keywords."""
+        return MultiLRTrainer(groups, optimizer, settings, kvstore=self.kvstore, **options)
 
     def sum(self, numbers: np.ndarray) -> np.ndarray:
         """Return the sum of every rank's array, in float32."""
@@ -78,9 +80,12 @@ class Ranks:
         return bool(self.sum(np.array([float(condition)], "float32"))[0])
 
     def broadcast_parameters(self, params: Iterable[gluon.Parameter]) -> None:
-        """Set the Parameters of every rank to the values that they have on rank 0."""
+        """Set the Parameters of every rank to the values that they have on rank 0, averaged over its devices.
+
+        Only statistics differ between devices. Afterwards they do not, so that what is measured is what is saved.
+        """
         params = list(params)
-        values = [param.list_data()[0].asnumpy() for param in params]
+        values = [_average_over_devices(param) for param in params]
         if self.size == 1 or not values:
             return
         flat = np.concatenate([value.ravel() for value in values])
@@ -149,3 +154,14 @@ class Ranks:
 
     def fail(self) -> None:
         """Tell the other ranks that this one ends with an error, and give them time to end with the same."""
+
+
+def _average_over_devices(param: gluon.Parameter) -> np.ndarray:
+    """Set a Parameter to its average over the devices, unless all have the same values, and return these."""
+    copies = [copy.asnumpy() for copy in param.list_data()]
+    if all(copy.tobytes() == copies[0].tobytes() for copy in copies):
+        return copies[0]
+    average = np.asarray(sum(copies) / len(copies), copies[0].dtype)
+    for array in param.list_data():  # `set_data` would make a kvstore that updates forget its states
+        array[:] = average
+    return average

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mxnet as mx
 import numpy as np
 
@@ -25,9 +27,11 @@ class HorovodRanks(Ranks):
         self._hvd.init()
         self.rank, self.size, self.local_rank = self._hvd.rank(), self._hvd.size(), self._hvd.local_rank()
 
-    def make_trainer(self, groups: list[ParamGroup], optimizer: str, settings: dict[str, float]) -> MultiLRTrainer:
+    def make_trainer(
+        self, groups: list[ParamGroup], optimizer: str, settings: dict[str, float], **options: Any
+    ) -> MultiLRTrainer:
         """Make a trainer whose gradients Horovod averages."""
-        return self._trainer_class(groups, optimizer, settings)
+        return self._trainer_class(groups, optimizer, settings, **options)
 
     def sum(self, numbers: np.ndarray) -> np.ndarray:
         """Return the sum that Horovod computes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import Iterator
+from typing import Any, Iterator
 
 import mxnet as mx
 import numpy as np
@@ -58,9 +58,11 @@ class ServerRanks(Ranks):
         """Return the images of all ranks, because the servers sum the gradients."""
         return images * self.size
 
-    def make_trainer(self, groups: list[ParamGroup], optimizer: str, settings: dict[str, float]) -> MultiLRTrainer:
+    def make_trainer(
+        self, groups: list[ParamGroup], optimizer: str, settings: dict[str, float], **options: Any
+    ) -> MultiLRTrainer:
         """Make a trainer on the connection, where it has keys of its own."""
-        return MultiLRTrainer(groups, optimizer, settings, kvstore=self._connection)
+        return MultiLRTrainer(groups, optimizer, settings, kvstore=self._connection, **options)
 
     def sum(self, numbers: np.ndarray) -> np.ndarray:
         """Return the sum that the servers compute."""

@@ -11,7 +11,7 @@ from typing import Any, Iterator
 
 import mxnet as mx
 
-from multitrainer import MultiLRTrainer
+from multitrainer import MultiLRTrainer, WeightAverage, _mxnet
 from multitrainer.checkpoint import atomic
 
 from ..errors import UserError
@@ -34,11 +34,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_parameters(net: mx.gluon.Block, path: Path) -> None:
-    """Save the parameters of a network, and check that they can be read back."""
+    """Save the parameters of a network, as they are on its first device, and check that they can be read back."""
     mx.nd.waitall()  # reading a frozen weight while a step runs can give wrong values, or crash MXNet
+    # `net.save_parameters` saves the average over the devices, which on three of equal values has other last digits.
+    arrays = {
+        name: param.list_data()[0].as_in_context(mx.cpu()) for name, param in _mxnet.parameters_by_path(net).items()
+    }
     with replacing(path) as temporary:
         try:
-            net.save_parameters(str(temporary))
+            mx.nd.save(str(temporary), arrays)
             # MXNet does not check the last write; only reading the file shows that the disk cut it short.
             mx.nd.load(str(temporary))
         except mx.MXNetError as error:
@@ -48,8 +52,21 @@ def save_parameters(net: mx.gluon.Block, path: Path) -> None:
 
 def save_states(trainer: MultiLRTrainer, path: Path) -> None:
     """Save the states of a trainer."""
-    try:
+    with _reported(path):
         trainer.save_states(path)
+
+
+def save_average(average: WeightAverage, path: Path) -> None:
+    """Save an average of weights."""
+    with _reported(path):
+        average.save(path)
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn an OSError into the UserError that a file cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise cannot_write(path, error.strerror or str(error)) from error
 

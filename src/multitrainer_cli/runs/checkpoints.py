@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import mxnet as mx
 
-from multitrainer import MultiLRTrainer
+from multitrainer import MultiLRTrainer, WeightAverage
 
 from ..errors import UserError
 from ..ranks.exchange import Ranks
@@ -139,11 +139,15 @@ class Checkpoints:
         elif not path.is_file() or path.read_bytes() != self._classes.encode():
             print(f"{path} is not as this run wrote it; it stays as it is")
 
-    def save(self, net: mx.gluon.Block, trainer: MultiLRTrainer, number: int) -> None:
+    def save(
+        self, net: mx.gluon.Block, trainer: MultiLRTrainer, number: int, average: WeightAverage | None = None
+    ) -> None:
         """Write a checkpoint, before the row of metrics with its number is written."""
         files = run_folder.checkpoint_files(self.out, number)
         artifacts.save_parameters(net, files.weights)
         artifacts.save_states(trainer, files.states)
+        if average is not None:
+            artifacts.save_average(average, run_folder.average_file(self.out, number))
         artifacts.save_text(files.checksum, json.dumps({"crc32": artifacts.checksum(files.weights)}))
 
     def remove_before(self, number: int) -> None:
@@ -152,7 +156,14 @@ class Checkpoints:
             if path.stem.isdecimal() and int(path.stem) < number:
                 path.unlink()
 
-    def restore(self, net: mx.gluon.Block, trainer: MultiLRTrainer, contexts: list[mx.Context], number: int) -> None:
+    def restore(
+        self,
+        net: mx.gluon.Block,
+        trainer: MultiLRTrainer,
+        contexts: list[mx.Context],
+        number: int,
+        average: WeightAverage | None = None,
+    ) -> None:
         """Load a checkpoint of rank 0 on all ranks; raise a UserError if it is damaged."""
         files = run_folder.checkpoint_files(self.out, number)
         try:
@@ -160,6 +171,9 @@ class Checkpoints:
                 net.load_parameters(str(path), ctx=contexts)
             with self._ranks.local_copy(files.states) as path:
                 trainer.load_states(path)
+            if average is not None:
+                with self._ranks.local_copy(run_folder.average_file(self.out, number)) as path:
+                    average.load(path)
         except (OSError, ValueError, AssertionError, mx.MXNetError) as error:
             raise resume_error(self.out, f"is damaged ({error})") from error
 

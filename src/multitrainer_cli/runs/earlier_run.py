@@ -49,10 +49,13 @@ def read_earlier_run(
     if not rows:
         print(f"the run in {out} has no whole epoch yet; it begins from the start", flush=True)
         return EarlierRun([], None)
-    kept = run_folder.checkpoint_files(out, len(rows))
+    # The runs of the comparison are independent of each other: it keeps no checkpoint.
+    kept = [] if before["images"] is None else [*run_folder.checkpoint_files(out, len(rows))]
     names = [*(str(path.relative_to(out)) for path in kept), *required_files(rows)]
     _check_complete(out, names)
-    _check_parameters(out, len(rows), [out / name for name in names if name.endswith(".params")])
+    if kept:
+        _check_checksum(out, len(rows))
+    _check_parameters(out, [out / name for name in names if name.endswith(".params")])
     return EarlierRun(rows, before["images"])
 
 
@@ -150,11 +153,16 @@ def _check_metrics(out: Path, rows: int) -> None:
         raise resume_error(out, f"is damaged (its checkpoint is of row {max(numbers)}, {metrics} has {rows})")
 
 
-def _check_parameters(out: Path, number: int, paths: list[Path]) -> None:
-    """Refuse weights that cannot be read, or that are not those which the checkpoint was written with."""
+def _check_checksum(out: Path, number: int) -> None:
+    """Refuse weights that are not those which the checkpoint was written with."""
     files = run_folder.checkpoint_files(out, number)
     with _damage_reported(out):
         if artifacts.checksum(files.weights) != json.loads(files.checksum.read_text(encoding="utf-8"))["crc32"]:
             raise ValueError(f"checksum mismatch for {files.weights.name}")
+
+
+def _check_parameters(out: Path, paths: list[Path]) -> None:
+    """Refuse weights that cannot be read."""
+    with _damage_reported(out):
         for path in paths:
             artifacts.check_parameters(path)

@@ -124,7 +124,7 @@ def _parse(path: Path) -> dict[str, Any]:
 def _parse_images(classes: list[str], split: dict[str, Any]) -> dict[str, Any]:
     images: dict[str, Any] = {"classes": classes, "contents": {}}
     for part in ("train", "val"):
-        contents = {name: [int(number) for number in numbers] for name, numbers in split[part].items()}
+        contents = {name: [int(number) for number in numbers] for name, numbers in dict(split[part]).items()}
         for name in contents:
             if not {*PurePath(name).parent.parts}.intersection(classes):
                 raise ValueError(f"the image {name!r} is in none of the classes")

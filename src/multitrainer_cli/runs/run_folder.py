@@ -13,7 +13,9 @@ from . import record
 RECORD, METRICS, CLASSES, BEST, LAST = "run.json", "metrics.jsonl", "classes.txt", "best.params", "last.params"
 CHECKPOINT = "checkpoint"
 OLD_RECORD = f"{CHECKPOINT}/run.json"  # where earlier versions kept the record
-# A new run replaces these; other files in the folder are the user's. digits-source.params is read and never replaced.
+AVERAGE_SUFFIX = ".average"  # of the file with the averaged weights, in the checkpoints of a run with --ema
+TENSORBOARD, EVENTS_SUFFIX = "tensorboard", ".multitrainer"
+# A new run replaces these; other files in the folder are the user's. mnist-source.params is read and never replaced.
 FILES = (METRICS, CLASSES, BEST, LAST, "finetune.png", "comparison.png")
 
 
@@ -76,9 +78,19 @@ def default_number(folder: Path) -> int | None:
 def files_of_run(folder: Path) -> list[Path]:
     """Return the files of the run in a folder, its record first."""
     numbered = (path for path in (folder / CHECKPOINT).glob("*") if path.stem.isdecimal())
-    kept = sorted(path for path in numbered if path.suffix in CHECKPOINT_SUFFIXES)
+    kept = sorted(path for path in numbered if path.suffix in (*CHECKPOINT_SUFFIXES, AVERAGE_SUFFIX))
     named = [folder / name for name in (RECORD, OLD_RECORD, *FILES)]
-    return [path for path in (*named, *kept) if os.path.lexists(path)]
+    return [*(path for path in (*named, *kept) if os.path.lexists(path)), *event_files(folder)]
+
+
+def event_files(folder: Path) -> list[Path]:
+    """Return the files of --tensorboard; others in their folder are the user's."""
+    return sorted((folder / TENSORBOARD).glob(f"events.out.tfevents.*{EVENTS_SUFFIX}"))
+
+
+def average_file(folder: Path, number: int) -> Path:
+    """Return the path of the averaged weights of a checkpoint."""
+    return folder / CHECKPOINT / f"{number:06}{AVERAGE_SUFFIX}"
 
 
 def remove_run(folder: Path) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 from mxnet import gluon
 
-from multitrainer import MultiLRTrainer
+from multitrainer import MultiLRTrainer, WeightAverage
 
 from ..runs import artifacts, figures, run_folder
 from ..runs.checkpoints import Checkpoints
+from ..runs.tensorboard import TensorBoardFile
+from . import average as averaging
 
 
 class EpochFiles:
@@ -23,13 +25,26 @@ class EpochFiles:
         The trainer, whose state goes into the checkpoint.
     checkpoints : Checkpoints
         The run; its metrics hold the rows of the epochs that were trained before.
+    average : WeightAverage, optional
+        The average whose weights are kept as the best and last ones.
+    tensorboard : TensorBoardFile, optional
+        A copy of the metrics.
     """
 
-    def __init__(self, net: gluon.Block, trainer: MultiLRTrainer, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self,
+        net: gluon.Block,
+        trainer: MultiLRTrainer,
+        checkpoints: Checkpoints,
+        average: WeightAverage | None = None,
+        tensorboard: TensorBoardFile | None = None,
+    ) -> None:
         self.out = checkpoints.out
         self._net = net
         self._trainer = trainer
         self._checkpoints = checkpoints
+        self._average = average
+        self._tensorboard = tensorboard
 
     def write_epoch(self, row: dict[str, Any]) -> None:
         """Write everything that an epoch changes; its row of metrics comes after its checkpoint."""
@@ -38,8 +53,9 @@ class EpochFiles:
         self._save_parameters(run_folder.LAST)
         if row["val_accuracy"] > max((each["val_accuracy"] for each in earlier), default=-1.0):
             self._save_parameters(run_folder.BEST)
-        checkpoints.save(self._net, self._trainer, row["epoch"])
+        checkpoints.save(self._net, self._trainer, row["epoch"], self._average)
         checkpoints.metrics.add(row)
+        self._copy_metrics()
         checkpoints.remove_before(row["epoch"])
 
     def write_interrupted(self) -> str:
@@ -54,9 +70,15 @@ class EpochFiles:
         """Draw the metrics and print the best epoch, if an epoch has ended."""
         rows = self._checkpoints.metrics.rows
         if rows:
+            self._copy_metrics()
             artifacts.save_figure(figures.plot_training(rows, title), self.out / "finetune.png")
             best = max(rows, key=lambda row: row["val_accuracy"])
             print(f"best validation accuracy {best['val_accuracy']:.1%} (epoch {best['epoch']}); files in {self.out}")
 
     def _save_parameters(self, name: str) -> None:
-        artifacts.save_parameters(self._net, self.out / name)
+        with averaging.applied(self._average):
+            artifacts.save_parameters(self._net, self.out / name)
+
+    def _copy_metrics(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.write(self._checkpoints.metrics.rows)

@@ -186,12 +186,17 @@ def cache_features(
     reason = backbone.reason_not_to_cache(first.as_in_context(cache.contexts[0]))
     if reason:
         net.hybridize(static_alloc=True)
-        return TrainingTask(net, train, val, f"the backbone is frozen, but its features cannot be kept: {reason}")
+        return TrainingTask(net, train, val, not_cached(reason))
     datasets = [cache.compute(backbone, loader) for loader in (train_in_order, val)]
     backbone.head.hybridize(static_alloc=True)
     in_order = gluon.data.BatchSampler(gluon.data.SequentialSampler(len(datasets[1])), len(first), "keep")
     loaders = Loader(datasets[0], train.batches), Loader(datasets[1], in_order)
     return TrainingTask(backbone.head, *loaders, _describe(datasets))
+
+
+def not_cached(reason: str) -> str:
+    """Return the note of a task that trains the whole network although its backbone is frozen."""
+    return f"the backbone is frozen, but its features cannot be kept: {reason}"
 
 
 def _describe(datasets: list[CachedFeatures]) -> str:

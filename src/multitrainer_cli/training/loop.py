@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import random
 import time
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from multitrainer import MultiLRTrainer, _mxnet
+from multitrainer import MultiLRTrainer, WeightAverage, _mxnet
 
 from ..errors import UserError, require
 from ..interrupts import Interrupts
 from ..ranks.exchange import Ranks
+from . import average as averaging
+from .losses import Objective
 
 
 def seed_everything(seed: int) -> None:
@@ -35,7 +37,7 @@ class _Tally:
 
     def add(self, losses: list[mx.nd.NDArray], correct: list[mx.nd.NDArray], images: int) -> None:
         self.read_pending()
-        self._pending = (losses, correct, images)
+        self._pending = ([loss.sum() for loss in losses], correct, images)
 
     def read_pending(self) -> None:
         if self._pending is not None:
@@ -51,6 +53,7 @@ class _Tally:
         """Return the tally of all ranks together."""
         total = _Tally()
         total.loss, total.correct, total.images = ranks.sum(np.array([self.loss, self.correct, self.images])).tolist()
+        total.read_pending()  # in float32 the sum may not be finite
         return total
 
     @property
@@ -70,11 +73,14 @@ def fit(
     contexts: Sequence[mx.Context],
     epochs: int,
     interrupts: Interrupts,
+    *,
+    objective: Objective | None = None,
     title: str = "",
     measure_every: int = 1,
     ranks: Ranks | None = None,
     seed: int = 0,
     epochs_done: int = 0,
+    average: WeightAverage | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train, and yield one row of metrics after every epoch.
 
@@ -92,40 +98,49 @@ def fit(
         The number of epochs of the run.
     interrupts : Interrupts
         Checked between two batches.
+    objective : Objective, optional
+        What is minimized, by default the mean cross-entropy.
     title : str
         The beginning of the progress bar.
     measure_every : int
-        Epochs between two validations; the last epoch always ends with one. In between, val_accuracy is None.
+        Epochs between two validations; the last epoch always ends with one. In between, val_loss and val_accuracy are
+        None.
     ranks : Ranks, optional
         The ranks that train together; each has batches of its own, and all get the same rows.
     seed : int
-        Decides what layers such as Dropout draw. Every epoch seeds MXNet again, so that a run can resume at any epoch.
+        Decides what is drawn by layers such as Dropout and by the objective. Every epoch seeds MXNet again, so that a
+        run can resume at any epoch.
     epochs_done : int
         Epochs of this run that were trained before; `train` has skipped them.
+    average : WeightAverage, optional
+        Averages the weights after every update; the network is validated with these averages.
 
     Yields
     ------
     dict
-        epoch, train_loss, train_accuracy, val_accuracy, images_per_second, seconds (both of the training alone) and
-        learning_rates by group, at the epoch's first update.
+        epoch, train_loss (the mean of what is minimized), train_accuracy, val_loss (the mean cross-entropy, whatever
+        is minimized), val_accuracy, images_per_second, seconds (both of the training alone) and learning_rates by
+        group, at the epoch's first update.
     """
-    ranks = ranks or Ranks()
+    training = _Training(net, trainer, contexts, interrupts, objective or Objective(), ranks or Ranks(), seed, average)
     for epoch in range(epochs_done + 1, epochs + 1):
         mx.random.seed((seed + 1_000_003 * epoch) % 2**31)
         rates = dict(trainer.learning_rates)
         began = time.perf_counter()
-        bar_title = f"{title}epoch {epoch}/{epochs}"
-        tally = _train_epoch(net, trainer, train, contexts, interrupts, bar_title, ranks).sum_over(ranks)
+        trained = training.train_epoch(train, epoch, f"{title}epoch {epoch}/{epochs}")
         seconds = time.perf_counter() - began
         # Each rank's statistics follow its own batches; all validate the network that rank 0 keeps.
-        ranks.broadcast_parameters(param for param in net.collect_params().values() if _mxnet.is_statistic(param))
-        measured = epoch % measure_every == 0 or epoch == epochs
+        statistics = (param for param in net.collect_params().values() if _mxnet.is_statistic(param))
+        training.ranks.broadcast_parameters(statistics)
+        with averaging.applied(average):
+            measured = training.validate(val) if epoch % measure_every == 0 or epoch == epochs else None
         yield {
             "epoch": epoch,
-            "train_loss": round(tally.mean_loss, 6),
-            "train_accuracy": round(tally.accuracy, 6),
-            "val_accuracy": round(_measure_accuracy(net, val, contexts, interrupts, ranks), 6) if measured else None,
-            "images_per_second": round(tally.images / seconds, 1),
+            "train_loss": round(trained.mean_loss, 6),
+            "train_accuracy": round(trained.accuracy, 6),
+            "val_loss": round(measured.mean_loss, 6) if measured else None,
+            "val_accuracy": round(measured.accuracy, 6) if measured else None,
+            "images_per_second": round(trained.images / seconds, 1),
             "seconds": round(seconds, 3),
             "learning_rates": rates,
         }
@@ -138,48 +153,66 @@ def split_batch(array: mx.nd.NDArray, contexts: Sequence[mx.Context]) -> list[mx
     return gluon.utils.split_and_load(array, used, even_split=False)
 
 
-def _train_epoch(
+def compute_gradients(
     net: gluon.Block,
-    trainer: MultiLRTrainer,
-    batches: gluon.data.DataLoader,
+    objective: Objective,
+    images: mx.nd.NDArray,
+    targets: mx.nd.NDArray,
     contexts: Sequence[mx.Context],
-    interrupts: Interrupts,
-    title: str,
-    ranks: Ranks,
-) -> _Tally:
-    loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
-    tally = _Tally()
-    disable = None if ranks.is_first else True  # None: tqdm draws no bar if stderr is not a terminal
-    with require("tqdm").tqdm(desc=title, unit=" images", leave=False, disable=disable, dynamic_ncols=True) as bar:
-        count = len(batches)  # of this epoch; once it runs, the loader gives the length of the next one
-        for data, label in batches:
-            interrupts.check()
-            bar.total = count * len(data)
-            labels = split_batch(label, contexts)
-            with autograd.record():
-                outputs = [net(x) for x in split_batch(data, contexts)]
-                losses = [loss_function(output, y) for output, y in zip(outputs, labels)]
-            autograd.backward(losses)
-            trainer.step(ranks.step_batch_size(len(data)))
-            tally.add([loss.sum() for loss in losses], _count_correct(outputs, labels), len(data))
-            if tally.images:
-                bar.set_postfix(loss=f"{tally.mean_loss:.3f}", accuracy=f"{tally.accuracy:.1%}", refresh=False)
-            bar.update(len(data))
+) -> tuple[list[mx.nd.NDArray], list[mx.nd.NDArray]]:
+    """Make the forward and the backward pass of a batch; return outputs and losses, an array for each device."""
+    with autograd.record():
+        outputs = [net(part) for part in split_batch(images, contexts)]
+        losses = [objective.loss(output, part) for output, part in zip(outputs, split_batch(targets, contexts))]
+    autograd.backward(losses)
+    return outputs, losses
+
+
+class _Training(NamedTuple):
+    """A network in training, and what an epoch of it needs."""
+
+    net: gluon.Block
+    trainer: MultiLRTrainer
+    contexts: Sequence[mx.Context]
+    interrupts: Interrupts
+    objective: Objective
+    ranks: Ranks
+    seed: int
+    average: WeightAverage | None
+
+    def train_epoch(self, loader: gluon.data.DataLoader, epoch: int, title: str) -> _Tally:
+        """Train on every batch of an epoch; return loss and accuracy on all ranks."""
+        tally = _Tally()
+        disable = None if self.ranks.is_first else True  # None: tqdm draws no bar if stderr is not a terminal
+        with require("tqdm").tqdm(desc=title, unit=" images", leave=False, disable=disable, dynamic_ncols=True) as bar:
+            count = len(loader)  # of this epoch; once it runs, the loader gives the length of the next one
+            for images, labels, targets in self.objective.batches(loader, self.seed, epoch):
+                self.interrupts.check()
+                bar.total = count * len(images)
+                outputs, losses = compute_gradients(self.net, self.objective, images, targets, self.contexts)
+                self.trainer.step(self.ranks.step_batch_size(len(images)))
+                averaging.update(self.average)
+                tally.add(losses, _count_correct(outputs, split_batch(labels, self.contexts)), len(images))
+                if tally.images:
+                    bar.set_postfix(loss=f"{tally.mean_loss:.4g}", accuracy=f"{tally.accuracy:.1%}", refresh=False)
+                bar.update(len(images))
+            self.trainer.flush()  # the batches that are left of the epoch, if an update has several
+            averaging.update(self.average)
+            tally.read_pending()
+        return tally.sum_over(self.ranks)
+
+    def validate(self, loader: Iterable[Any]) -> _Tally:
+        """Return the cross-entropy, and how many labels have the highest score, on all ranks."""
+        cross_entropy = gluon.loss.SoftmaxCrossEntropyLoss()
+        tally = _Tally()
+        for images, labels in loader:
+            self.interrupts.check()
+            parts = split_batch(labels, self.contexts)
+            outputs = [self.net(x) for x in split_batch(images, self.contexts)]
+            losses = [cross_entropy(output, part) for output, part in zip(outputs, parts)]
+            tally.add(losses, _count_correct(outputs, parts), len(images))
         tally.read_pending()
-    return tally
-
-
-def _measure_accuracy(
-    net: gluon.Block, batches: Iterable[Any], contexts: Sequence[mx.Context], interrupts: Interrupts, ranks: Ranks
-) -> float:
-    """Return the share of images whose label has the highest score."""
-    tally = _Tally()
-    for data, label in batches:
-        interrupts.check()
-        outputs = [net(x) for x in split_batch(data, contexts)]
-        tally.add([], _count_correct(outputs, split_batch(label, contexts)), len(data))
-    tally.read_pending()
-    return tally.sum_over(ranks).accuracy
+        return tally.sum_over(self.ranks)
 
 
 def _count_correct(outputs: list[mx.nd.NDArray], labels: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ import mxnet as mx
 from mxnet import gluon
 
 from multitrainer import _mxnet
-from multitrainer.groups.targets import closest_names
 from multitrainer.images import ImageTransform
 from multitrainer.pretrained import LoadReport, match_file
 
-from ..data.batches import CIFAR_SIZE
-from ..errors import UserError, require
+from ..data.batches import validation_transform
+from ..errors import UserError
+from . import zoo
+from .other_size import check_input_size
 
 # The models that take another size than ImageNet's 224.
 INPUT_SIZES = {"cifar": 32, "inceptionv3": 299, "xception": 299}
@@ -32,10 +32,9 @@ def input_size(model: str) -> int:
     return next((size for start, size in INPUT_SIZES.items() if model.lower().startswith(start)), 224)
 
 
-def transform(model: str) -> ImageTransform:
-    """Return what makes the input of a model from an image when it is validated."""
-    size = input_size(model)
-    return ImageTransform(size, size if size <= CIFAR_SIZE else round(size / 0.875))
+def transform(model: str, size: int | None = None) -> ImageTransform:
+    """Return what makes the input of a model when it is validated; of another `size` than its own, if one is given."""
+    return validation_transform(size or input_size(model))
 
 
 def build(model: str, classes: int) -> tuple[gluon.HybridBlock, str]:
@@ -55,30 +54,21 @@ def build(model: str, classes: int) -> tuple[gluon.HybridBlock, str]:
     head : str
         The attribute path of the part whose shape depends on the number of classes.
     """
-    zoo = require("gluoncv.model_zoo")
-    known = list(zoo.get_model_list())
-    if model.lower() not in known:
-        closest = ", ".join(closest_names(model.lower(), known, 5))
-        raise UserError(f"--model {model}: GluonCV has no such model; closest: {closest}")
-    try:
-        net, other = (_make(zoo, model, count) for count in (classes, classes + 1))
-    except Exception as error:  # a detector, for example, raises what it likes for this argument
-        raise _not_a_classifier(model) from error
+    net, other = (zoo.make(model, count) for count in (classes, classes + 1))
     return net, _find_head(net, other, model)
-
-
-def _make(zoo: Any, model: str, classes: int) -> gluon.HybridBlock:
-    with mx.name.NameManager():  # the same names at every call, by which trainer states are saved
-        return zoo.get_model(model, classes=classes)
 
 
 def _find_head(net: gluon.HybridBlock, other: gluon.HybridBlock, model: str) -> str:
     """Return the path of the head: the part that differs in the same network for another number of classes."""
     shapes = {name: param.shape for name, param in _mxnet.parameters_by_path(other).items()}
-    names = [name for name, param in _mxnet.parameters_by_path(net).items() if shapes.get(name) != param.shape]
+    paths: dict[gluon.Parameter, list[str]] = {}  # GoogLeNet's output has two: head.2 and output
+    for name, param in _mxnet.parameters_by_path(net).items():
+        if shapes.get(name) != param.shape:
+            paths.setdefault(param, []).append(name)
+    names = [min(each, key=lambda path: path.count(".")) for each in paths.values()]
     heads = {name.rsplit(".", 1)[0] for name in names}
     if len(heads) != 1 or "" in heads:
-        raise _not_a_classifier(model)
+        raise zoo.not_a_classifier(model)
     path = heads.pop()
     # The only layer with parameters in MobileNetV2's `output` is output.0; the shorter path means the same.
     while "." in path:
@@ -119,21 +109,64 @@ def _members(node: Any) -> dict[str, Any]:
     return {**blocks, **_mxnet.own_parameters(node)}
 
 
-def initialize(net: gluon.HybridBlock, contexts: list[mx.Context], model: str, classes: int) -> None:
-    """Initialize every parameter, and check that the output of the network is a score for each class."""
-    size = input_size(model)
+def initialize(
+    net: gluon.HybridBlock, contexts: list[mx.Context], model: str, classes: int, size: int | None = None
+) -> None:
+    """Initialize every parameter, and check that the output of the network is a score for each class.
+
+    Parameters
+    ----------
+    net : HybridBlock
+        The network.
+    contexts : list of Context
+        The devices.
+    model : str
+        Its name in GluonCV's model zoo.
+    classes : int
+        The number of classes.
+    size : int, optional
+        The side of its input, if that is not the model's own.
+
+    Raises
+    ------
+    UserError
+        If it has another output, or cannot take input of this size.
+    """
+    own_size = input_size(model)
     net.initialize(mx.init.Xavier(), ctx=contexts)
+    _check_graph(net, model)
     shapes = []
     for context in contexts:
-        output = net(mx.nd.zeros((1, 3, size, size), ctx=context))
+        output = net(mx.nd.zeros((1, 3, own_size, own_size), ctx=context))
         shapes.append(getattr(output, "shape", None))
     if any(shape != (1, classes) for shape in shapes):
-        raise _not_a_classifier(model)
+        raise zoo.not_a_classifier(model)
+    if size is not None and size != own_size:
+        check_input_size(net, model, size, classes, contexts[0])
 
 
-def load_weights(net: gluon.HybridBlock, head: str, model: str, args: argparse.Namespace) -> None:
-    """Load the weights that --pretrained or --params asks for into all but the head."""
-    load_backbone(net, head, download_weights(model) if args.pretrained else args.params)
+def _check_graph(net: gluon.HybridBlock, model: str) -> None:
+    """Refuse a network that cannot be hybridized, which GluonCV's layers do not promise; nothing is computed."""
+    try:
+        with mx.name.NameManager():
+            net(mx.sym.var("data"))
+    except Exception as error:  # whatever a layer raises that expects arrays
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--model {model} cannot be hybridized under MXNet {mx.__version__}, as training needs: {reason}"
+        ) from error
+
+
+def explain_failure(error: mx.MXNetError, model: str) -> Exception:
+    """Return what to raise in place of an error of MXNet during training: a UserError if there is a cure."""
+    if "could not construct a sub-memory" in str(error):  # channels that AVX-512's blocks of 16 do not divide
+        return UserError(
+            f"--model {model}: MKL-DNN cannot train this network on this CPU; set the environment variable "
+            "DNNL_MAX_CPU_ISA=AVX2, or choose another model"
+        )
+    if "out of memory" in str(error):
+        return UserError("a device is out of memory; lower --batch-size, and raise --accumulate to make up for it")
+    return error
 
 
 def load_backbone(net: gluon.HybridBlock, head: str, file: Path) -> None:
@@ -153,6 +186,8 @@ def load_backbone(net: gluon.HybridBlock, head: str, file: Path) -> None:
     UserError
         If the file cannot be read or is not of this network.
     """
+    if file.is_dir():
+        raise UserError(f"--params {file} is a folder; name the file of weights, such as {file / 'best.params'}")
     try:
         match = match_file(net, file, head=find(net, head))
     except (OSError, ValueError) as error:
@@ -175,26 +210,3 @@ def _check_fit(report: LoadReport, file: Path) -> None:
         problems.append(f"{name} has shape {there} in it and {here} in the network")
     if problems:
         raise UserError(f"{file} does not fit this --model: {'; '.join(problems)}")
-
-
-def download_weights(model: str) -> Path:
-    """Return the file of GluonCV's published weights; it is downloaded once."""
-    store = require("gluoncv.model_zoo.model_store")
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
-    try:
-        return Path(store.get_model_file(model.lower()))
-    except ValueError as error:
-        raise UserError(
-            f"--pretrained: GluonCV publishes no weights for {model} ({error}); use --params FILE or another --model"
-        ) from error
-    except Exception as error:  # requests, zipfile and portalocker raise different types
-        raise UserError(
-            f"--pretrained: the weights of {model} cannot be downloaded ({type(error).__name__}); check the network, "
-            "or fetch the .params file elsewhere and pass it as --params FILE"
-        ) from error
-
-
-def _not_a_classifier(model: str) -> UserError:
-    return UserError(
-        f"--model {model} is not an image classifier with one output layer; try mobilenetv2_1.0 or resnet18_v1b"
-    )

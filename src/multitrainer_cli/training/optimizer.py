@@ -31,6 +31,10 @@ def parse_optimizer(name: str | None, lr: float | None, wd: float | None) -> Opt
     if name not in known:
         closest = ", ".join(closest_names(name, known, 5))
         raise UserError(f"--optimizer {name}: MXNet has no such optimizer; closest: {closest}")
+    if lr is not None and name == "adadelta":
+        raise UserError(
+            f"--lr {lr:g}: AdaDelta has no learning rate; leave the option out or choose another --optimizer"
+        )
     parameters = inspect.signature(registry[name]).parameters
     default_wd = parameters["wd"].default if "wd" in parameters else WEIGHT_DECAY
     settings = {"wd": default_wd if wd is None else wd}

@@ -21,13 +21,13 @@ from multitrainer.groups.targets import Multiplier, check_multiplier
 
 from ..arguments import defaults
 from ..arguments.values import parse_bounds, parse_multiplier, parse_unfreezing
-from ..errors import UserError
+from ..errors import UserError, naming
 from ..ranks.exchange import Ranks
 from . import network
 from .optimizer import OptimizerChoice
 from .schedule import TrainingLength
 
-MAX_LISTED = 4  # groups that a line has room for
+LOWEST_RATE, HIGHEST_RATE = 1e-20, 1e20  # well within float32, whatever an optimizer makes of them
 
 
 class _GroupSpec(NamedTuple):
@@ -45,7 +45,7 @@ class _GroupSpec(NamedTuple):
 
     def frozen_until(self, update: int) -> _GroupSpec:
         """Return the spec with a multiplier of 0 until an update; a part that is frozen for good stays frozen."""
-        final = self.lr_mult.lr_mult if isinstance(self.lr_mult, unfreeze_at) else self.lr_mult
+        final = _final(self.lr_mult)
         return self if final == 0 else self._replace(lr_mult=unfreeze_at(update, final))
 
 
@@ -57,14 +57,14 @@ def build_groups(net: gluon.Block, head: str, args: argparse.Namespace, length: 
     UserError
         If an option names an unknown part, names a part twice, or has no effect.
     """
-    try:
-        specs = _initial_specs(net, head, args)
-        specs = _apply_multipliers(specs, net, args)
-        specs = _apply_unfreezing(specs, net, head, args, length)
-        groups = [spec.make_group(net) for spec in specs]
-        return [*groups, no_weight_decay(net)] if args.no_bias_decay else groups
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
+    specs = _initial_specs(net, head, args)
+    specs = _apply_multipliers(specs, net, args)
+    specs = _apply_unfreezing(specs, net, head, args, length)
+    groups = [spec.make_group(net) for spec in specs]
+    if args.no_bias_decay:
+        with naming("--no-bias-decay"):
+            groups.append(no_weight_decay(net))
+    return groups
 
 
 def make_trainer(
@@ -74,40 +74,56 @@ def make_trainer(
     length: TrainingLength,
     optimizer: OptimizerChoice,
     ranks: Ranks,
+    max_grad_norm: float | None = None,
 ) -> MultiLRTrainer:
     """Make the trainer of the groups that the options ask for; what is wrong with them is a UserError."""
     groups = build_groups(net, head, args, length)
+    options = {"accumulate": length.accumulate, "max_grad_norm": max_grad_norm}
     try:
-        trainer = ranks.make_trainer(groups, optimizer.name, optimizer.settings)
+        trainer = ranks.make_trainer(groups, optimizer.name, optimizer.settings, **options)
     except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
-    if not any(trainer.learning_rates.values()):
-        raise UserError("every part of the network is frozen; leave one to be trained")
+        of_norm = max_grad_norm is not None and "max_grad_norm" in str(error)
+        option = f"--clip-grad {max_grad_norm:g}" if of_norm else f"--optimizer {optimizer.name}"
+        raise UserError(f"{option}: {error}") from error
+    if not any(row.lr_mult for row in trainer._rows()):
+        raise UserError(
+            "every part of the network is frozen in the first epoch, by --freeze, --unfreeze-at or multipliers of 0; "
+            "leave one to be trained"
+        )
+    _check_rates(trainer)
     return trainer
 
 
-def describe_unfreezing(trainer: MultiLRTrainer, length: TrainingLength) -> str:
-    """Return a line for each update that unfreezes groups."""
-    unfrozen: dict[int, list[str]] = {}
+def _check_rates(trainer: MultiLRTrainer) -> None:
+    """Refuse a learning rate that MXNet cannot compute with, in float32."""
     for group in trainer.groups:
-        if isinstance(group.lr_mult, unfreeze_at):
-            unfrozen.setdefault(group.lr_mult.num_update, []).append(f"{group.name} ({group.lr_mult.lr_mult:.4g})")
-    epochs = {length.first_update(epoch): epoch for epoch in range(1, length.epochs + 1)}
-    lines = []
-    for update, names in sorted(unfrozen.items()):
-        shown = ", ".join(names) if len(names) <= MAX_LISTED else f"{names[0]} to {names[-1]}, {len(names)} groups"
-        lines.append(f"epoch {epochs[update]}, update {update}, unfreezes {shown}")
-    return "".join(f"{line}\n" for line in lines)
+        multiplier = _final(group.lr_mult)
+        rate = trainer.optimizer.lr * multiplier
+        if multiplier and not LOWEST_RATE <= rate <= HIGHEST_RATE:
+            raise UserError(
+                f"--lr {trainer.optimizer.lr:g} times {multiplier:g}, the multiplier of {group.name}, is {rate:g}; "
+                f"expected a learning rate from {LOWEST_RATE:g} to {HIGHEST_RATE:g}, which float32 can hold"
+            )
+
+
+def _final(lr_mult: Multiplier | None) -> float:
+    """Return the multiplier of a group in the last epoch; 0 if it has none."""
+    if isinstance(lr_mult, unfreeze_at):
+        return _final(lr_mult.lr_mult)
+    return float(lr_mult) if isinstance(lr_mult, (int, float)) else 0.0
 
 
 def _initial_specs(net: gluon.Block, head: str, args: argparse.Namespace) -> list[_GroupSpec]:
     """Divide the network by a recipe; without one, into the loaded backbone and the new head."""
     if args.layer_decay is not None:
-        return [_spec_of(group) for group in layerwise_decay(net, args.layer_decay)]
+        with naming(f"--layer-decay {args.layer_decay:g}"):
+            return [_spec_of(group) for group in layerwise_decay(net, args.layer_decay)]
     if args.discriminative is not None:
-        return [_spec_of(group) for group in discriminative(net, *parse_bounds(args.discriminative))]
+        bounds = parse_bounds(args.discriminative)
+        with naming(f"--discriminative {args.discriminative}"):
+            return [_spec_of(group) for group in discriminative(net, *bounds)]
     everything = dict(net.collect_params().items())
-    if args.lr_mult or args.freeze or not network.has_weights(args):
+    if not network.has_weights(args):
         return [_GroupSpec("net", everything, 1.0)]
     return _split_off([_GroupSpec("backbone", everything, defaults.BACKBONE_MULT)], head, network.find(net, head), 1.0)
 
@@ -119,16 +135,17 @@ def _spec_of(group: ParamGroup) -> _GroupSpec:
 
 def _apply_multipliers(specs: list[_GroupSpec], net: gluon.Block, args: argparse.Namespace) -> list[_GroupSpec]:
     """Make a group of its own of every part that --lr-mult or --freeze names."""
-    multipliers = [parse_multiplier(text) for text in args.lr_mult or []]
-    multipliers += [(path, 0.0) for path in args.freeze or []]
+    multipliers = [(*parse_multiplier(text), f"--lr-mult {text}") for text in args.lr_mult or []]
+    multipliers += [(path, 0.0, f"--freeze {path}") for path in args.freeze or []]
     multipliers.sort(key=lambda item: item[0].count("."))  # a part after the one that contains it
-    paths = [path for path, _ in multipliers]
-    repeated = sorted({path for path in paths if paths.count(path) > 1})
-    if repeated:
-        raise UserError(f"{', '.join(repeated)}: given more than once by --lr-mult and --freeze; keep one of them")
-    for path, multiplier in multipliers:
-        part = network.find(net, path)
-        specs = _split_off(specs, path, part, check_multiplier(multiplier, f"the multiplier of {path}"))
+    named: dict[str, str] = {}
+    for path, multiplier, option in multipliers:
+        if path in named:
+            raise UserError(f"{named[path]} and {option} are about the same part; keep one of them")
+        named[path] = option
+        with naming(option):
+            part = network.find(net, path)
+            specs = _split_off(specs, path, part, check_multiplier(multiplier, "MULT"))
     return specs
 
 
@@ -138,24 +155,23 @@ def _apply_unfreezing(
     """Freeze every part that --unfreeze-at names until its epoch."""
     for path, epochs in parse_unfreezing(args.unfreeze_at or [], length.epochs):
         updates = [length.first_update(epoch) for epoch in epochs]
-        if path is not None:
-            specs = _freeze_until(updates[0], specs, _parameters(network.find(net, path)), path)
-        elif len(epochs) > 1:
-            specs = _unfreeze_by_stage(specs, net, epochs, updates)
-        else:
-            backbone = set(net.collect_params().values()) - set(_parameters(network.find(net, head)))
-            specs = _freeze_until(updates[0], specs, backbone, "backbone")
+        with naming(f"--unfreeze-at {f'{path}=' if path else ''}{','.join(map(str, epochs))}"):
+            if path is not None:
+                specs = _freeze_until(updates[0], specs, _parameters(network.find(net, path)), path)
+            elif len(epochs) > 1:
+                specs = _unfreeze_by_stage(specs, net, updates)
+            else:
+                backbone = set(net.collect_params().values()) - set(_parameters(network.find(net, head)))
+                specs = _freeze_until(updates[0], specs, backbone, "backbone")
     return specs
 
 
-def _unfreeze_by_stage(
-    specs: list[_GroupSpec], net: gluon.Block, epochs: Sequence[int], updates: Sequence[int]
-) -> list[_GroupSpec]:
+def _unfreeze_by_stage(specs: list[_GroupSpec], net: gluon.Block, updates: Sequence[int]) -> list[_GroupSpec]:
     found = stages(net)
-    if len(epochs) != len(found) - 1:
-        raise UserError(
-            f"--unfreeze-at {','.join(map(str, epochs))}: the network has {len(found)} stages, so expected "
-            f"{len(found) - 1} epochs, from the last stage but one down to the first"
+    if len(updates) != len(found) - 1:
+        raise ValueError(
+            f"the network has {len(found)} stages, so expected {len(found) - 1} epochs, from the last stage but one "
+            "down to the first"
         )
     for number, update in zip(range(len(found) - 1, 0, -1), updates):
         specs = _freeze_until(update, specs, _parameters(found[number - 1]), f"stage{number}")
@@ -178,7 +194,7 @@ def _freeze_until(
             delayed = delayed or frozen.lr_mult != 0
             result.append(frozen)
     if not delayed:
-        raise UserError(f"--unfreeze-at: {name} is frozen by --freeze or a multiplier of 0; keep one of them")
+        raise ValueError(f"{name} is frozen by --freeze or a multiplier of 0; keep one of them")
     return result
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..arguments import defaults
 from ..arguments.values import parse_bounds, parse_multiplier, parse_unfreezing
+from .network import input_size
 from .optimizer import OptimizerChoice, default_rate, parse_optimizer
 
 
@@ -53,10 +54,16 @@ def _effective_groups(args: argparse.Namespace) -> dict[str, Any]:
     epochs = args.epochs or defaults.EPOCHS
     unfreezing = parse_unfreezing(args.unfreeze_at or [], epochs)
     bounds = args.discriminative
+    model = args.model or defaults.MODEL
     return {
-        "model": (args.model or defaults.MODEL).lower(),
+        "val_split": args.val_split or defaults.VAL_SPLIT,
+        "model": model.lower(),
+        "input_size": args.input_size or input_size(model),
         "lr_schedule": args.lr_schedule or "constant",
         "warmup": args.warmup or None,
+        "accumulate": None if args.accumulate == 1 else args.accumulate,
+        "label_smoothing": args.label_smoothing or None,
+        "mixup": args.mixup or None,
         "lr_mult": [f"{path}={multiplier}" for path, multiplier in map(parse_multiplier, args.lr_mult or [])],
         "freeze": args.freeze or [],
         "unfreeze_at": [(f"{path}=" if path else "") + ",".join(map(str, each)) for path, each in unfreezing],

@@ -13,19 +13,41 @@ from .optimizer import OptimizerChoice, default_rate
 
 
 class TrainingLength(NamedTuple):
-    """How long a run is, in epochs and in updates; the images that remain after an epoch start the next one."""
+    """How long a run is, in epochs, batches and updates.
+
+    The images that are left over after the last batch of an epoch begin the next epoch. An update has the gradients of
+    `accumulate` batches, and the last update of an epoch those of the batches that are left.
+    """
 
     images: int
     batch_size: int
     epochs: int
+    accumulate: int = 1
+
+    def batches_in(self, epochs: float) -> int:
+        """Return the number of batches in the first `epochs` epochs."""
+        return int(epochs * self.images // self.batch_size)
 
     def updates_in(self, epochs: float) -> int:
         """Return the number of updates in the first `epochs` epochs."""
-        return int(epochs * self.images // self.batch_size)
+        whole = int(epochs)
+        begun = self.batches_in(epochs) - self.batches_in(whole)  # of the epoch under way
+        fewest = self.images // self.batch_size  # batches in an epoch; some have one more
+        longer = self.batches_in(whole) - whole * fewest
+        complete = (whole - longer) * self._updates_of(fewest) + longer * self._updates_of(fewest + 1)
+        return complete + begun // self.accumulate
+
+    def _updates_of(self, batches: int) -> int:
+        """Return the number of updates in an epoch of so many batches."""
+        return -(-batches // self.accumulate)
 
     def first_update(self, epoch: int) -> int:
         """Return the number of the first update of an epoch; both are counted from 1."""
         return self.updates_in(epoch - 1) + 1
+
+    def epoch_of(self, update: int) -> int:
+        """Return the epoch of an update; both are counted from 1."""
+        return next(epoch for epoch in range(1, self.epochs + 1) if self.updates_in(epoch) >= update)
 
     @property
     def updates(self) -> int:
@@ -60,10 +82,11 @@ def add_scheduler(optimizer: OptimizerChoice, args: argparse.Namespace, length: 
 
 
 def _make_scheduler(name: str | None, length: TrainingLength, **options: Any) -> mx.lr_scheduler.LRScheduler:
+    # To 0 after the last update: at 0, Ftrl and FTML make the weights nan, and SGLD raises an error.
     if name == "cosine":
-        return mx.lr_scheduler.CosineScheduler(length.updates, **options)
+        return mx.lr_scheduler.CosineScheduler(length.updates + 1, **options)
     if name == "poly":
-        return mx.lr_scheduler.PolyScheduler(length.updates, pwr=POWER, **options)
+        return mx.lr_scheduler.PolyScheduler(length.updates + 1, pwr=POWER, **options)
     if name == "step":
         steps = sorted({max(1, length.updates_in(share * length.epochs)) for share in STEPS})
         return mx.lr_scheduler.MultiFactorScheduler(steps, FACTOR, **options)

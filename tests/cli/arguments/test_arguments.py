@@ -10,8 +10,10 @@ import pytest
 
 from multitrainer_cli import arguments, build_parser
 
+NAMES = [name.replace("_", "-") for name in arguments.SUBCOMMANDS]
 
-@pytest.mark.parametrize("command", [["--help"], ["--version"], *([name, "--help"] for name in arguments.SUBCOMMANDS)])
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], *([name, "--help"] for name in NAMES)])
 def test_help_is_printed_without_importing_what_takes_long(command):
     code = (
         "import sys, multitrainer_cli\n"

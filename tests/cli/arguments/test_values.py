@@ -17,6 +17,13 @@ INFINITE = ("inf", "-inf", "nan")
     [
         ("positive_int", {"1": 1, "7": 7}, ("0", "-1"), "a number above 0"),
         ("positive_float", {"1e-9": 1e-9, "2": 2.0}, ("0", "-1", *INFINITE), "a number above 0"),
+        (
+            "learning_rate",
+            {"1e-20": 1e-20, "1e20": 1e20},
+            ("0", "-1", "9e-21", "1.1e20", *INFINITE),
+            "a number from 1e-20 to 1e20",
+        ),
+        ("weight_decay", {"0": 0.0, "0.1": 0.1}, ("-1", "1e39", *INFINITE), "0, or a number from 1e-20 to 1e20"),
         ("non_negative_int", {"0": 0, "2147483647": 2**31 - 1}, ("-1", "2147483648"), "a whole number of at least 0"),
         ("non_negative_float", {"0": 0.0, "0.5": 0.5}, ("-0.1", *INFINITE), "a number of at least 0"),
         ("fraction", {"1": 1.0, "0.01": 0.01}, ("0", "1.01", *INFINITE), "a number above 0 and at most 1"),
@@ -78,6 +85,19 @@ class TestUnfreezing:
     def test_that_makes_no_sense_is_refused(self, texts, error):
         with pytest.raises(UserError, match=error):
             values.parse_unfreezing(texts, 10)
+
+
+def test_nothing_can_be_unfrozen_in_a_run_of_one_epoch():
+    with pytest.raises(UserError, match="--unfreeze-at 2: the run has one epoch"):
+        values.parse_unfreezing(["2"], 1)
+
+
+def test_an_empty_name_is_refused():
+    assert values.name("resnet18_v1b") == "resnet18_v1b"
+    for read in (values.name, values.utf8_path):
+        for text in ("", "  "):
+            with pytest.raises(argparse.ArgumentTypeError, match="expected a name, got an empty one"):
+                read(text)
 
 
 def test_a_path_must_be_in_utf8():

@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import random
 
-import mxnet as mx
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from cli_support import write_images
 pytest.importorskip("gluoncv")
 pytest.importorskip("PIL")
 
+from multitrainer.images import IMAGENET_MEAN, IMAGENET_STD, read_image
 from multitrainer_cli.data import batches
 from multitrainer_cli.data.split import open_folder
 from multitrainer_cli.errors import UserError
@@ -75,8 +75,8 @@ def test_images_are_normalized_as_gluoncv_does(tmp_path):
     split = open_folder(root, 0)
     batches.make_loaders(split, 32, 1, 0, 0)
     image, _ = split.val[0, 0]
-    pixels = mx.image.imread(split.val.items[0][0]).asnumpy().transpose(2, 0, 1) / 255
-    mean, std = np.reshape(batches.MEAN, (3, 1, 1)), np.reshape(batches.STD, (3, 1, 1))
+    pixels = read_image(split.val.items[0][0]).asnumpy().transpose(2, 0, 1) / 255
+    mean, std = np.reshape(IMAGENET_MEAN, (3, 1, 1)), np.reshape(IMAGENET_STD, (3, 1, 1))
     np.testing.assert_allclose(image.asnumpy(), (pixels - mean) / std, atol=1e-5)
 
 
@@ -86,8 +86,8 @@ def test_a_larger_image_is_cut_to_its_centre(tmp_path):
     batches.make_loaders(split, 56, 1, 0, 0)
     whole = split.val[0, 0][0].asnumpy()
     # 64 is 56 / 0.875: the shorter side stays as it is, and 56 pixels of the centre are left.
-    centre = mx.image.imread(split.val.items[0][0])[4:60, 36:92].asnumpy().transpose(2, 0, 1) / 255
-    mean, std = np.reshape(batches.MEAN, (3, 1, 1)), np.reshape(batches.STD, (3, 1, 1))
+    centre = read_image(split.val.items[0][0])[4:60, 36:92].asnumpy().transpose(2, 0, 1) / 255
+    mean, std = np.reshape(IMAGENET_MEAN, (3, 1, 1)), np.reshape(IMAGENET_STD, (3, 1, 1))
     np.testing.assert_allclose(whole, (centre - mean) / std, atol=1e-5)
 
 

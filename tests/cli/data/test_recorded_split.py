@@ -162,6 +162,40 @@ def test_a_record_names_every_image_with_its_size_and_checksum(root):
     assert len({checksum for _, checksum in record["contents"].values()}) == 18
 
 
+def test_an_image_that_is_in_both_parts_is_said(tmp_path):
+    for name in ("train", "val"):
+        write_images(tmp_path / name, 2)
+    # Written from the same seed, so each image of val is also one of train.
+    record = open_folder(tmp_path, seed=0).record()
+    notes = recorded_split.describe_shared_images(record)
+    assert len(notes) == 1
+    assert notes[0].startswith(
+        "6 of 6 images to measure on are trained on, too, under other names ('train/blue/000.jpg' is "
+        "'val/blue/000.jpg', 'train/blue/001.png' is 'val/blue/001.png', 'train/green/000.jpg' is "
+        "'val/green/000.jpg', ...): the validation accuracy is higher than"
+    )
+    assert recorded_split.describe_shared_images(json.loads(json.dumps(record))) == notes
+
+
+def test_images_that_are_all_different_are_not_said(root):
+    record = open_folder(root, seed=1).record()
+    shutil.copy(str(root / record["train"][0]), str(root / "red/copy.png"))
+    assert recorded_split.describe_shared_images(record) == ()
+    assert recorded_split.describe_shared_images(None) == ()
+
+
+def test_a_copy_in_the_other_part_is_said_across_classes_and_names(root):
+    shutil.copy(str(root / "blue/000.jpg"), str(root / "red/copy.jpg"))
+    counts = set()
+    for seed in range(20):
+        record = open_folder(root, seed=seed).record()
+        apart = ("blue/000.jpg" in record["train"]) != ("red/copy.jpg" in record["train"])
+        notes = recorded_split.describe_shared_images(record)
+        assert bool(notes) == apart
+        counts.add(apart)
+    assert counts == {False, True}
+
+
 def test_the_classes_must_be_the_recorded_ones_in_the_same_order(tmp_path):
     recorded_split.check_classes(["a", "b"], {"classes": ["a", "b"]}, tmp_path)
     for classes in (["b", "a"], ["a"], ["a", "b", "c"]):

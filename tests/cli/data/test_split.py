@@ -58,6 +58,7 @@ def test_train_without_val_is_divided(tmp_path):
 def test_a_class_may_be_called_train(tmp_path):
     split = open_folder(write_images(tmp_path / "d", 4, classes=("plane", "train")), seed=0)
     assert split.classes == ["plane", "train"]
+    assert split.notes == ()
 
 
 def test_the_listing_does_not_depend_on_where_the_folder_is(tmp_path):
@@ -103,7 +104,7 @@ def test_val_must_hold_the_classes_of_train(tmp_path):
     write_images(tmp_path / "train", 2)
     write_images(tmp_path / "val", 2, classes=("blue", "green", "pink"))
     with pytest.raises(UserError, match="red only in train and pink only in val"):
-        open_folder(tmp_path, seed=0).check_readable()
+        open_folder(tmp_path, seed=0)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -111,5 +112,34 @@ def test_an_image_that_cannot_be_read_is_refused(tmp_path, part):
     for name in ("train", "val"):
         write_images(tmp_path / name, 2)
     (tmp_path / part / "red/000.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=f"{part}/red/000.jpg: not a readable"):
+    with pytest.raises(UserError, match=f"holds an image that cannot be read .{part}/red/000.jpg: not an image"):
         open_folder(tmp_path, seed=0).check_readable()
+
+
+@pytest.mark.parametrize(("share", "val"), [(0.5, 5), (0.01, 1), (0.99, 9), (0.25, 2), (None, 2)])
+def test_the_share_to_set_aside_can_be_chosen_and_leaves_an_image_on_each_side(tmp_path, share, val):
+    split = open_folder(write_images(tmp_path / "d", 10), seed=1, val_split=share)
+    assert np.bincount([label for _, label in split.val.items]).tolist() == [val] * 3
+    assert np.bincount([label for _, label in split.train.items]).tolist() == [10 - val] * 3
+
+
+def test_a_share_to_set_aside_needs_a_folder_without_val(tmp_path):
+    write_images(tmp_path / "train", 2)
+    write_images(tmp_path / "Valid", 2)
+    with pytest.raises(UserError, match=r"--val-split 0.5: .* has images to validate on in Valid; leave the"):
+        open_folder(tmp_path, seed=0, val_split=0.5)
+    record = open_folder(tmp_path, seed=0).record()
+    assert open_folder(tmp_path, seed=0, record=record, val_split=0.5).record() == record
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    write_images(tmp_path / "Train", 4)
+    write_images(tmp_path / "test", 2)
+    (tmp_path / "Train/red/._000.jpg").write_bytes(b"x")
+    split = open_folder(tmp_path, seed=0)
+    assert split.notes == (
+        "left out: 1 folder beside the one to train on (test), 1 hidden file or folder (Train/red/._000.jpg)",
+        "there is no val beside Train: 0.2 of its images are set aside",
+    )
+    again = open_folder(tmp_path, seed=0, record=split.record())
+    assert again.notes == split.notes[:1]

@@ -69,6 +69,21 @@ def test_parameters_are_those_of_the_first_rank():
             np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_parameters_become_their_average_over_the_devices(count):
+    devices = [mx.cpu(number) for number in range(count)]
+    net = mlp(ctx=devices)
+    before = snapshot(net)
+    for number, device in enumerate(devices):
+        net[0].weight.data(device)[:] += number
+    assert Ranks().broadcast_parameters(net.collect_params().values()) is None
+    for device in devices:
+        first = net[0].weight.data(devices[0]).asnumpy()
+        np.testing.assert_allclose(first, before[net[0].weight.name] + (count - 1) / 2, rtol=1e-6)
+        np.testing.assert_array_equal(net[0].weight.data(device).asnumpy(), first)
+        np.testing.assert_array_equal(net[0].bias.data(device).asnumpy(), before[net[0].bias.name])
+
+
 def test_an_empty_set_of_parameters_is_accepted():
     assert run_ranks(2, lambda ranks: ranks.broadcast_parameters([])) == [None, None]
 

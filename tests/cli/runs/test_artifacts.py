@@ -13,6 +13,7 @@ from cli_support import contents
 from multitrainer import MultiLRTrainer
 from multitrainer_cli.errors import UserError
 from multitrainer_cli.runs import artifacts
+from support import mlp
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -84,3 +85,20 @@ def test_metrics_are_one_json_object_a_line(tmp_path):
         metrics.add({"epoch": epoch})
         lines = (tmp_path / "m.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == list(range(1, epoch + 1))
+
+
+def test_on_one_device_the_file_is_that_of_mxnet(tmp_path):
+    net = mlp()
+    artifacts.save_parameters(net, tmp_path / "own.params")
+    net.save_parameters(str(tmp_path / "mxnet.params"))
+    assert (tmp_path / "own.params").read_bytes() == (tmp_path / "mxnet.params").read_bytes()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_equal_copies_on_several_devices_are_saved_to_the_bit(tmp_path, count):
+    net = mlp(ctx=[mx.cpu(number) for number in range(count)])
+    net[0].weight.set_data(mx.nd.random.normal(shape=(4, 3)))
+    artifacts.save_parameters(net, tmp_path / "net.params")
+    saved = mx.nd.load(str(tmp_path / "net.params"))
+    for name, param in net._collect_params_with_prefix().items():
+        np.testing.assert_array_equal(saved[name].asnumpy(), param.data(mx.cpu(0)).asnumpy(), err_msg=name)

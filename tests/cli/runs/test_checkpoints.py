@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
@@ -16,7 +17,7 @@ from support import PATIENCE
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer import MultiLRTrainer
+from multitrainer import MultiLRTrainer, WeightAverage
 from multitrainer_cli import main
 from multitrainer_cli.data.loader import Loader
 from multitrainer_cli.errors import UserError
@@ -51,6 +52,62 @@ def test_a_killed_run_is_resumed_from_any_moment(killer, tmp_path):
             train(folder, 5, value=0, resume=True)
         train(folder, 5, value=0, resume=True)
         check_run(folder, 5, value=0)
+
+
+def train_with_average(folder, epochs, resume=False):
+    """Write the files of a run whose weight is the number of its epoch, with an average; return the averages."""
+    net = mx.gluon.nn.Dense(1, in_units=1, use_bias=False, prefix="net_")
+    net.initialize(mx.init.Zero())
+    trainer = MultiLRTrainer(net, "sgd", {"learning_rate": 1})
+    average = WeightAverage(trainer, 0.5)
+    checkpoints = Checkpoints(folder, {}, resume, False, Ranks())
+    rows = checkpoints.find_earlier(Path("data"), lambda rows: [f"checkpoint/{len(rows):06}.average"]).rows
+    checkpoints.write_record(IMAGES)
+    if rows:
+        checkpoints.restore(net, trainer, [mx.cpu()], len(rows), average)
+    seen = []
+    for epoch in range(len(rows) + 1, epochs + 1):
+        with mx.autograd.record():
+            loss = -net(mx.nd.ones((1, 1)))
+        loss.backward()
+        trainer.step(1)
+        average.update()
+        assert net.weight.data().asscalar() == epoch
+        checkpoints.begin_run(IMAGES)
+        checkpoints.save(net, trainer, epoch, average)
+        with average.applied():
+            seen.append(float(net.weight.data().asscalar()))
+        checkpoints.metrics.add({"epoch": epoch, "val_accuracy": 0.5})
+        checkpoints.remove_before(epoch)
+    return seen
+
+
+def test_a_run_with_an_average_is_resumed_from_any_moment(killer, tmp_path):
+    def work(folder, killed):
+        with killed:
+            train_with_average(folder, 3)
+
+    averages = [0.5, 1.25, 2.125, 3.0625, 4.03125]
+    for folder in killer.moments(tmp_path, work):
+        seen = train_with_average(folder, 5, resume=True)
+        assert seen == averages[5 - len(seen) :]
+        names = sorted(path.name for path in (folder / "checkpoint").iterdir() if path.stem.isdecimal())
+        assert names == ["000005.average", "000005.json", "000005.npz", "000005.params"]
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_a_missing_or_damaged_average_is_refused(tmp_path, damage):
+    train_with_average(tmp_path, 2)
+    damage(tmp_path / "checkpoint/000002.average")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"is (incomplete: there is no |damaged .*)checkpoint/000002\.average"):
+        train_with_average(tmp_path, 3, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_average_of_a_checkpoint_belongs_to_the_run(tmp_path):
+    train_with_average(tmp_path, 1)
+    assert tmp_path / "checkpoint/000001.average" in run_folder.files_of_run(tmp_path)
 
 
 def test_a_killed_overwrite_mixes_no_runs(killer, tmp_path):
@@ -201,29 +258,4 @@ def test_a_process_killed_at_any_moment_can_be_resumed(images, tmp_path):
         _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     assert kill_again_and_again(options, tmp_path / "parts", total=12) >= 1
-    assert_same(tmp_path / "whole", tmp_path / "parts")
-
-
-@pytest.mark.slow
-def test_the_comparison_on_digits_can_be_resumed(tmp_path):
-    options = ["--epochs", 6]
-    with start(*options, "--out", tmp_path / "whole") as process:
-        _, error = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, error
-    (tmp_path / "parts").mkdir()
-    source = (tmp_path / "whole/digits-source.params").read_bytes()
-    (tmp_path / "parts/digits-source.params").write_bytes(source)
-    total = 72
-    for stop in (8, 33):
-        with start(*options, "--out", tmp_path / "parts", "--resume") as process:
-            while count(tmp_path / "parts") < stop:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.02)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-    with start(*options, "--out", tmp_path / "parts", "--resume") as process:
-        printed, error = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, error
-    assert "going on after" in printed
-    assert len(rows_of(tmp_path / "parts")) == total
     assert_same(tmp_path / "whole", tmp_path / "parts")

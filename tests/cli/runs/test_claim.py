@@ -251,7 +251,7 @@ class TestOverwrite:
         def interrupt(image):
             press()
             monkeypatch.undo()
-            return batches._centre_crop(32)(image)
+            return batches.validation_transform(32)(image)
 
         before = contents(copied.out)
         monkeypatch.setattr(batches, "_augmentation", lambda size: interrupt)

@@ -11,8 +11,11 @@ from multitrainer_cli.runs import figures
 
 def training_rows(rates):
     return [
-        {"epoch": epoch, "train_accuracy": 0.2 * epoch, "val_accuracy": accuracy, "learning_rates": now}
-        for epoch, (accuracy, now) in enumerate(zip((0.25, 0.75, 0.5), rates), 1)
+        {
+            **{"epoch": epoch, "train_accuracy": 0.2 * epoch, "val_accuracy": accuracy, "learning_rates": now},
+            **{"train_loss": 1 / epoch, "val_loss": loss},
+        }
+        for epoch, (accuracy, loss, now) in enumerate(zip((0.25, 0.75, 0.5), (0.9, 0.7, 0.6), rates), 1)
     ]
 
 
@@ -21,7 +24,7 @@ def legend(axes):
 
 
 def test_a_training_shows_accuracies_and_rings_the_best_epoch():
-    left, _ = figures.plot_training(training_rows([{"net": 0.1}] * 3), "title").axes
+    left, _, _ = figures.plot_training(training_rows([{"net": 0.1}] * 3), "title").axes
     train, validation, ring = left.get_lines()
     assert train.get_ydata() == pytest.approx([20, 40, 60])
     assert validation.get_ydata() == pytest.approx([25, 75, 50])
@@ -29,9 +32,25 @@ def test_a_training_shows_accuracies_and_rings_the_best_epoch():
     assert legend(left) == ["training", "validation, best 75.0% in epoch 2"]
 
 
+def test_a_training_shows_both_losses():
+    _, middle, _ = figures.plot_training(training_rows([{"net": 0.1}] * 3), "title").axes
+    train, validation = middle.get_lines()
+    assert train.get_ydata() == pytest.approx([1, 1 / 2, 1 / 3])
+    assert validation.get_ydata() == pytest.approx([0.9, 0.7, 0.6])
+    assert legend(middle) == ["training, what is minimized", "validation, lowest 0.6 in epoch 3"]
+    assert middle.get_ylim()[0] == 0
+    assert middle.get_yscale() == "linear"
+
+
+def test_a_loss_far_above_the_others_makes_the_axis_logarithmic():
+    rows = training_rows([{"net": 0.1}] * 3)
+    rows[0]["val_loss"] = 7.5e4
+    assert figures.plot_training(rows, "title").axes[1].get_yscale() == "log"
+
+
 def test_a_training_shows_a_line_for_the_learning_rate_of_each_group():
     rates = [{"body": 0, "head": 0.1, "stem": 0}, {"body": 0, "head": 0.05}, {"body": 0.01, "head": 0.05}]
-    _, right = figures.plot_training(training_rows(rates), "title").axes
+    _, _, right = figures.plot_training(training_rows(rates), "title").axes
     body, head, stem = right.get_lines()
     assert [math.isnan(value) for value in body.get_ydata()] == [True, True, False]
     assert list(head.get_ydata()) == [0.1, 0.05, 0.05]
@@ -45,58 +64,16 @@ def test_a_training_shows_a_line_for_the_learning_rate_of_each_group():
 
 
 def test_a_network_that_is_frozen_needs_no_logarithmic_axis():
-    _, right = figures.plot_training(training_rows([{"net": 0}] * 3), "title").axes
+    _, _, right = figures.plot_training(training_rows([{"net": 0}] * 3), "title").axes
     assert right.get_yscale() == "linear"
 
 
 @pytest.mark.parametrize(("groups", "listed"), [(5, 5), (6, 6), (20, 20), (21, 20), (45, 20)])
 def test_the_legend_names_at_most_twenty_groups_and_says_so(groups, listed):
     rates = [{f"group{number}": 0.1 for number in range(groups)}] * 3
-    _, right = figures.plot_training(training_rows(rates), "title").axes
+    _, _, right = figures.plot_training(training_rows(rates), "title").axes
     assert len(right.get_lines()) == groups
     assert len(legend(right)) == listed
     assert right.get_legend().get_title().get_text() == (f"{listed} of {groups} groups" if listed < groups else "")
     inside = right.get_legend().get_bbox_to_anchor().x0 < right.bbox.x1
     assert inside == (groups <= 5)
-
-
-@pytest.fixture
-def comparison():
-    """The figure of two regimes on two draws each, the second of which has one epoch more."""
-    rows = []
-    for regime, accuracies, rates in (
-        ("all", {0: (0.2, 0.4), 1: (0.4, 0.8)}, {"backbone": 0.05, "head": 0.05}),
-        ("frozen", {0: (0.1, 0.3), 1: (0.1, 0.5, 1.0)}, {"backbone": 0.0, "head": 0.05}),
-    ):
-        for seed, curve in accuracies.items():
-            for epoch, accuracy in enumerate(curve, 1):
-                row = {"regime": regime, "seed": seed, "epoch": epoch, "val_accuracy": accuracy}
-                rows.append({**row, "learning_rates": rates})
-    return figures.plot_comparison(rows, ["all", "frozen", "not run"], "title").axes
-
-
-def test_a_comparison_shows_the_mean_of_the_draws_over_the_epochs_they_share(comparison):
-    every, frozen = comparison[0].get_lines()
-    assert list(every.get_ydata()) == pytest.approx([30, 60])
-    assert list(frozen.get_ydata()) == pytest.approx([10, 40])
-    assert legend(comparison[0]) == ["all", "frozen"]
-    low, high = (f([y for _, y in comparison[0].collections[0].get_paths()[0].vertices]) for f in (min, max))
-    assert (low, high) == pytest.approx((20, 80))
-
-
-def test_a_comparison_shows_the_accuracy_at_the_end_and_each_draw(comparison):
-    assert [bar.get_width() for bar in comparison[2].patches] == pytest.approx([60, 40])
-    assert [list(line.get_xdata()) for line in comparison[2].get_lines()] == [
-        pytest.approx([40, 80]),
-        pytest.approx([30, 50]),
-    ]
-    assert [text.get_text() for text in comparison[2].texts] == ["60.0 %", "40.0 %"]
-
-
-def test_a_comparison_marks_learning_rates_and_says_what_is_frozen(comparison):
-    marks = [(list(line.get_xdata()), list(line.get_ydata())) for line in comparison[1].get_lines()]
-    assert [mark for mark in marks if mark[0]] == [([0.05], [0]), ([0.05], [0]), ([0.05], [1])]
-    assert [text.get_text() for text in comparison[1].texts] == ["backbone frozen"]
-    assert legend(comparison[1]) == ["backbone", "head"]
-    assert [label.get_text() for label in comparison[1].get_yticklabels()] == ["all", "frozen", "not run"]
-    assert comparison[1].get_ylim() == comparison[2].get_ylim() == (2.5, -0.5)

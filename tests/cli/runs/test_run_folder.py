@@ -10,7 +10,7 @@ from run_support import NETWORK
 def folder(tmp_path):
     """A folder with every file of a run, and with files of the user."""
     (tmp_path / "checkpoint").mkdir()
-    for name in ("run.json", *run_folder.FILES, "digits-source.params", "notes.txt"):
+    for name in ("run.json", *run_folder.FILES, "mnist-source.params", "notes.txt"):
         (tmp_path / name).write_text(name)
     for name in ("run.json", "000004.params", "000004.npz", "000004.json", "000004.txt", "notes.json"):
         (tmp_path / "checkpoint" / name).write_text(name)
@@ -27,14 +27,14 @@ def test_the_files_of_a_run_begin_with_its_record(folder):
     assert set(names(folder)) - set(found) == {
         "checkpoint/000004.txt",
         "checkpoint/notes.json",
-        "digits-source.params",
+        "mnist-source.params",
         "notes.txt",
     }
 
 
 def test_removing_a_run_leaves_the_files_of_the_user(folder):
     run_folder.remove_run(folder)
-    assert names(folder) == ["checkpoint/000004.txt", "checkpoint/notes.json", "digits-source.params", "notes.txt"]
+    assert names(folder) == ["checkpoint/000004.txt", "checkpoint/notes.json", "mnist-source.params", "notes.txt"]
     assert run_folder.files_of_run(folder) == []
 
 

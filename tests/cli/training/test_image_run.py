@@ -8,13 +8,13 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from cli_support import FILES, MODEL, arrays, rows_of
+from cli_support import FILES, MODEL, arrays, rows_of, without_times, write_images
 
 pytest.importorskip("gluoncv")
 
 from multitrainer_cli import main
 from multitrainer_cli.data import batches
-from multitrainer_cli.training import network
+from multitrainer_cli.training import image_run, network
 
 
 def finetune(*arguments):
@@ -72,14 +72,14 @@ def test_a_frozen_part_stays_bit_for_bit(images, weights, tmp_path):
     for name, value in after.items():
         if name.startswith("features."):
             np.testing.assert_array_equal(value, before[name], err_msg=name)
-    assert rows_of(tmp_path)[-1]["learning_rates"] == {"net": 0.01, "features": 0.0}
+    assert rows_of(tmp_path)[-1]["learning_rates"] == {"output": 0.01, "features": 0.0}
 
 
 def test_multipliers_reach_the_parts_they_name(images, weights, tmp_path):
     arguments = ("--data", images, "--model", MODEL, "--params", weights, "--epochs", 1, "--batch-size", 8)
     parts = ("--lr-mult", "features=0.5", "--lr-mult", "features.3.0=0.25", "--freeze", "features.0", "--lr", 0.1)
     assert finetune(*arguments, *parts, "--optimizer", "nag", "--wd", 0, "--out", tmp_path) == 0
-    wanted = {"net": 0.1, "features": 0.05, "features.3.0": 0.025, "features.0": 0.0}
+    wanted = {"output": 0.1, "features": 0.05, "features.3.0": 0.025, "features.0": 0.0}
     assert rows_of(tmp_path)[0]["learning_rates"] == pytest.approx(wanted)
     before, after = arrays(weights), arrays(tmp_path / "last.params")
     np.testing.assert_array_equal(before["features.0.weight"], after["features.0.weight"])
@@ -116,6 +116,18 @@ def test_devices_share_a_batch(images, tmp_path):
     assert net_of["two"]["train_loss"] == pytest.approx(net_of["one"]["train_loss"], rel=0.5)
 
 
+def test_a_run_on_two_devices_resumes_to_the_same_bits(images, tmp_path):
+    common = ("--data", images, "--model", MODEL, "--batch-size", 8, "--ctx", "cpu(0),cpu(1)")
+    assert finetune(*common, "--epochs", 2, "--out", tmp_path / "whole") == 0
+    assert finetune(*common, "--epochs", 1, "--out", tmp_path / "halves") == 0
+    assert finetune(*common, "--epochs", 2, "--out", tmp_path / "halves", "--resume") == 0
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert without_times(rows_of(halves)) == without_times(rows_of(whole))
+    resumed = arrays(halves / "last.params")
+    for name, value in arrays(whole / "last.params").items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
 def test_the_batch_is_no_larger_than_the_data(images, tmp_path, capsys):
     assert finetune("--data", images, "--model", MODEL, "--epochs", 1, "--out", tmp_path) == 0
     assert "batches of 24, not 32" in capsys.readouterr().out
@@ -149,8 +161,64 @@ def test_workers_that_do_not_answer_end_the_run(images, tmp_path, capsys, monkey
     assert "use fewer --workers" in one_line(capsys)
 
 
+def test_the_input_size_reaches_training_and_validation(images, tmp_path, monkeypatch):
+    shapes = []
+
+    def look_at_batches(net, trainer, train, val, *_, **__):
+        shapes.extend(next(iter(batches))[0].shape for batches in (train, val))
+        return iter(())
+
+    monkeypatch.setattr(image_run, "fit", look_at_batches)
+    options = ["--data", images, "--model", MODEL, "--input-size", 40, "--batch-size", 5]
+    assert finetune(*options, "--out", tmp_path) == 0
+    assert shapes == [(5, 3, 40, 40)] * 2
+
+
+@pytest.mark.parametrize("more", [[], ["--no-augment", "--freeze", "features"]], ids=["plain", "cached"])
+def test_a_resumed_run_with_a_size_and_a_share_equals_one_that_never_stopped(images, tmp_path, capsys, more):
+    options = ["--data", images, "--model", MODEL, "--input-size", 48, "--val-split", 0.4, "--batch-size", 6, *more]
+    assert finetune(*options, "--epochs", 2, "--out", tmp_path / "whole") == 0
+    assert "18 images to train on, 12 to measure on" in capsys.readouterr().out
+    assert finetune(*options, "--epochs", 1, "--out", tmp_path / "part") == 0
+    for others in (["--input-size", 40], ["--val-split", 0.3]):
+        assert finetune(*options, *others, "--epochs", 2, "--resume", "--out", tmp_path / "part") == 2
+        assert f"had {others[0]} {'48' if 'size' in others[0] else '0.4'}" in one_line(capsys)
+    assert finetune(*options, "--epochs", 2, "--resume", "--out", tmp_path / "part") == 0
+    assert without_times(rows_of(tmp_path / "part")) == without_times(rows_of(tmp_path / "whole"))
+    whole, part = arrays(tmp_path / "whole/last.params"), arrays(tmp_path / "part/last.params")
+    assert all(np.array_equal(part[name], value) for name, value in whole.items())
+
+
+def test_a_network_that_cannot_take_the_size_is_refused_before_training(images, tmp_path, capsys):
+    options = ["--data", images, "--model", "squeezenet1.1", "--input-size", 96]
+    assert finetune(*options, "--out", tmp_path / "out") == 2
+    assert "--input-size 96: squeezenet1.1 cannot take images of this size" in one_line(capsys)
+    assert not (tmp_path / "out/metrics.jsonl").exists()
+
+
+def test_what_is_left_out_and_shared_is_printed(tmp_path, capsys):
+    for part in ("train", "VAL", "test"):
+        write_images(tmp_path / "d" / part, 3)
+    (tmp_path / "d/train/red/._000.jpg").write_bytes(b"x")
+    options = ["--data", tmp_path / "d", "--model", MODEL, "--epochs", 1, "--batch-size", 4]
+    assert finetune(*options, "--out", tmp_path / "out") == 0
+    lines = capsys.readouterr().out.splitlines()
+    left_out = "1 folder beside the one to train on (test), 1 hidden file or folder (train/red/._000.jpg)"
+    assert f"left out: {left_out}" in lines
+    assert [line for line in lines if line.startswith("9 of 9 images to measure on are trained on, too")]
+
+
+def test_an_image_that_cannot_be_decoded_is_refused_before_training(tmp_path, capsys):
+    root = write_images(tmp_path / "d", 3)
+    path = root / "red/000.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    assert finetune("--data", root, "--model", MODEL, "--out", tmp_path / "out") == 2
+    assert "holds an image that cannot be read (red/000.jpg: cannot be decoded" in one_line(capsys)
+    assert not (tmp_path / "out/metrics.jsonl").exists()
+
+
 def test_divergence_ends_the_run(images, tmp_path, capsys):
-    arguments = ("--data", images, "--model", MODEL, "--batch-size", 8, "--epochs", 9, "--lr", 1e30)
+    arguments = ("--data", images, "--model", MODEL, "--batch-size", 8, "--epochs", 9, "--lr", 1e19)
     assert finetune(*arguments, "--out", tmp_path) == 2
     assert "training diverged" in one_line(capsys)
 

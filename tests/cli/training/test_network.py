@@ -26,6 +26,10 @@ HEADS = {
     "squeezenet1.0": "output",
     "resnext50_32x4d": "output",
     "inceptionv3": "output",
+    "googlenet": "output",
+    "hrnet_w18_small_v1_c": "classifier",
+    "resnext101e_64x4d": "output",
+    "nasnet_4_1056": "out",
 }
 
 
@@ -117,15 +121,12 @@ def test_a_file_that_holds_no_parameters_is_refused(tmp_path):
     assert "without names" in _refused(net, head, tmp_path / "list")
 
 
-def test_an_unknown_model_is_answered_with_similar_names():
-    with pytest.raises(UserError, match="resnet50_v1b"):
-        network.build("resnet50v1b", 3)
-
-
-@pytest.mark.parametrize("model", ["ssd_512_resnet50_v1_voc", "googlenet", "hrnet_w18_small_v1_c"])
-def test_a_model_with_another_output_is_refused(model):
-    with pytest.raises(UserError, match="is not an image classifier with one output layer"):
-        network.build(model, 3)
+@pytest.mark.parametrize("model", ["resnet50_v1b_gn", "resnet101_v1b_gn"])
+def test_a_network_that_cannot_be_hybridized_is_refused(model):
+    net, _ = network.build(model, 3)
+    with pytest.raises(UserError, match=f"--model {model} cannot be hybridized under MXNet 1.9.1") as caught:
+        network.initialize(net, [mx.cpu()], model, 3)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -175,3 +176,13 @@ def test_an_unknown_path_is_answered_with_the_names_there(path, answer):
     with pytest.raises(UserError) as caught:
         network.find(net, path)
     assert answer in str(caught.value)
+
+
+def test_a_failure_of_mxnet_with_a_known_cure_is_a_user_error():
+    blocked = network.explain_failure(mx.MXNetError("could not construct a sub-memory"), "nasnet_4_1056")
+    assert isinstance(blocked, UserError)
+    assert "--model nasnet_4_1056" in str(blocked)
+    assert "DNNL_MAX_CPU_ISA=AVX2" in str(blocked)
+    assert "--batch-size" in str(network.explain_failure(mx.MXNetError("cudaMalloc failed: out of memory"), "x"))
+    other = mx.MXNetError("something else")
+    assert network.explain_failure(other, "x") is other

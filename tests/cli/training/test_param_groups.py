@@ -138,38 +138,78 @@ def test_a_path_is_unfrozen_at_its_own_epoch():
         assert found["features.3.0.body.0.weight"] == stage3
         assert found["features.0.weight"] == 0
         assert found["output.weight"] == 1
-    said = param_groups.describe_unfreezing(trainer, LENGTH)
-    assert said.splitlines() == [
-        "epoch 2, update 4, unfreezes features (0.2)",
-        "epoch 5, update 14, unfreezes features.3 (0.2)",
-    ]
 
 
-def test_many_groups_that_are_unfrozen_at_once_are_one_line():
-    _, trainer = make("--layer-decay", 0.5, "--unfreeze-at", 2)
-    assert (
-        param_groups.describe_unfreezing(trainer, LENGTH)
-        == "epoch 2, update 4, unfreezes stage1 (0.0009766) to stage4 layer3 (0.5), 10 groups\n"
+def test_from_scratch_everything_trains_at_one_rate_but_what_is_named():
+    assert set(rates(*make()).values()) == {1}
+    found = rates(*make("--freeze", "features.0", "--lr-mult", "features.3=0.3"))
+    for path, rate in found.items():
+        assert rate == (0 if path.startswith("features.0.") else 0.3 if path.startswith("features.3.") else 1), path
+
+
+@pytest.mark.parametrize("weights", [["--pretrained"], ["--params", "seven.params"]])
+def test_a_part_that_is_named_changes_no_rate_of_the_rest_of_a_loaded_network(weights):
+    plain = rates(*make(*weights))
+    assert {path: rate for path, rate in plain.items() if path.startswith("features")} == dict.fromkeys(
+        (path for path in plain if path.startswith("features")), 0.1
     )
+    assert plain["output.weight"] == plain["output.bias"] == 1
+    found = rates(
+        *make(*weights, "--freeze", "features.0", "--lr-mult", "features.3=0.3", "--lr-mult", "output.bias=2")
+    )
+    own = {"features.0.": 0, "features.3.": 0.3, "output.bias": 2}
+    for path, rate in found.items():
+        assert rate == next((mult for start, mult in own.items() if path.startswith(start)), plain[path]), path
+
+
+def test_the_whole_backbone_can_be_given_a_rate():
+    found = rates(*make("--pretrained", "--lr-mult", "features=0.5", "--freeze", "features.2"))
+    assert {rate for path, rate in found.items() if path.startswith("features.2.")} == {0}
+    assert {rate for path, rate in found.items() if path.startswith(("features.1", "features.3"))} == {0.5}
+    assert found["output.weight"] == 1
+
+
+def test_the_example_of_the_help_gives_early_layers_no_larger_rate_than_later_ones():
+    options = ["--pretrained", "--freeze", "features.0", "--lr-mult", "features.3=0.3"]  # as conv1 and layer4
+    found = rates(*make(*options))
+    parts = ("features.0.weight", "features.2.0.body.0.weight", "features.3.0.body.0.weight", "output.weight")
+    assert [found[path] for path in parts] == [0, 0.1, 0.3, 1]
 
 
 WRONG = {
     "both recipes": (["--layer-decay", "0.5", "--discriminative", "0.1:1"], "not allowed with"),
     "decay": (["--layer-decay", "1.5"], "above 0 and at most 1"),
     "bounds": (["--discriminative", "0.1"], "expected LO:HI"),
-    "bounds turned": (["--discriminative", "1:0.1"], "lowest must not be above highest"),
-    "bound of 0": (["--discriminative", "0:1"], "lowest must be above 0"),
+    "bounds turned": (["--discriminative", "1:0.1"], "^--discriminative 1:0.1: lowest must not be above highest"),
+    "bound of 0": (["--discriminative", "0:1"], "^--discriminative 0:1: lowest must be above 0"),
+    "decay to 0": (["--layer-decay", "1e-300"], "^--layer-decay 1e-300: .* makes the first multiplier 0"),
+    "decay to little": (
+        ["--layer-decay", "1e-4"],
+        "^--lr 0.01 times 1e-40, the multiplier of stage1, is 1e-42; expected",
+    ),
+    "multiplier below 0": (["--lr-mult", "features=-1"], "^--lr-mult features=-1: MULT must be a finite number >= 0"),
+    "multiplier nan": (["--lr-mult", "features=nan"], "^--lr-mult features=nan: MULT must be a finite number >= 0"),
+    "multiplier too large": (["--lr-mult", "features=1e30"], "^--lr 0.01 times 1e.30, the multiplier of features"),
+    "unknown part": (["--lr-mult", "feature=2"], "^--lr-mult feature=2: 'feature' is not a part of the network"),
+    "unknown part frozen": (["--freeze", "features.9"], "^--freeze features.9: 'features.9' is not a part"),
+    "same part": (["--freeze", "output", "--lr-mult", "output=2"], "^--lr-mult output=2 and --freeze output are about"),
+    "all frozen": (["--freeze", "features", "--freeze", "output"], "every part of the network is frozen in the first"),
+    "adadelta": (["--pretrained", "--optimizer", "adadelta"], "^--optimizer adadelta: lr_mult 0.1 of Parameter"),
+    "rate of adadelta": (["--optimizer", "adadelta", "--lr", "1"], "^--lr 1: AdaDelta has no learning rate"),
     "epoch": (["--unfreeze-at", "soon"], "expected EPOCH, PATH=EPOCH"),
     "epoch 1": (["--unfreeze-at", "1"], "expected epochs from 2 to 10"),
     "epoch after the end": (["--unfreeze-at", "features=11"], "expected epochs from 2 to 10"),
     "epochs go back": (["--unfreeze-at", "4,3,5,6"], "in ascending order"),
-    "too few epochs": (["--unfreeze-at", "2,3"], "5 stages, so expected 4 epochs"),
+    "too few epochs": (["--unfreeze-at", "2,3"], "^--unfreeze-at 2,3: .* 5 stages, so expected 4 epochs"),
     "epochs of a path": (["--unfreeze-at", "features=2,3"], "expected PATH=EPOCH"),
     "path missing": (["--unfreeze-at", "=2"], "expected PATH=EPOCH"),
-    "unknown path": (["--unfreeze-at", "feature=2"], "the network has features, output"),
+    "unknown path": (["--unfreeze-at", "feature=2"], "^--unfreeze-at feature=2: .* the network has features, output"),
     "path twice": (["--unfreeze-at", "features=2", "--unfreeze-at", "features=3"], "features is given more than once"),
     "twice": (["--unfreeze-at", "2", "--unfreeze-at", "3"], "EPOCH without PATH is given more than once"),
-    "frozen for good": (["--unfreeze-at", "features=2", "--freeze", "features"], "features is frozen by --freeze"),
+    "frozen for good": (
+        ["--unfreeze-at", "features=2", "--freeze", "features"],
+        "^--unfreeze-at features=2: features is frozen by --freeze",
+    ),
     "all frozen at first": (["--unfreeze-at", "features=2", "--unfreeze-at", "output=2"], "every part .* is frozen"),
 }
 

@@ -20,6 +20,8 @@ def options(text, data="--data images"):
     [
         ("", "--lr-schedule constant --warmup 0 --optimizer SGD --lr 0.010 --wd 1e-4 --seed 0"),
         ("", "--epochs 10 --batch-size 32"),
+        ("", "--accumulate 1 --label-smoothing 0 --mixup 0"),
+        ("--ema 0.9 --clip-grad 1", "--ema 0.90 --clip-grad 1.0"),
         ("--model MobileNet1.0", "--model mobilenet1.0"),
         ("--optimizer AdamW", "--optimizer adamw --wd 0.01 --lr 0.001"),
         ("--lr-mult a=0.10", "--lr-mult a=.1"),
@@ -28,6 +30,9 @@ def options(text, data="--data images"):
         ("--unfreeze-at a=02 --unfreeze-at 3", "--unfreeze-at 3 --unfreeze-at a=2"),
         ("--discriminative 0.01:1", "--discriminative 1e-2:1.0"),
         ("--layer-decay 0.8", "--layer-decay 0.80"),
+        ("", "--val-split 0.20"),
+        ("--model cifar_resnet20_v1", "--model cifar_resnet20_v1 --input-size 32"),
+        ("--model mobilenet1.0 --input-size 224", "--model MobileNet1.0"),
     ],
 )
 def test_the_spelling_does_not_matter(one, other):
@@ -47,7 +52,10 @@ def test_the_spelling_does_not_matter(one, other):
         ("--unfreeze-at 2", "--unfreeze-at a=2", {"unfreeze_at"}),
         ("--lr-schedule step", "--lr-schedule poly", {"lr_schedule"}),
         ("", "--warmup 0.5", {"warmup"}),
+        ("", "--accumulate 2 --clip-grad 1 --ema 0.9", {"accumulate", "clip_grad", "ema"}),
         ("", "--no-augment", {"no_augment"}),
+        ("", "--val-split 0.21", {"val_split"}),
+        ("", "--input-size 96", {"input_size"}),
         ("", "--pretrained", {"pretrained"}),
     ],
 )
@@ -64,7 +72,7 @@ def test_a_text_is_what_follows_the_name_of_its_option():
 def test_the_digits_have_defaults_of_their_own():
     recorded = options("", data="")
     assert (recorded["epochs"], recorded["batch_size"], recorded["lr"], recorded["model"]) == (
-        *("20", "10", "None", "None"),
+        *("12", "10", "None", "None"),
     )
 
 

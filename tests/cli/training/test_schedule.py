@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 import mxnet as mx
 import numpy as np
@@ -42,6 +43,31 @@ class TestTrainingLength:
             assert length.updates_in(epoch) == updates
         assert length.updates == updates
 
+    @pytest.mark.parametrize("accumulate", [1, 2, 3, 4, 5, 100])
+    @pytest.mark.parametrize("remainder", [0, 3, 5])
+    def test_counts_the_updates_of_several_batches_and_those_at_the_end_of_an_epoch(self, remainder, accumulate):
+        sampler = mx.gluon.data.BatchSampler(mx.gluon.data.SequentialSampler(24 + remainder), 8, "rollover")
+        length, updates = schedule.TrainingLength(24 + remainder, 8, 6, accumulate), 0
+        for epoch in range(1, 7):
+            assert length.first_update(epoch) == updates + 1
+            updates += math.ceil(sum(1 for _ in sampler) / accumulate)
+            assert length.updates_in(epoch) == updates
+        assert length.updates == updates
+
+    def test_counts_the_complete_updates_in_part_of_an_epoch(self):
+        length = schedule.TrainingLength(images=80, batch_size=8, epochs=2, accumulate=4)
+        counts = [length.updates_in(epochs) for epochs in (0.3, 0.4, 0.8, 0.9, 1, 1.3, 1.4)]
+        assert counts == [0, 1, 2, 2, 3, 3, 4]
+
+    def test_counts_the_updates_of_many_epochs_at_once(self):
+        length = schedule.TrainingLength(27, 8, 10**9, 2)
+        assert length.updates == 2 * 10**9  # three or four batches an epoch
+
+    def test_finds_the_epoch_of_an_update(self):
+        for epoch in range(1, 11):
+            updates = range(LENGTH.first_update(epoch), LENGTH.updates_in(epoch) + 1)
+            assert {LENGTH.epoch_of(update) for update in updates} == {epoch}
+
     def test_counts_part_of_an_epoch(self):
         assert [LENGTH.updates_in(epochs) for epochs in (0, 0.25, 0.5, 1)] == [0, 0, 1, 3]
 
@@ -49,8 +75,8 @@ class TestTrainingLength:
 class TestSchedules:
     updates = np.arange(1, LENGTH.updates + 1)
 
-    def test_cosine_and_poly_end_at_0(self):
-        share = self.updates / LENGTH.updates
+    def test_cosine_and_poly_reach_0_after_the_last_update(self):
+        share = self.updates / (LENGTH.updates + 1)
         np.testing.assert_allclose(rates("--lr-schedule", "cosine"), 0.2 * (1 + np.cos(np.pi * share)), atol=1e-12)
         np.testing.assert_allclose(rates("--lr-schedule", "poly"), 0.4 * (1 - share) ** 2, atol=1e-12)
 
@@ -74,7 +100,23 @@ class TestSchedules:
         count = LENGTH.updates_in(2)
         warm = rates("--warmup", 2, "--lr-schedule", "poly")
         assert warm[0] == pytest.approx(0.4 / count)
-        assert warm[-1] == pytest.approx(0, abs=1e-12)
+        rest = LENGTH.updates + 1 - count
+        assert warm[-1] == pytest.approx(0.4 / rest**2)
+
+    @pytest.mark.parametrize("name", ["cosine", "poly"])
+    @pytest.mark.parametrize("optimizer", ["sgld", "ftrl", "ftml", "sgd"])
+    def test_every_update_trains_even_if_there_is_only_one(self, name, optimizer):
+        weight = mx.gluon.Parameter("weight", shape=(3,))
+        weight.initialize(mx.init.One())
+        one = schedule.TrainingLength(8, 8, 1)
+        choice = schedule.add_scheduler(parse_optimizer(optimizer, None, 0), parse("--lr-schedule", name), one)
+        trainer = mx.gluon.Trainer([weight], *choice, kvstore=None)
+        with mx.autograd.record():
+            (weight.data() ** 2).sum().backward()
+        trainer.step(1)
+        values = weight.data().asnumpy()
+        assert np.isfinite(values).all()
+        assert not np.array_equal(values, np.ones(3))
 
     @pytest.mark.parametrize("options", [[], ["--lr-schedule", "constant"], ["--warmup", 0]])
     def test_constant_adds_no_scheduler(self, options):

