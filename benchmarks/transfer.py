@@ -153,7 +153,8 @@ def weights(plan, folder):
 
 def fine_tune(run, folder, epochs):
     """Train the plan's second task in one way unless an earlier run has; return the accuracy."""
-    name = "-".join(map(str, (*run.plan.source, *run.plan.target, epochs, *run[1:])))
+    plan = run.plan
+    name = "-".join(map(str, (*plan.source, *plan.target, plan.shots, epochs or plan.epochs, *run[1:])))
     kept = Path(folder, name.replace(" ", "-") + ".json")
     if not kept.exists():
         record.write_json(train_target(run, folder, epochs), kept)

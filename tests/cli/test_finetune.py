@@ -73,7 +73,7 @@ NEED_NO_PIXELS = {
     **{name: WRONG[name] for name in sorted(WRONG) if name != "model"},
     "bounds": (["--discriminative", "1"], "expected LO:HI"),
     "bounds of no stage": (["--discriminative", "0:-1"], "lowest must be above 0"),
-    "epoch of --unfreeze-at": (["--unfreeze-at", "5"], "expected epochs from 2 to 1"),
+    "epoch of --unfreeze-at": (["--unfreeze-at", "5"], "--unfreeze-at 5: the run has one epoch"),
     "warm-up": (["--warmup", "7"], "expected fewer than the 1 --epochs"),
 }
 

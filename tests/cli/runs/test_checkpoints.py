@@ -62,7 +62,7 @@ def train_with_average(folder, epochs, resume=False):
     average = WeightAverage(trainer, 0.5)
     checkpoints = Checkpoints(folder, {}, resume, False, Ranks())
     rows = checkpoints.find_earlier(Path("data"), lambda rows: [f"checkpoint/{len(rows):06}.average"]).rows
-    checkpoints.write_record(IMAGES)
+    checkpoints.write_record(NETWORK, IMAGES)
     if rows:
         checkpoints.restore(net, trainer, [mx.cpu()], len(rows), average)
     seen = []
