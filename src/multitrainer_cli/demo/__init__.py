@@ -1,7 +1,7 @@
-"""What ``multitrainer finetune`` does without ``--data``: four ways to transfer, compared on handwritten digits.
+"""What ``multitrainer finetune`` does without ``--data``: five ways to fine-tune, compared on handwritten digits.
 
-``digits`` is the data, ``regimes`` are the four ways, which the benchmarks use too, and ``comparison`` is the run.
-Training on a user's images is in ``training``.
+``datasets`` has the images and ``regimes`` the five ways, which the benchmarks use too; ``fine_tuning`` is what each of
+``processes`` does, ``comparison`` the run, ``intervals`` what it shows. Training on a user's images is in ``training``.
 """
 
 import multitrainer as multitrainer  # before mxnet: on Python 3.12 it is what makes `import mxnet` work

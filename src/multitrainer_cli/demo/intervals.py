@@ -81,7 +81,15 @@ class Results:
     def gain(self, regime: str, tuned: bool) -> Interval:
         """Return the difference to `BASE`, draw by draw: with tuned rates, or averaged over the rates."""
         measure = self.tuned if tuned else self.over_rates
-        return interval([mine - base for mine, base in zip(measure(regime), measure(BASE))])
+        return _difference(measure(regime), measure(BASE))
+
+    def gain_at(self, regime: str, rate: float) -> Interval:
+        """Return the difference to `BASE` at one learning rate, draw by draw."""
+        return _difference(self.at_rate(regime, rate), self.at_rate(BASE, rate))
+
+
+def _difference(ones: list[float], others: list[float]) -> Interval:
+    return interval([one - other for one, other in zip(ones, others)])
 
 
 def conclude(results: Results) -> str:
@@ -89,14 +97,16 @@ def conclude(results: Results) -> str:
     others = [name for name in REGIMES if name != BASE]
     tuned = _compare({name: results.gain(name, tuned=True) for name in others})
     average = _compare({name: results.gain(name, tuned=False) for name in others})
+    gains = {f"{name} at {rate:g}": results.gain_at(name, rate) for rate in results.rates for name in others}
+    single = _compare({case: gain for case, gain in gains.items() if gain.mean > gain.half}) or "nothing gains"
     return (
         f"Beside {BASE}, on the same {len(results.seeds)} draws: with the learning rate tuned, {tuned}; "
-        f"averaged over the {len(results.rates)} rates, {average}."
+        f"averaged over the {len(results.rates)} rates, {average}; at single rates, {single}."
     )
 
 
 def _compare(gains: dict[str, Interval]) -> str:
-    """Say of each regime whether it gains, loses, or shows no difference, the largest gain first."""
+    """Say of each case whether it gains, loses, or shows no difference, the largest gain first."""
     phrases = []
     for name, (mean, half) in sorted(gains.items(), key=lambda item: -item[1].mean):
         if abs(mean) <= half:
