@@ -116,7 +116,7 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
     The lock is on the folder itself and ends with the process for whatever reason, so no file is left behind. On a
     file system without locks for folders, the folder is used without one.
     """
-    made: list[Path] = []
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     handle = _open_locked(folder, made)
     if handle is None:
         return False
@@ -156,7 +156,8 @@ def _make(folder: Path, made: list[Path]) -> None:
         if not each.is_dir():
             with contextlib.suppress(FileExistsError):  # another process was faster, or it is a file
                 each.mkdir()
-                made[:] = [each, *(other for other in made if other != each)]
+                if each not in made:  # it was there a moment ago
+                    made.insert(0, each)
 
 
 def _unlock(handle: int, made: list[Path]) -> None:

@@ -6,7 +6,6 @@ import itertools
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -33,9 +32,10 @@ for line in sys.stdin:
         watch.finish()
         print("finished", flush=True)
     elif line == "fail\\n":
-        watch.fail()
-        print("failed", flush=True)
         import os
+        send = watch._send
+        watch._send = lambda message: (send(message), print("failing", flush=True))
+        watch.fail()
         os._exit(2)
 """
 
@@ -52,6 +52,11 @@ class Rank:
     def tell(self, what):
         self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
+
+    def fail(self):
+        """Return when it has told the others that it fails."""
+        self.tell("fail")
+        assert self.line() == "failing"
 
     def finish(self):
         self.tell("finish")
@@ -100,14 +105,13 @@ def test_one_that_ends_early_ends_all(ranks, first_to_end, how):
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
 def test_ranks_that_all_fail_end_with_their_own_status(ranks, order):
     for number in order:
-        ranks[number].tell("fail")
-        time.sleep(0.2)  # time enough to be ended by the one before
+        ranks[number].fail()
     assert [rank.wait() for rank in ranks] == [(2, "")] * 3
 
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_one_that_fails_alone_ends_the_others(ranks, failing):
-    ranks[failing].tell("fail")
+    ranks[failing].fail()
     outcomes = [rank.wait() for rank in ranks]
     assert outcomes.pop(failing) == (2, "")
     for status, error in outcomes:
@@ -116,7 +120,7 @@ def test_one_that_fails_alone_ends_the_others(ranks, failing):
 
 
 def test_one_that_fails_does_not_wait_for_one_that_was_killed(ranks):
-    ranks[0].tell("fail")
+    ranks[0].fail()
     for rank in ranks[1:]:
         rank.process.kill()
     assert ranks[0].wait() == (2, "")

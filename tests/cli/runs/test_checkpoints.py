@@ -73,7 +73,7 @@ def train_with_average(folder, epochs, resume=False):
         trainer.step(1)
         average.update()
         assert net.weight.data().asscalar() == epoch
-        checkpoints.begin_run(IMAGES)
+        checkpoints.begin_run()
         checkpoints.save(net, trainer, epoch, average)
         with average.applied():
             seen.append(float(net.weight.data().asscalar()))
