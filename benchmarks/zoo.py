@@ -1,13 +1,12 @@
-"""How fast GluonCV's ImageNet classifiers train on this machine, beside their published accuracy.
+"""How fast GluonCV's ImageNet classifiers train on a core of this machine, beside their published accuracy.
 
-    python benchmarks/zoo.py [--only NAME ...] [--quick] [--batch N] [--rounds N] [--json FILE] [--plot FILE.png]
+    python benchmarks/zoo.py [--only NAME ...] [--quick] [--batch N] [--steps N] [--json FILE] [--plot FILE.png]
 
 Each network makes training steps of `MultiLRTrainer` with everything trained, then with all but its output frozen, and
 predictions. Weights are random, which changes no time, and nothing is downloaded. Each network has a process of its own
-with a thread for every physical core, and takes turns there with MobileNet 1.0 run in the same way. The ratio of their
-best turns hardly depends on how fast the machine was meanwhile, and the images per second are this ratio times
-MobileNet's best turn in any process. Peak memory is that of the process before MobileNet is built. About 15 minutes on
-two idle cores; on busy ones, threads that wait for each other spoil the ratios too.
+with one thread. The fastest step counts, in CPU time, which other processes hardly change; the elapsed time of threads
+that wait for each other says nothing on a busy machine. Peak memory is that of the process, imports included. About 10
+minutes on an idle core.
 """
 
 from __future__ import annotations
@@ -82,35 +81,27 @@ MODELS = {
     "vgg11_bn": Published(68.59),
     "vgg16_bn": Published(73.10),
 }
-REFERENCE = "mobilenet1.0"
-# The command's default model should make a first run of 1,000 images and ten epochs within five minutes on two cores.
-IMAGES, MINUTES = 10 * 1000, 5
+# The command's default model should make a first run of 1,000 images and ten epochs within ten minutes on one core.
+IMAGES, MINUTES = 10 * 1000, 10
 QUICK = ("mobilenet0.25", "squeezenet1.1")
 TRAINED, FROZEN, FORWARD = MODES = ("trained", "frozen", "forward")
+HEADINGS = ("trained, images/s", "backbone frozen", "prediction")
 CLASSES = 10
-TURN = 0.3  # seconds that a turn takes at least
-ENOUGH = 12  # seconds after which slow networks take no third turn
-
-
-def physical_cores():
-    """Return how many cores this process may use, those that share a core counted once."""
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.exists() else cpu)
-    return len(cores)
+ENOUGH = 1.5  # seconds of steps
+WARM_UP = 2  # steps; the first of them traces the network
+ONE_THREAD = {"MXNET_OMP_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 class Runner:
-    """A network that has been warmed up and runs for a turn at a time, forward or in training."""
+    """A network that has been warmed up and makes steps."""
 
-    def __init__(self, model, mode, options):
+    def __init__(self, model, mode, batch):
         from gluoncv.model_zoo import get_model
 
         mx.random.seed(7)
         self.net = get_model(model, classes=CLASSES)
         self.net.initialize(mx.init.Xavier())
-        self.batch, pixels = options.batch, MODELS[model].pixels
+        self.batch, pixels = batch, MODELS[model].pixels
         self.x = mx.nd.random.normal(shape=(self.batch, 3, pixels, pixels))
         self.y = mx.nd.arange(self.batch) % CLASSES
         self.net(self.x[:1]).wait_to_read()
@@ -119,8 +110,8 @@ class Runner:
         frozen = [(stage, 0) for stage in backbone] if mode == FROZEN else []
         self.trainer = multitrainer.MultiLRTrainer([self.net, *frozen], "sgd", {"learning_rate": 1e-3, "momentum": 0.9})
         self.loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
-        self.shortest = 0 if options.quick else TURN
-        self.train(), self.train()  # the first step traces the network
+        for _ in range(WARM_UP):
+            self.train()
 
     def train(self):
         """Make a training step."""
@@ -134,39 +125,32 @@ class Runner:
         """Predict."""
         self.net(self.x).wait_to_read()
 
-    def images_per_second(self, step):
-        """Run for a turn of `Runner.train` or `Runner.forward`."""
-        images, begin = 0, time.perf_counter()
-        while True:
-            step(self)
-            images += self.batch
-            seconds = time.perf_counter() - begin
-            if seconds >= self.shortest:
-                return images / seconds
-
 
 def measure(model, options):
-    """Measure a network in this process, in turn with the reference."""
+    """Measure a network in this process."""
     found = {}
-    for mode, steps in ((FROZEN, {FROZEN: Runner.train, FORWARD: Runner.forward}), (TRAINED, {TRAINED: Runner.train})):
+    runs = {FROZEN: {FROZEN: Runner.train, FORWARD: Runner.forward}, TRAINED: {TRAINED: Runner.train}}
+    for mode, steps in runs.items():
         forget_peak_memory()
-        own = Runner(model, mode, options)
-        peak = peak_memory()
-        reference = Runner(REFERENCE, mode, options)
+        runner = Runner(model, mode, options.batch)
         for name, step in steps.items():
-            found[name] = {"MB": peak, "rounds": take_turns(own, reference, step, options.rounds)}
-        found["parameters"] = sum(p.data().size for p in own.net.collect_params().values() if p.grad_req != "null")
-        del own, reference
+            found[name] = {"images/s": options.batch / fastest(step, runner, options)}
+        found[mode]["MB"] = peak_memory()
+        params = runner.net.collect_params().values()  # in the last mode, all are trained but BatchNorm's statistics
+        parameters = sum(param.data().size for param in params if param.grad_req != "null")
+        del runner
         gc.collect()
-    return found
+    return {"model": model, **MODELS[model]._asdict(), "parameters": parameters, **found}
 
 
-def take_turns(own, reference, step, rounds):
-    """Return the images per second of two networks, round by round."""
-    found, begin = [], time.perf_counter()
-    while len(found) < rounds and (len(found) < 2 or time.perf_counter() - begin < ENOUGH):
-        found.append((own.images_per_second(step), reference.images_per_second(step)))
-    return found
+def fastest(step, runner, options):
+    """Return the CPU time in seconds of the fastest of some steps, which last for ENOUGH seconds together."""
+    seconds = []
+    while len(seconds) < options.steps or (sum(seconds) < ENOUGH and not options.quick):
+        begin = time.process_time()
+        step(runner)
+        seconds.append(time.process_time() - begin)
+    return min(seconds)
 
 
 def forget_peak_memory():
@@ -182,11 +166,9 @@ def peak_memory():
 
 def child(model, options):
     """Measure a network in a new process."""
-    setting = ["--batch", options.batch, "--rounds", options.rounds, *(["--quick"] if options.quick else [])]
+    setting = ["--batch", options.batch, "--steps", options.steps, *(["--quick"] if options.quick else [])]
     command = [str(each) for each in (sys.executable, "-W", "ignore", __file__, *setting, "--child", model)]
-    env = {**os.environ, "MXNET_OMP_MAX_THREADS": str(physical_cores())}
-    env.pop("OMP_NUM_THREADS", None)
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{done.stderr}{command} ended with exit status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -194,26 +176,15 @@ def child(model, options):
 
 def compare(models, options):
     """Return one row for each network, the fastest to train first."""
-    found = {}
+    rows = []
     for number, model in enumerate(models, 1):
         print(f"{number}/{len(models)} {model}", file=sys.stderr)
-        found[model] = child(model, options)
-    best = {mode: max(turn for each in found.values() for _, turn in each[mode]["rounds"]) for mode in MODES}
-    rows = [row_of(model, measured, best) for model, measured in found.items()]
+        rows.append(child(model, options))
     return sorted(rows, key=speed, reverse=True)
 
 
-def row_of(model, measured, best):
-    row = {"model": model, **MODELS[model]._asdict(), "parameters": measured["parameters"]}
-    for mode in MODES:
-        own, reference = map(max, zip(*measured[mode]["rounds"]))
-        row[mode] = {"ratio": own / reference, "images/s": own / reference * best[mode]}
-        if mode != FORWARD:
-            row[mode]["MB"] = measured[mode]["MB"]
-    return row
-
-
 def speed(row):
+    """Return the images per second if everything is trained."""
     return row[TRAINED]["images/s"]
 
 
@@ -235,32 +206,29 @@ def choose(rows):
 
 def verdict(result):
     """Return the sentences below the table: which network the rule chooses, and how firmly."""
-    chosen, threads = choose(result["rows"]), result["setting"]["threads"]
+    chosen = choose(result["rows"])
     if chosen is None:
-        return f"No network trains on {IMAGES:,} images within {MINUTES} minutes on {threads} threads."
+        return f"No network trains on {IMAGES:,} images within {MINUTES} minutes on one core."
     slower = max((speed(row) for row in result["rows"] if row["top1"] > chosen["top1"]), default=0)
     return (
         f"{IMAGES:,} images in {MINUTES} minutes are {IMAGES / MINUTES / 60:.0f} images/s. Of the networks that train "
-        f"that fast on {threads} threads,\n`{chosen['model']}` has the highest accuracy. The choice is the same "
-        f"for any limit from {slower:.0f} to {speed(chosen):.0f} images/s."
+        f"that fast on one core,\n`{chosen['model']}` has the highest accuracy. The choice is the same for any limit "
+        f"from {slower:.0f} to {speed(chosen):.0f} images/s."
     )
 
 
 def cells(result):
     """Yield the lines of the table, each as a list of cells."""
     named = front(result["rows"])
-    yield [
-        *("model", "top-1", "parameters", "trained, images/s", "of MobileNet 1.0"),
-        *("backbone frozen", "gain", "prediction", "memory, trained", "memory, frozen"),
-    ]
+    yield ["model", "top-1", "parameters", *HEADINGS, "freezing gains", "memory, trained", "memory, frozen"]
     for row in result["rows"]:
-        trained, frozen, forward = (row[mode] for mode in MODES)
-        name = f"**{row['model']}**" if row["model"] in named else row["model"]
+        trained, frozen = row[TRAINED], row[FROZEN]
         yield [
-            *(name, f"{row['top1']:.1f} %", f"{row['parameters'] / 1e6:.1f} M"),
-            *(f"{trained['images/s']:.3g}", f"{trained['ratio']:.2f}", f"{frozen['images/s']:.3g}"),
+            f"**{row['model']}**" if row["model"] in named else row["model"],
+            f"{row['top1']:.1f} %",
+            f"{row['parameters'] / 1e6:.1f} M",
+            *(f"{row[mode]['images/s']:.{0 if row[mode]['images/s'] >= 9.95 else 1}f}" for mode in MODES),
             f"{frozen['images/s'] / trained['images/s']:.1f} x",
-            f"{forward['images/s']:.3g}",
             *(f"{each['MB']:,.0f} MB" for each in (trained, frozen)),
         ]
 
@@ -282,42 +250,51 @@ def show(result):
 
 
 def plot(result, fname):
-    """Draw accuracy over training speed, and name the networks that no other one beats."""
+    """Draw accuracy over training speed; those that no other one beats are named, and others if there is room."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    best = front(result["rows"])
-    line = sorted((speed(row), row["top1"]) for row in result["rows"] if row["model"] in best)
-    axes.plot(*zip(*line), "-", color="C0", alpha=0.5, zorder=1)
-    for row in result["rows"]:
-        at, on_front = (speed(row), row["top1"]), row["model"] in best
-        axes.scatter(*at, color="C0" if on_front else "0.6", s=36 if on_front else 14, zorder=2)
-        style = {"fontsize": "small", "weight": "bold"} if on_front else {"fontsize": 6, "color": "0.4"}
-        axes.annotate(row["model"], at, xytext=(5, 3), textcoords="offset points", **style)
-    threads = result["setting"]["threads"]
-    axes.set(xscale="log", xlabel=f"training, images/s on {threads} threads", ylabel="published top-1 accuracy [%]")
+    best = [row for row in result["rows"] if row["model"] in front(result["rows"])]
+    rest = [row for row in result["rows"] if row not in best]
+    for rows, style in ((rest, {"color": "0.6", "s": 14}), (best, {"color": "C0", "s": 36})):
+        axes.scatter([speed(row) for row in rows], [row["top1"] for row in rows], zorder=2, **style)
+    axes.plot([speed(row) for row in best], [row["top1"] for row in best], color="C0", alpha=0.5)
+    axes.set(xscale="log", xlabel="training, images/s on one core", ylabel="published top-1 accuracy [%]")
+    axes.margins(x=0.1)
     axes.grid(alpha=0.3, which="both")
+    for number, row in enumerate(best):  # above or below in turn, because neighbours may be close
+        beside = {"xytext": (5, 4)} if number % 2 else {"xytext": (-5, -12), "ha": "right"}
+        name(axes, row, fontsize="small", weight="bold", **beside)
+    named = best[:]
+    for row in rest:
+        if not any(abs(speed(row) / speed(each) - 1) < 0.15 and abs(row["top1"] - each["top1"]) < 1 for each in named):
+            name(axes, row, fontsize=6, color="0.4", xytext=(-5, 0), ha="right", va="center")
+            named.append(row)
     figure.savefig(fname, dpi=120)
+
+
+def name(axes, row, **style):
+    axes.annotate(row["model"], (speed(row), row["top1"]), textcoords="offset points", **style)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=MODELS, help="measure these networks")
-    parser.add_argument("--quick", action="store_true", help="one turn of one step, two images, two small networks")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each network at most; default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="one step, two images, two small networks")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3, help="at least; the fastest counts; default: %(default)s")
     parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--plot", help="plot them to this image file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
-        options.batch, options.rounds = 2, 1
+        options.batch, options.steps = 2, 1
     if options.child:
         print(json.dumps(measure(options.child, options)))
         return
     rows = compare(options.only or (QUICK if options.quick else MODELS), options)
-    setting = {"batch": options.batch, "rounds": options.rounds, "threads": physical_cores()}
+    setting = {"batch": options.batch, "steps": options.steps}
     packages = ("mxnet", "numpy", "numba", "gluoncv")
     result = record.describe(__file__, packages, setting=setting, rows=rows)
     show(result)

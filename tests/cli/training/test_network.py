@@ -18,6 +18,7 @@ HEADS = {
     "resnet50_v1d": "fc",
     "resnet18_v2": "output",
     "mobilenet0.25": "output",
+    "mobilenet1.0": "output",
     "mobilenetv2_0.25": "output",
     "mobilenetv3_small": "output",
     "densenet121": "output",
