@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-MODEL = "mobilenetv2_1.0"
+MODEL = "mobilenet1.0"
 EPOCHS, BATCH_SIZE = 10, 32
 BACKBONE_MULT = 0.1  # of a network with loaded weights, without --lr-mult and --freeze
 FEATURE_MEMORY = 1024  # MB
