@@ -3,8 +3,8 @@
     python benchmarks/tables.py [--check] [FILE ...]
 
 The text between `<!-- benchmark: NAME -->` and `<!-- end -->` is replaced by what the function `table` of
-benchmarks/NAME.py makes of benchmarks/results/NAME.json, or by `headline` below. With --check nothing is written, and
-the exit status is 1 if a file is out of date.
+benchmarks/NAME.py makes of benchmarks/results/NAME.json, or by `headline` or `helps` below. With --check nothing is
+written, and the exit status is 1 if a file is out of date.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def updated(text):
 
 def table(name):
     """Return the table NAME in Markdown."""
-    if name == "headline":
-        return headline()
+    if name in OVERVIEWS:
+        return OVERVIEWS[name]()
     about = result(name)
     sys.path.insert(0, str(HERE))
     try:
@@ -95,6 +95,21 @@ def headline():
     for what, before, after, script in rows:
         lines.append(f"| {what} | {before} | {after} | `python benchmarks/{script}.py` |")
     return "\n".join(lines)
+
+
+def helps():
+    """Return the README's table of tasks: what multipliers gained on one learning rate."""
+    rows = {(row["plan"], row["way"]): row for row in result("transfer")["rows"]}
+    titles = {plan: about["title"] for plan, about in result("transfer")["setting"]["plans"].items()}
+    lines = ["| | one learning rate | backbone at 0.1 | layer-wise decay |", "|---|--:|--:|--:|"]
+    for plan, title in titles.items():
+        gains = [rows[plan, way] for way in ("backbone at 0.1", "layer-wise decay")]
+        cells = [f"{100 * row['gain']:+.1f} ± {100 * row['gain interval']:.1f}" for row in gains]
+        lines.append(f"| {title} | {100 * rows[plan, 'one learning rate']['accuracy']:.1f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+OVERVIEWS = {"headline": headline, "helps": helps}
 
 
 def check_markers(text):

@@ -198,7 +198,7 @@ class TestEarlierRuns:
         """The scheduler chooses rank 0: the worker that has the run, or the other one."""
         before = self.run(images, tmp_path / "0")
         codes, outputs = self.finetune(images, tmp_path / "{index}", "--resume")
-        resumed = any("going on after 1 epochs" in output for output in outputs)
+        resumed = any("continuing after 1 epochs" in output for output in outputs)
         missed = all("copy that folder to this machine" in output for output in outputs)
         assert (codes == [0, 0] and resumed) or (codes == [2, 2] and missed), outputs
         assert not contents(tmp_path / "1")

@@ -20,10 +20,10 @@ DESCRIPTION = """\
 Fine-tune an image classifier of GluonCV on your images, with a learning rate for each part of it.
 
 DIR holds a folder of images for each class, or train/ and val/ with such folders. Without val/, one image in five of
-every class is set aside to measure on. The last layer of the network is replaced by one for your classes.
+every class is set aside for validation. The last layer of the network is replaced by one for your classes.
 
-Without --data, the command runs on scikit-learn's digits: it trains on 0 to 4, then fine-tunes on ten images each of 5
-to 9 in four ways, and compares them. That takes about two minutes on two cores."""
+Without --data, the command compares five ways to fine-tune: a network that has learned MNIST learns scikit-learn's
+digits from five images of each, at three learning rates. That takes about two minutes on two cores."""
 
 EPILOG = f"""\
 PATH is an attribute path, as in Python: features, features.0, layer1, output, fc.weight. If nothing is at a PATH, the
@@ -43,8 +43,8 @@ A run is never replaced unless you ask for it. Without --out, a second run goes 
 the command refuses it: add
 --resume, or --overwrite, which removes the old run when the first epoch of the new one has ended. --resume refuses
 other options, other --params, other class folders, renumbered images, and a run with a missing or damaged file.
-Images that were added since the run began are left out, so that it does not train on images that it measures on; for an
-image that was removed, it trains on another one of the same class.
+Images that were added since the run began are left out, so that it does not train on images that it validates on; for
+an image that was removed, it trains on another one of the same class.
 
 On several machines, use --kvstore dist_sync with the DMLC_ variables of MXNet's parameter servers, or --kvstore horovod
 under horovodrun: each rank trains on its share of the images, and rank 0 prints and writes.
@@ -53,7 +53,7 @@ docs/distributed.md shows both.
 examples:
   multitrainer finetune
   multitrainer finetune --data flowers --pretrained
-  multitrainer finetune --data flowers --model resnet50_v1b --pretrained --freeze conv1 --lr-mult layer4=0.3
+  multitrainer finetune --data flowers --model resnet50_v1b --pretrained --freeze layer1 --lr-mult layer4=0.3
   multitrainer finetune --data flowers --pretrained --layer-decay 0.8 --no-bias-decay --lr-schedule cosine --warmup 1
   multitrainer finetune --data flowers --pretrained --discriminative 0.01:1 --unfreeze-at 2
   multitrainer finetune --data flowers --pretrained --ema 0.99 --epochs 50 --early-stop 5

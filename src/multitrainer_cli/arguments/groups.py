@@ -28,7 +28,7 @@ These are accepted, so that a command line of finetune works with `groups` in pl
 
 EPILOG = """\
 example:
-  multitrainer groups --model resnet50_v1b --pretrained --freeze conv1 --lr-mult layer4=0.3"""
+  multitrainer groups --model resnet50_v1b --pretrained --freeze layer1 --lr-mult layer4=0.3"""
 
 
 def add_parser(commands: Any) -> None:

@@ -26,7 +26,7 @@ from .fine_tuning import SHOTS, SOURCE_EPOCHS, UNSEEN, Run, Settings, fine_tune,
 from .intervals import Results, conclude, interval
 from .picture import plot_results
 from .processes import TrainingProcesses, count_cores
-from .regimes import MODEL, REGIMES, build_network
+from .regimes import BASE, MODEL, REGIMES, build_network
 
 DRAWS = 12
 LEARNING_RATE = 0.03  # the middle one
@@ -125,7 +125,7 @@ def _train_runs(
     """Fine-tune in every way that is left, and write a row of metrics for each; then keep the best network."""
     print(
         f"scikit-learn's digits: {SHOTS} images of each to train on, {UNSEEN} to measure on; {len(REGIMES)} ways at "
-        f"{len(FACTORS)} learning rates, {DRAWS} draws",
+        f"{len(FACTORS)} learning rates, {DRAWS} draws of the images: {len(runs)} runs",
         flush=True,
     )
     bar = require("tqdm").tqdm(total=len(runs), unit=" runs", leave=False, disable=None, dynamic_ncols=True)
@@ -157,7 +157,7 @@ def _report(checkpoints: Checkpoints, rates: list[float], seconds: float) -> Non
     unseen, draws = UNSEEN * CLASSES, len(results.seeds)
     print(f"\naccuracy on {unseen} unseen images in per cent: mean and 95 % interval, {draws} draws")
     header = "".join(f"{f'rate {rate:g}':>14}" for rate in rates)
-    print(f"{'regime':<20}{header}{'rate tuned':>14}{'seconds an epoch':>18}")
+    print(f"{'':<20}{header}{'rate tuned':>14}{'seconds an epoch':>18}")
     for name in REGIMES:
         cells = [results.at_rate(name, rate) for rate in rates] + [results.tuned(name)]
         accuracies = "".join(f"{interval(values)!s:>14}" for values in cells)
@@ -166,6 +166,11 @@ def _report(checkpoints: Checkpoints, rates: list[float], seconds: float) -> Non
         print(f"{name:<20}{accuracies}{pace:>18.2f}")
     title = f"MNIST to scikit-learn's digits, {SHOTS} images of each"
     artifacts.save_figure(plot_results(results, title), out / PICTURE)
-    print("rate tuned: each draw at the rate that is best on the other draws")
+    print(f"\npoints above {BASE}, draw by draw")
+    for name in REGIMES:
+        if name != BASE:
+            gains = [*(results.gain_at(name, rate) for rate in rates), results.gain(name, tuned=True)]
+            print(f"{name:<20}" + "".join(f"{gain.signed():>14}" for gain in gains))
+    print("\nrate tuned: each draw at the rate that is best on the other draws")
     print(f"{seconds:.0f} s in all; each process used one core and at most {max(row['megabytes'] for row in rows)} MB")
     print(f"files in {out}: {PICTURE}, metrics.jsonl, best.params, {SOURCE_FILE}\n\n{conclude(results)}", flush=True)

@@ -18,6 +18,10 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mean:.1f} ± {self.half:.1f}"
 
+    def signed(self) -> str:
+        """Return the text of a difference."""
+        return f"{self.mean:+.1f} ± {self.half:.1f}"
+
 
 def interval(values: Sequence[float]) -> Interval:
     """Return the interval of the mean of two values or more."""
@@ -96,21 +100,21 @@ def conclude(results: Results) -> str:
     """Say what the intervals show, whatever that is."""
     others = [name for name in REGIMES if name != BASE]
     tuned = _compare({name: results.gain(name, tuned=True) for name in others})
-    average = _compare({name: results.gain(name, tuned=False) for name in others})
     gains = {f"{name} at {rate:g}": results.gain_at(name, rate) for rate in results.rates for name in others}
     single = _compare({case: gain for case, gain in gains.items() if gain.mean > gain.half}) or "nothing gains"
     return (
         f"Beside {BASE}, on the same {len(results.seeds)} draws: with the learning rate tuned, {tuned}; "
-        f"averaged over the {len(results.rates)} rates, {average}; at single rates, {single}."
+        f"without tuning, {single}."
     )
 
 
 def _compare(gains: dict[str, Interval]) -> str:
     """Say of each case whether it gains, loses, or shows no difference, the largest gain first."""
     phrases = []
-    for name, (mean, half) in sorted(gains.items(), key=lambda item: -item[1].mean):
+    for name, gain in sorted(gains.items(), key=lambda item: -item[1].mean):
+        mean, half = gain
         if abs(mean) <= half:
-            phrases.append(f"{name} shows no difference ({mean:+.1f} ± {half:.1f})")
+            phrases.append(f"{name} shows no difference ({gain.signed()})")
         else:
             phrases.append(f"{name} {'gains' if mean > 0 else 'loses'} {abs(mean):.1f} ± {half:.1f} points")
     return ", ".join(phrases)

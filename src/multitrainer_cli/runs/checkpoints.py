@@ -78,7 +78,7 @@ class Checkpoints:
     def announce_resume(self) -> None:
         """Print which run is resumed, if one is."""
         if self._begun:
-            print(f"going on after {len(self.metrics.rows)} epochs of the run in {self.out}", flush=True)
+            print(f"continuing after {len(self.metrics.rows)} epochs of the run in {self.out}", flush=True)
 
     @property
     def overwrite_pending(self) -> bool:

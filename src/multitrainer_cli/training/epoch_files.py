@@ -74,6 +74,7 @@ class EpochFiles:
             artifacts.save_figure(figures.plot_training(rows, title), self.out / "finetune.png")
             best = max(rows, key=lambda row: row["val_accuracy"])
             print(f"best validation accuracy {best['val_accuracy']:.1%} (epoch {best['epoch']}); files in {self.out}")
+            print(f"next: multitrainer evaluate {self.out}, or predict {self.out} IMAGE..., or export {self.out}")
 
     def _save_parameters(self, name: str) -> None:
         with averaging.applied(self._average):

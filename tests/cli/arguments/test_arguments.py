@@ -50,3 +50,27 @@ def test_a_mistyped_option_points_to_the_help(capsys):
 def test_an_option_is_not_guessed_from_its_beginning():
     with pytest.raises(ValueError, match="unrecognized arguments: --over"):
         build_parser().parse_args(["finetune", "--over"])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--smoothing 0.1", "--label-smoothing"),
+        ("--label_smoothing=0.1", "--label-smoothing"),
+        ("--weight-decay 0.1", "--wd"),
+        ("--num-workers 4", "--workers"),
+        ("--early-stopping 3", "--early-stop"),
+        ("--pretrain", "--pretrained"),
+        ("flowers", "--data flowers"),
+    ],
+)
+def test_an_option_of_another_name_is_suggested(given, meant):
+    with pytest.raises(ValueError, match=f"did you mean {meant}\\? \\(see multitrainer finetune --help\\)$"):
+        build_parser().parse_args(["finetune", *given.split()])
+
+
+def test_the_options_that_are_suggested_exist():
+    from multitrainer_cli.arguments.parser import NAMES_ELSEWHERE
+
+    (subcommands,) = [action for action in build_parser()._actions if isinstance(action.choices, dict)]
+    assert set(NAMES_ELSEWHERE.values()) <= set(subcommands.choices["finetune"]._option_string_actions)

@@ -103,7 +103,7 @@ def test_a_killed_run_is_resumed_to_the_same_end(finetune, whole, monkeypatch, c
     out = whole.out.parent / "parts"
     assert len(rows_of(out)) == 7
     assert finetune("parts", "--resume")[1] == 0
-    assert "going on after 7 " in capsys.readouterr().out
+    assert "continuing after 7 " in capsys.readouterr().out
     assert without_times(rows_of(out)) == without_times(rows_of(whole.out))
     assert (out / "best.params").read_bytes() == (whole.out / "best.params").read_bytes()
 

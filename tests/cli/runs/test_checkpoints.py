@@ -202,7 +202,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(images, tmp_path, capsys, 
     assert_same(tmp_path / "whole", tmp_path / "parts")
     printed = capsys.readouterr().out
     assert f"nothing to resume in {tmp_path / 'parts'}; a new run begins" in printed
-    assert "going on after 3 epochs" in printed
+    assert "continuing after 3 epochs" in printed
     kept = sorted(path.name for path in (tmp_path / "parts/checkpoint").iterdir())
     assert kept == ["000004.json", "000004.npz", "000004.params"]
 

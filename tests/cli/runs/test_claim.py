@@ -143,7 +143,7 @@ class TestDefaultFolder:
         assert finetune(images, "--seed", 1, epochs=1) == 0
         assert "runs/finetune holds a run; this run goes to runs/finetune-2\n" in capsys.readouterr().out
         assert finetune(images, "--seed", 1, "--resume") == 0  # the same command goes on with its own run
-        assert "going on after 1 epochs of the run in runs/finetune-2" in capsys.readouterr().out
+        assert "continuing after 1 epochs of the run in runs/finetune-2" in capsys.readouterr().out
         assert contents(tmp_path / "runs/finetune") == before
         assert sorted(os.listdir("runs")) == ["finetune", "finetune-2"]
         assert [len(rows_of(tmp_path / "runs" / name)) for name in ("finetune", "finetune-2")] == [1, 2]
