@@ -142,7 +142,7 @@ class TestOwnOptimizers:
         net, trainer = self.build({"learning_rate": 1.0, "lr_scheduler": scheduler})
         train(net, trainer, batches(1))
         trainer.set_lr_mult({net[0]: lambda num_update: num_update})
-        updates, lines = trainer._planned(4)
+        updates, lines = trainer._planned(range(4))
         assert list(updates) == [2, 3, 4, 5]
         assert dict(lines)["head"] == [1.0, 0.5, 0.5, 0.25]
         assert [rates for name, rates in lines if name != "head"] == [[0.1] * 4, [0.1 * n for n in updates]]

@@ -53,7 +53,7 @@ def plot_learning_rates(trainer: Any, num_updates: int, ax: Any = None) -> Any:
         raise TypeError(f"trainer must be a MultiLRTrainer, got {type(trainer).__name__}")
     if not isinstance(num_updates, numbers.Integral) or isinstance(num_updates, bool) or num_updates < 1:
         raise ValueError(f"num_updates must be a whole number above 0, got {num_updates!r}")
-    updates, lines = planned(int(num_updates))
+    updates, lines = planned(range(int(num_updates)))
     try:
         from matplotlib import pyplot
     except ImportError as error:

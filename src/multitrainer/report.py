@@ -41,7 +41,7 @@ def summary_rows(
 
     Those of a part that are among ``departed``, because they left the network, have a row of their own.
     """
-    rates = {part: part.planned_rates(1)[0] for part in partition.parts}
+    rates = {part: part.planned_rates([0])[0] for part in partition.parts}
     rows = []
     for name, members in _apart(_divide(resolved, params, by), departed):
         part, lr_mult, wd_mult = partition.part_of(members[0]), members[0].lr_mult, members[0].wd_mult
@@ -114,7 +114,7 @@ def explain(
     if is_auxiliary(param):
         return f"{param.name}: {shape}, a statistic or a constant, which no multiplier moves"
     part = partition.part_of(param)
-    rates = {"lr_mult": part.planned_rates(1)[0], "wd_mult": part.optimizer.wd}
+    rates = {"lr_mult": part.planned_rates([0])[0], "wd_mult": part.optimizer.wd}
     state = _state(param, departed)
     lines = [f"{param.name}: {shape}, {state}"]
     if partition.is_divided:
@@ -155,8 +155,9 @@ def planned_rates(
     schedules: Mapping[Parameter, Multiplier],
     updates: Sequence[int],
 ) -> list[tuple[str, list[float]]]:
-    """Return the name of each group with its learning rates at the next updates, whose numbers are ``updates``."""
-    rates_of = {part: part.planned_rates(len(updates)) for part in partition.parts}
+    """Return the name of each group with its learning rates at later updates, whose numbers are ``updates``."""
+    following = partition.main.optimizer.num_update + 1
+    rates_of = {part: part.planned_rates([n - following for n in updates]) for part in partition.parts}
     planned = []
     for name, members in _divide(resolved, params, ("lr_mult",)):
         rates = rates_of[partition.part_of(members[0])]

@@ -894,8 +894,8 @@ class MultiLRTrainer(Trainer):
     def _members_of_groups(self) -> dict[str, list[Parameter]]:
         return report.members_of_groups(self._resolved, self._multipliers.trainable)
 
-    def _planned(self, num_updates: int) -> tuple[Sequence[int], list[tuple[str, list[float]]]]:
-        """Give the numbers of the next updates, and the learning rates of each group at them."""
-        updates = range(self._optimizer.num_update + 1, self._optimizer.num_update + 1 + num_updates)
+    def _planned(self, ahead: Sequence[int]) -> tuple[Sequence[int], list[tuple[str, list[float]]]]:
+        """Give the numbers of later updates, the next one is 0 ahead, and the learning rates of each group at them."""
+        updates = [self._optimizer.num_update + 1 + n for n in ahead]
         trainable, schedules = self._multipliers.trainable, self._multipliers.schedules["lr_mult"]
         return updates, report.planned_rates(self._resolved, trainable, self._partition, schedules, updates)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Sequence
 
 import mxnet as mx
+import numpy as np
 
-from multitrainer import MultiLRTrainer, plot_learning_rates
+from multitrainer import MultiLRTrainer, unfreeze_at
+from multitrainer.plotting import draw_learning_rates
 
 from .arguments import defaults
 from .arguments.groups import CLASSES, EPOCHS, IMAGES, PICTURE
@@ -20,6 +23,8 @@ from .training import loss_options, network, param_groups, schedule, zoo
 from .training.group_table import describe_groups
 from .training.optimizer import OptimizerChoice, parse_optimizer
 from .training.schedule import TrainingLength
+
+MAX_DRAWN = 5000  # updates; more than the picture has columns
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"{model}, {classes} classes; {length.epochs} epochs of {images} images, {length.updates} updates")
     print(describe_groups(trainer, length, args.warmup or 0), end="")
     figure = require("matplotlib.figure").Figure(figsize=(10, 4.5), layout="constrained")
-    plot_learning_rates(trainer, length.updates, ax=figure.subplots())
+    ax = figure.subplots()
+    drawn = _drawn_updates(trainer, length, args.warmup or 0)
+    draw_learning_rates(ax, *trainer._planned([update - 1 for update in drawn]))
+    ax.set(xlabel="update", ylabel="learning rate")
     artifacts.save_figure(figure, picture)
     print(f"learning rates of all groups over the updates: {picture}")
     return 0
@@ -78,3 +86,17 @@ def _make_trainer(
     if args.params is not None:
         network.load_backbone(net, head, args.params)
     return param_groups.make_trainer(net, head, args, length, optimizer, Ranks(), args.clip_grad)
+
+
+def _drawn_updates(trainer: MultiLRTrainer, length: TrainingLength, warmup: float) -> Sequence[int]:
+    """Return the numbers of the updates to draw: of a long run some, with those before and after each sudden change."""
+    last = length.updates
+    if last <= MAX_DRAWN:
+        return range(1, last + 1)
+    # Learning rates are those of an MXNet scheduler, which is asked for later and later updates, in any steps.
+    steps = getattr(trainer.optimizer.lr_scheduler, "step", [])
+    changes = {step + 1 for step in steps} if isinstance(steps, list) else set()
+    changes |= {group.lr_mult.num_update for group in trainer.groups if isinstance(group.lr_mult, unfreeze_at)}
+    changes.add(length.updates_in(warmup) + 1)
+    around = (update for change in changes for update in (change - 1, change) if 1 <= update <= last)
+    return sorted({1, last, *around, *map(int, np.linspace(1, last, MAX_DRAWN))})

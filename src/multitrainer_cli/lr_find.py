@@ -26,9 +26,9 @@ from .runs.earlier_run import EarlierRun
 from .runs.picture import check_picture
 from .training import loss_options, network
 from .training.devices import parse_contexts
-from .training.image_run import Model, build_model, no_worker_answered
+from .training.image_run import Model, build_model, describe_updates, no_worker_answered
 from .training.loop import compute_gradients, seed_everything
-from .training.losses import Batch
+from .training.losses import Batch, Objective
 from .training.optimizer import parse_optimizer
 
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         require(package)
     contexts = parse_contexts(args.ctx)
     optimizer = parse_optimizer(args.optimizer, None, args.wd)
-    _check_search(args)
+    _check_rates(args)
     check_picture("--out", args.out, args.data)
     loss_options.check_options(args)
     seed_everything(args.seed)
@@ -48,9 +48,14 @@ def run(args: argparse.Namespace) -> int:
         print(note)
     ranks = Ranks(args.kvstore or "device")
     model = build_model(args, split, contexts, optimizer, ranks, EarlierRun([], None))
+    # An epoch of the run ends with an update, so an update has no more batches than an epoch.
+    model.trainer.accumulate = min(model.length.accumulate, model.length.batches_in(1))
+    _check_batches(args, model)
     split.check_readable()
     name, devices = args.model or defaults.MODEL, ", ".join(map(str, contexts))
     print(f"{name} on {devices}, {len(split.train)} images, {len(split.classes)} classes", flush=True)
+    if model.length.accumulate > 1:
+        print(describe_updates(model.length, ranks), flush=True)
     found = _search(args, split, model)
     figure = require("matplotlib.figure").Figure(figsize=(7, 4.5), layout="constrained")
     found.plot(figure.subplots())
@@ -70,10 +75,13 @@ def _refuse_ranks(kvstore: str | None) -> None:
         )
 
 
-def _check_search(args: argparse.Namespace) -> None:
+def _check_rates(args: argparse.Namespace) -> None:
     if args.lowest >= args.highest:
         raise UserError(f"--lowest {args.lowest:g}: expected a rate below --highest {args.highest:g}")
-    fewest = FEWEST_UPDATES * (args.accumulate or 1)
+
+
+def _check_batches(args: argparse.Namespace, model: Model) -> None:
+    fewest = FEWEST_UPDATES * model.trainer.accumulate
     if args.batches is not None and args.batches < fewest:
         raise UserError(f"--batches {args.batches}: expected at least {fewest}, for {FEWEST_UPDATES} updates")
 
@@ -81,13 +89,13 @@ def _check_search(args: argparse.Namespace) -> None:
 class _Epochs:
     """The batches of a run, epoch after epoch: each iteration is the next epoch."""
 
-    def __init__(self, model: Model, loader: Loader, seed: int) -> None:
-        self._model, self._loader, self._seed = model, loader, seed
+    def __init__(self, objective: Objective, loader: Loader, seed: int) -> None:
+        self._objective, self._loader, self._seed = objective, loader, seed
         self._epochs_begun = 0
 
     def __iter__(self) -> Iterator[Batch]:
         self._epochs_begun += 1
-        return self._model.objective.batches(self._loader, self._seed, self._epochs_begun)
+        return self._objective.batches(self._loader, self._seed, self._epochs_begun)
 
 
 def _search(args: argparse.Namespace, split: Split, model: Model) -> LearningRateSearch:
@@ -95,7 +103,7 @@ def _search(args: argparse.Namespace, split: Split, model: Model) -> LearningRat
     size = network.transform(args.model or defaults.MODEL, args.input_size).size
     options: dict[str, Any] = {"augment": not args.no_augment}
     loader, _ = batches.make_loaders(split, size, model.length.batch_size, args.workers or 0, args.seed, **options)
-    count = args.batches or UPDATES * model.length.accumulate
+    count = args.batches or UPDATES * model.trainer.accumulate
     model.net.hybridize(static_alloc=True)
     progress = {"desc": "learning rates", "unit": " batches", "leave": False, "disable": None, "dynamic_ncols": True}
     with Interrupts() as interrupts, require("tqdm").tqdm(total=count, **progress) as bar:
@@ -108,7 +116,7 @@ def _search(args: argparse.Namespace, split: Split, model: Model) -> LearningRat
             return losses
 
         try:
-            epochs = _Epochs(model, loader, args.seed)
+            epochs = _Epochs(model.objective.mixing_in_all_epochs(), loader, args.seed)
             return find_learning_rate(model.trainer, train_step, epochs, args.lowest, args.highest, count)
         except multiprocessing.TimeoutError as error:
             raise no_worker_answered() from error

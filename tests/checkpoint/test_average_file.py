@@ -191,3 +191,11 @@ class TestOtherParameters:
         other, again = build()
         again.load(path)
         assert not moved(state(net, average), state(other, again))
+
+
+def test_the_order_in_which_averages_began_changes_no_byte(path, tmp_path):
+    _, average = build()
+    average.load(path)
+    average._arrays = dict(reversed(list(average._arrays.items())))
+    average.save(tmp_path / "again")
+    assert path.read_bytes() == (tmp_path / "again").read_bytes()

@@ -12,6 +12,7 @@ pytest.importorskip("gluoncv")
 pytest.importorskip("matplotlib")
 
 from multitrainer_cli import build_parser, main
+from multitrainer_cli import groups as groups_module
 
 
 def groups(*options):
@@ -172,3 +173,35 @@ def test_it_shows_what_finetune_trains(images, tmp_path, capsys):
     assert rows[0]["learning_rates"]["stage1"] == 0
     assert rows[1]["learning_rates"]["stage1"] > 0
     assert rows[1]["learning_rates"]["stage5"] > rows[2]["learning_rates"]["stage5"] > 0
+
+
+LONG = ["--images", 100, "--batch-size", 10, "--unfreeze-at", "features=271", "--warmup", 77.7]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "poly"])
+def test_of_a_long_run_some_updates_are_drawn_and_every_change(tmp_path, monkeypatch, schedule):
+    drawn = {}
+    monkeypatch.setattr(groups_module, "draw_learning_rates", lambda ax, *drawing: drawn.update({ax: drawing}))
+    options = [*LONG, "--epochs", 1003, "--lr-schedule", schedule, "--out", tmp_path / "g.png"]
+    assert groups(*options) == 0
+    monkeypatch.setattr(groups_module, "MAX_DRAWN", 100_000)
+    assert groups(*options) == 0
+    (some, lines), (every, all_lines) = drawn.values()
+    assert every == list(range(1, 10_031))
+    assert (some[0], some[-1]) == (1, 10_030)
+    assert len(some) < 5020
+    jumps = set()  # between update n and the one after it
+    for (name, rates), (same_name, all_rates) in zip(lines, all_lines):
+        assert name == same_name
+        assert rates == [all_rates[update - 1] for update in some]
+        jumps |= {n for n in range(1, 10_030) if abs(all_rates[n] - all_rates[n - 1]) > 1e-4}
+    assert 2700 in jumps
+    assert {*jumps, *(n + 1 for n in jumps)} <= set(some)
+
+
+def test_a_run_without_end_is_drawn(tmp_path, capsys):
+    options = ["--images", 100, "--batch-size", 10, "--unfreeze-at", "features=500000001", "--out", tmp_path / "g.png"]
+    assert groups(*options, "--epochs", 1_000_000_000, "--lr-schedule", "step") == 0
+    printed = capsys.readouterr().out
+    assert "10000000000 updates" in printed
+    assert "epoch 500000001, update 5000000001, unfreezes features (1)" in printed

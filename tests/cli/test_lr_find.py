@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib")
 
 from multitrainer_cli import build_parser, main
 from multitrainer_cli.lr_find import _finetune_command
+from multitrainer_cli.training import losses
 
 BRIEF = ("--batches", 60, "--lowest", 1e-5, "--no-augment")  # enough on blocks of one colour
 
@@ -166,3 +167,25 @@ def test_ctrl_c_writes_nothing(tmp_path):
         _, error = search.communicate(timeout=PATIENCE)
     assert (search.returncode, error) == (130, "multitrainer: interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["colours"]
+
+
+@pytest.mark.parametrize("options", [["--epochs", 1], ["--epochs", 3, "--mixup-off-epoch", 2]])
+def test_every_update_of_the_search_is_mixed(images, tmp_path, monkeypatch, options):
+    drawn = []
+    monkeypatch.setattr(losses, "mix", lambda batch, share: drawn.append(share) or batch)
+    # 24 images make 3 batches an epoch.
+    lr_find("--data", images, *BRIEF[2:], "--batches", 12, "--mixup", 1, *options, "--out", tmp_path / "x.png")
+    assert len(drawn) >= 2 * 10
+    assert all(share < 1 for share in drawn)
+
+
+def test_an_update_has_no_more_batches_than_an_epoch_of_the_run(images, tmp_path, capsys):
+    printed = []
+    for accumulate in (3, 30):
+        options = ["--batches", 60, "--no-augment", "--accumulate", accumulate, "--out", tmp_path / f"{accumulate}.png"]
+        lr_find("--data", images, "--lowest", 1e-5, *options)
+        printed.append(capsys.readouterr().out)
+    assert (tmp_path / "3.png").read_bytes() == (tmp_path / "30.png").read_bytes()
+    line = "batches of 8 images, and at the end of an epoch"
+    assert f"one update for every 3 {line}\n" in printed[0]
+    assert f"one update for every 30 {line}; an epoch has only 3\n" in printed[1]

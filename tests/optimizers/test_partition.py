@@ -35,13 +35,13 @@ class TestPart:
 
     def test_planned_rates(self):
         optimizer = mx.optimizer.SGD(learning_rate=0.5)
-        assert Part(None, optimizer).planned_rates(3) == [0.5, 0.5, 0.5]
+        assert Part(None, optimizer).planned_rates(range(3)) == [0.5, 0.5, 0.5]
 
     def test_planned_rates_of_a_scheduler_go_by_the_optimizers_own_count_and_leave_the_scheduler_as_it_is(self):
         scheduler = mx.lr_scheduler.FactorScheduler(2, 0.5, base_lr=1.0)
         optimizer = mx.optimizer.SGD(lr_scheduler=scheduler, begin_num_update=1)
         before = bits(vars(scheduler))
-        assert Part(None, optimizer).planned_rates(4) == [1.0, 0.5, 0.5, 0.25]
+        assert Part(None, optimizer).planned_rates(range(4)) == [1.0, 0.5, 0.5, 0.25]
         assert bits(vars(scheduler)) == before
 
 

@@ -64,10 +64,12 @@ def save(path: Path, params: Sequence[Parameter], state: AverageState) -> None:
     }
     header = {"format": FORMAT, "version": VERSION, **state._asdict(), "parameters": records}
     del header["arrays"]
-    # A network may have been cast since its averages began.
-    dtypes = {param.name: average_dtype(param.dtype) for param in params}
+    # In the order of the Parameters, not in that of their first updates, and in the dtypes that they have now: a
+    # network may have been cast since its averages began.
     arrays = (
-        (component(name), array.asnumpy().astype(dtypes[name], copy=False)) for name, array in state.arrays.items()
+        (component(param.name), state.arrays[param.name].asnumpy().astype(average_dtype(param.dtype), copy=False))
+        for param in params
+        if param.name in state.arrays
     )
     archive.write(path, header, arrays)
 

@@ -39,12 +39,12 @@ class Part:
         """Whose optimizer it is, in words, for texts and messages."""
         return "the trainer" if self.group is None else f"group {self.group!r}"
 
-    def planned_rates(self, num_updates: int) -> list[float]:
-        """Evaluate the optimizer's own learning rate at its next updates."""
+    def planned_rates(self, ahead: Sequence[int]) -> list[float]:
+        """Evaluate the optimizer's own learning rate at later updates, in ascending order; its next one is 0 ahead."""
         # With a copy: schedulers count their calls, and stock Trainer asks them in order.
         scheduler, rate = copy.deepcopy(self.optimizer.lr_scheduler), self.optimizer.lr
         first = self.optimizer.num_update + 1
-        return [rate if scheduler is None else scheduler(n) for n in range(first, first + num_updates)]
+        return [rate if scheduler is None else scheduler(first + n) for n in ahead]
 
 
 class Partition:

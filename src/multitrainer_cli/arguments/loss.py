@@ -54,6 +54,12 @@ def parse_class_weights(texts: Sequence[str]) -> dict[str, float] | None:
     return weights
 
 
+def has_class_weights(texts: Sequence[str]) -> bool:
+    """Return whether a class counts otherwise than by default, once."""
+    weights = parse_class_weights(texts)
+    return weights is None or any(weight != 1 for weight in weights.values())
+
+
 def _parse_class_weight(text: str) -> tuple[str, float]:
     name, _, value = text.rpartition("=")
     try:

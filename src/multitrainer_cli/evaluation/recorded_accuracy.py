@@ -20,10 +20,14 @@ class RecordedAccuracy(NamedTuple):
         if round(accuracy, 6) == self.accuracy:
             return f"this is the accuracy that the run has recorded in epoch {self.epoch}"
         interrupted = "if it was interrupted, last.params are of an unfinished epoch; " if weights == "last" else ""
+        killed = (
+            f"if it was killed after it wrote {weights}.params and before it recorded that epoch, and not resumed "
+            "since, they are of that epoch, which --resume trains again; "
+        )
         return (
             f"warning: the run has recorded another accuracy in epoch {self.epoch}, {self.accuracy:.4%}, not "
-            f"{accuracy:.4%}; {interrupted}other devices, batches or versions of MXNet can change the last digits of "
-            "the scores, and with them the class of an image for which two are equal"
+            f"{accuracy:.4%}; {interrupted}{killed}other devices, batches or versions of MXNet can change the last "
+            "digits of the scores, and with them the class of an image for which two are equal"
         )
 
 

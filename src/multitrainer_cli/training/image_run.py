@@ -173,13 +173,14 @@ def _print_plan(args: argparse.Namespace, split: Split, model: Model, ranks: Ran
     print(f"{name} {origin}, on {', '.join(map(str, model.contexts))}{of_ranks}")
     print(f"{len(split.train)} images to train on, {len(split.val)} to measure on, {len(split.classes)} classes")
     if model.length.accumulate > 1:
-        print(_describe_updates(model.length, ranks))
+        print(describe_updates(model.length, ranks))
     groups = describe_groups(model.trainer, model.length, args.warmup or 0)
     print(f"{groups}{loss_options.describe(args, split)}", end="", flush=True)
 
 
-def _describe_updates(length: schedule.TrainingLength, ranks: Ranks) -> str:
-    batches = length.images // length.batch_size
+def describe_updates(length: schedule.TrainingLength, ranks: Ranks) -> str:
+    """Say which batches make an update; for a run with --accumulate."""
+    batches = length.batches_in(1)
     fewer = f"; an epoch has only {batches}" if batches < length.accumulate else ""
     images = length.batch_size * ranks.size
     return f"one update for every {length.accumulate} batches of {images} images, and at the end of an epoch{fewer}"

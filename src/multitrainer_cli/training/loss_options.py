@@ -10,7 +10,7 @@ import numpy as np
 from multitrainer.groups.targets import closest_names
 
 from ..arguments import defaults
-from ..arguments.loss import parse_class_weights
+from ..arguments.loss import has_class_weights, parse_class_weights
 from ..data.layout import class_names
 from ..data.split import Split
 from ..errors import UserError
@@ -48,7 +48,7 @@ def make_objective(args: argparse.Namespace, split: Split, length: TrainingLengt
     UserError
         If mixup has no two images to mix.
     """
-    if not (args.label_smoothing or args.class_weights or args.mixup):
+    if not (args.label_smoothing or args.mixup or has_class_weights(args.class_weights or [])):
         return Objective()
     targets = SoftTargets(len(split.classes), args.label_smoothing or 0.0, class_weights(args, split))
     if not args.mixup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 
 import mxnet as mx
@@ -73,6 +74,10 @@ class Objective:
         self.mixup = mixup
         self._targets = targets
         self.loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=targets is None)
+
+    def mixing_in_all_epochs(self) -> Objective:
+        """Return this objective with mixup in every epoch, if it has any; a search ends with none of them."""
+        return self if self.mixup is None else Objective(self._targets, self.mixup._replace(epochs=sys.maxsize))
 
     def batches(self, loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Batch]:
         """Prepare the batches of an epoch; the seed and the epoch decide what mixup draws."""

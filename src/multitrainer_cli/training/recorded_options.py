@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ..arguments import defaults
+from ..arguments.loss import BALANCED, parse_class_weights
 from ..arguments.values import parse_bounds, parse_multiplier, parse_unfreezing
 from .network import input_size
 from .optimizer import OptimizerChoice, default_rate, parse_optimizer
@@ -64,11 +65,19 @@ def _effective_groups(args: argparse.Namespace) -> dict[str, Any]:
         "accumulate": None if args.accumulate == 1 else args.accumulate,
         "label_smoothing": args.label_smoothing or None,
         "mixup": args.mixup or None,
+        "class_weights": _effective_class_weights(args.class_weights or []),
         "lr_mult": [f"{path}={multiplier}" for path, multiplier in map(parse_multiplier, args.lr_mult or [])],
         "freeze": args.freeze or [],
         "unfreeze_at": [(f"{path}=" if path else "") + ",".join(map(str, each)) for path, each in unfreezing],
         "discriminative": None if bounds is None else "{}:{}".format(*parse_bounds(bounds)),
     }
+
+
+def _effective_class_weights(texts: list[str]) -> list[str]:
+    weights = parse_class_weights(texts)
+    if weights is None:
+        return [BALANCED]
+    return [f"{name}={weight}" for name, weight in weights.items() if weight != 1]  # classes without one count once
 
 
 def _text(name: str, value: Any) -> str:

@@ -47,7 +47,11 @@ class TrainingLength(NamedTuple):
 
     def epoch_of(self, update: int) -> int:
         """Return the epoch of an update; both are counted from 1."""
-        return next(epoch for epoch in range(1, self.epochs + 1) if self.updates_in(epoch) >= update)
+        first, last = 1, self.epochs
+        while first < last:
+            middle = (first + last) // 2
+            first, last = (first, middle) if self.updates_in(middle) >= update else (middle + 1, last)
+        return first
 
     @property
     def updates(self) -> int:

@@ -39,3 +39,10 @@ def test_an_accuracy_is_compared_as_it_was_recorded():
     assert other.startswith("warning: the run has recorded another accuracy in epoch 3, 66.6667%, not 66.6668%")
     assert "unfinished epoch" in other
     assert "unfinished epoch" not in recorded.compare(0.5, "best")
+
+
+@pytest.mark.parametrize("weights", ["best", "last"])
+def test_weights_of_an_epoch_that_was_not_recorded_are_a_reason(weights):
+    other = RecordedAccuracy(3, 0.5).compare(0.75, weights)
+    assert f"if it was killed after it wrote {weights}.params and before it recorded that epoch" in other
+    assert "not resumed since" in other

@@ -171,3 +171,11 @@ def test_two_devices_minimize_what_one_does(images, weights, tmp_path):
     for two, one in zip(rows_of(tmp_path / "two"), rows_of(tmp_path / "one")):
         for field in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
             assert two[field] == pytest.approx(one[field], rel=1e-4), field
+
+
+def test_weights_of_1_are_those_of_a_run_without_weights(images, tmp_path):
+    assert finetune(images, "--out", tmp_path / "whole", epochs=2) == 0
+    assert finetune(images, "--out", tmp_path / "parts", epochs=1) == 0
+    assert finetune(images, "--class-weights", "blue=1.0", "--out", tmp_path / "parts", "--resume", epochs=2) == 0
+    whole, parts = (rows_of(tmp_path / name) for name in ("whole", "parts"))
+    assert without_times(whole) == without_times(parts)

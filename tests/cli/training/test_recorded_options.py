@@ -25,6 +25,9 @@ def options(text, data="--data images"):
         ("--model MobileNet1.0", "--model mobilenet1.0"),
         ("--optimizer AdamW", "--optimizer adamw --wd 0.01 --lr 0.001"),
         ("--lr-mult a=0.10", "--lr-mult a=.1"),
+        ("--class-weights red=2.50", "--class-weights red=2.5"),
+        ("--class-weights a=2 --class-weights b=3", "--class-weights b=3.0 --class-weights a=2 --class-weights c=1"),
+        ("", "--class-weights blue=1"),
         ("--lr-mult a=1 --lr-mult b=2", "--lr-mult b=2.0 --lr-mult a=1"),
         ("--freeze a --freeze b.c", "--freeze b.c --freeze a"),
         ("--unfreeze-at a=02 --unfreeze-at 3", "--unfreeze-at 3 --unfreeze-at a=2"),
@@ -57,6 +60,9 @@ def test_the_spelling_does_not_matter(one, other):
         ("", "--val-split 0.21", {"val_split"}),
         ("", "--input-size 96", {"input_size"}),
         ("", "--pretrained", {"pretrained"}),
+        ("", "--class-weights balanced", {"class_weights"}),
+        ("--class-weights a=1", "--class-weights a=0", {"class_weights"}),
+        ("--class-weights a=2", "--class-weights A=2", {"class_weights"}),
     ],
 )
 def test_what_changes_the_run_does(one, other, differing):

@@ -63,6 +63,12 @@ class TestTrainingLength:
         length = schedule.TrainingLength(27, 8, 10**9, 2)
         assert length.updates == 2 * 10**9  # three or four batches an epoch
 
+    def test_finds_the_epoch_of_an_update_of_a_very_long_run(self):
+        length = schedule.TrainingLength(25, 10, 10**9, 2)
+        for epoch in (1, 2, 3, 123_456_789, 10**9):
+            assert length.epoch_of(length.first_update(epoch)) == epoch
+            assert length.epoch_of(length.updates_in(epoch)) == epoch
+
     def test_finds_the_epoch_of_an_update(self):
         for epoch in range(1, 11):
             updates = range(LENGTH.first_update(epoch), LENGTH.updates_in(epoch) + 1)
