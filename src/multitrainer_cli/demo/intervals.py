@@ -100,12 +100,17 @@ def conclude(results: Results) -> str:
     """Say what the intervals show, whatever that is."""
     others = [name for name in REGIMES if name != BASE]
     tuned = _compare({name: results.gain(name, tuned=True) for name in others})
-    gains = {f"{name} at {rate:g}": results.gain_at(name, rate) for rate in results.rates for name in others}
-    single = _compare({case: gain for case, gain in gains.items() if gain.mean > gain.half}) or "nothing gains"
+    single = ", ".join(_count_rates(name, [results.gain_at(name, rate) for rate in results.rates]) for name in others)
     return (
         f"Beside {BASE}, on the same {len(results.seeds)} draws: with the learning rate tuned, {tuned}; "
-        f"without tuning, {single}."
+        f"of the {len(results.rates)} rates, {single}."
     )
+
+
+def _count_rates(name: str, gains: Sequence[Interval]) -> str:
+    """Say at how many rates a regime gains and loses."""
+    better, worse = (sum(sign * gain.mean > gain.half for gain in gains) for sign in (1, -1))
+    return f"{name} gains at {better or 'none'} and loses at {worse or 'none'}"
 
 
 def _compare(gains: dict[str, Interval]) -> str:
