@@ -109,6 +109,7 @@ class Checkpoints:
             return
         if self.overwrite_pending:
             run_folder.remove_run(self.out)
+        run_folder.remove_temporary_files(self.out)
         # In this order: a folder without record holds no run, and one without metrics.jsonl an incomplete one.
         self._write_record()
         artifacts.make_folder(self.out / run_folder.CHECKPOINT)
@@ -153,7 +154,8 @@ class Checkpoints:
     def remove_before(self, number: int) -> None:
         """Remove the checkpoints before the one with this number."""
         for path in (self.out / run_folder.CHECKPOINT).iterdir():
-            if path.stem.isdecimal() and int(path.stem) < number:
+            found = run_folder.checkpoint_number(path)
+            if found is not None and found < number:
                 path.unlink()
 
     def restore(
@@ -164,7 +166,13 @@ class Checkpoints:
         number: int,
         average: WeightAverage | None = None,
     ) -> None:
-        """Load a checkpoint of rank 0 on all ranks; raise a UserError if it is damaged."""
+        """Load a checkpoint of rank 0 on all ranks, and remove what a killed process has left of others.
+
+        Raises
+        ------
+        UserError
+            If it is damaged; nothing is removed.
+        """
         files = run_folder.checkpoint_files(self.out, number)
         try:
             with self._ranks.local_copy(files.weights) as path:
@@ -176,6 +184,9 @@ class Checkpoints:
                     average.load(path)
         except (OSError, ValueError, AssertionError, mx.MXNetError) as error:
             raise resume_error(self.out, f"is damaged ({error})") from error
+        if self._ranks.is_first:
+            self.remove_before(number)
+            run_folder.remove_temporary_files(self.out)
 
 
 def _describe_weights(file: Path | None) -> dict[str, Any] | None:
