@@ -11,7 +11,7 @@ from ..errors import UserError
 from . import recorded_split
 from .image_check import check_readable
 from .image_folder import ImageFolder
-from .layout import Layout, LeftOut, find_layout, note_beside
+from .layout import Layout, LeftOut, check_depth, find_layout, note_beside
 
 
 class Split(NamedTuple):
@@ -97,6 +97,7 @@ def _open_parts(
     root: Path, layout: Layout, left_out: LeftOut, record: dict[str, Any] | None, out: Path | None
 ) -> list[ImageFolder]:
     """Open the folder to train on and, if there is one, that to validate on, with the same classes."""
+    check_depth(root, out)
     train = ImageFolder(layout.train, left_out, out)
     if record is not None:
         recorded_split.check_classes(train.synsets, record, root)

@@ -14,6 +14,7 @@ from multitrainer_cli.data import layout
 from multitrainer_cli.data.layout import (
     Layout,
     LeftOut,
+    check_depth,
     check_place,
     class_names,
     class_roots,
@@ -40,7 +41,7 @@ class TestFindLayout:
         assert class_names(root) == ["blue", "green", "red"]
 
     @pytest.mark.parametrize("val", ["val", "valid", "validation", "VAL", "Valid"])
-    @pytest.mark.parametrize("train", ["train", "Train", "TRAIN"])
+    @pytest.mark.parametrize("train", ["train", "Train", "TRAIN", "training"])
     def test_train_and_val_in_any_case(self, tmp_path, train, val):
         write_images(tmp_path / train, 1)
         assert find_layout(tmp_path) == (tmp_path / train, None)
@@ -67,6 +68,23 @@ class TestFindLayout:
             write_images(tmp_path / name, 1)
         with pytest.raises(UserError, match="holds Train and train"):
             find_layout(tmp_path)
+
+    @pytest.mark.parametrize("inside", ["", "train"])
+    def test_class_folders_in_the_only_folder_are_named(self, tmp_path, inside):
+        write_images(tmp_path / "d/flowers" / inside, 1)
+        (tmp_path / "d/__MACOSX").mkdir()
+        with pytest.raises(UserError, match=r"d: the class folders are in .*d/flowers; give --data .*d/flowers$"):
+            check_depth(tmp_path / "d")
+        check_depth(tmp_path / "d/flowers")
+        write_images(tmp_path / "d", 1, classes=("red",))
+        check_depth(tmp_path / "d")
+
+    def test_the_folder_of_the_run_does_not_hide_the_only_folder(self, tmp_path):
+        write_images(tmp_path / "flowers", 1)
+        (tmp_path / "new").mkdir()
+        check_depth(tmp_path)
+        with pytest.raises(UserError, match=r"give --data .*flowers$"):
+            check_depth(tmp_path, tmp_path / "new")
 
     def test_a_missing_folder_is_refused(self, tmp_path):
         with pytest.raises(UserError, match=r"--data .*nowhere: no such folder"):
