@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cli_support import MODEL, finetune, rows_of, start, without_times, write_images
-from run_support import IMAGES, NETWORK, Killed, Killer, check_run, claim, required_files, train
+from run_support import IMAGES, NETWORK, Killed, Killer, check_run, claim, required_files, row_of, train
 from support import PATIENCE
 
 pytest.importorskip("gluoncv")
@@ -80,7 +80,7 @@ def train_with_average(folder, epochs, resume=False):
         checkpoints.save(net, trainer, epoch, average)
         with average.applied():
             seen.append(float(net.weight.data().asscalar()))
-        checkpoints.metrics.add({"epoch": epoch, "val_accuracy": 0.5})
+        checkpoints.metrics.add(row_of(epoch, 0.5))
         checkpoints.remove_before(epoch)
     return seen
 
