@@ -5,9 +5,10 @@ Nothing is trained on that was not meant to be, and nothing is left out without 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
 
 from multitrainer.images import EXTENSIONS
 
@@ -174,6 +175,18 @@ def check_place(out: Path, root: Path) -> None:
             raise UserError(
                 f"--out {out} is inside --data, where its files would be taken for a class; choose another --out"
             )
+
+
+@contextlib.contextmanager
+def naming_data(root: Path) -> Iterator[None]:
+    """Turn an OSError in reading a folder of images into a UserError that names --data, too."""
+    try:
+        yield
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise UserError(
+            f"--data {root}: {place}{error.strerror or error}; make it readable or give another folder"
+        ) from error
 
 
 def is_hidden(path: Path) -> bool:

@@ -11,7 +11,7 @@ from ..errors import UserError
 from . import recorded_split
 from .image_check import check_readable
 from .image_folder import ImageFolder
-from .layout import Layout, LeftOut, check_depth, find_layout, note_beside
+from .layout import Layout, LeftOut, check_depth, find_layout, naming_data, note_beside
 
 
 class Split(NamedTuple):
@@ -70,9 +70,11 @@ def open_folder(
         If there is nothing to train on, `val_split` has no use, or the run to resume had other classes, or the same
         images under exchanged names.
     """
-    layout, left_out = find_layout(root), LeftOut(root)
-    parts = _open_parts(root, layout, left_out, record, out)
-    note_beside(root, layout, left_out)
+    left_out = LeftOut(root)
+    with naming_data(root):
+        layout = find_layout(root)
+        parts = _open_parts(root, layout, left_out, record, out)
+        note_beside(root, layout, left_out)
     unused = left_out.describe()
     notes = [f"left out: {unused}"] if unused else []
     if record is not None:

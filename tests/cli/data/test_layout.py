@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ from multitrainer_cli.data.layout import (
     class_roots,
     find_layout,
     list_classes,
+    naming_data,
 )
 from multitrainer_cli.errors import UserError
 from multitrainer_cli.runs import record
@@ -95,6 +98,12 @@ class TestFindLayout:
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(UserError, match=f"{name} is a file; {cure}.* folder that holds a folder of images for"):
             find_layout(tmp_path / name)
+
+
+def test_a_folder_that_cannot_be_read_is_named_with_the_option(tmp_path):
+    error = r"--data d: d/red: Permission denied; make it readable or give another folder"
+    with pytest.raises(UserError, match=error), naming_data(Path("d")):
+        raise PermissionError(errno.EACCES, "Permission denied", "d/red")
 
 
 WHOLE = {"blue": ["000.jpg", "001.png"], "red": ["000.jpg", "001.png"]}
