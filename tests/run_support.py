@@ -89,9 +89,9 @@ def train(folder, epochs, value, resume=False, overwrite=False):
     for epoch in range(len(before.rows) + 1, epochs + 1):
         net.weight.set_data(mx.nd.full((1, 1), value + epoch))
         checkpoints.begin_run()
-        for name in required_files([]):
-            artifacts.save_parameters(net, folder / name)
-        checkpoints.save(net, trainer, epoch)
+        artifacts.save_parameters(net, folder / "last.params")
+        with artifacts.saving_parameters(net, folder / "best.params") as best:
+            checkpoints.save(net, trainer, epoch, best=best)
         checkpoints.metrics.add(row_of(epoch, value + epoch))
         checkpoints.remove_before(epoch)
 

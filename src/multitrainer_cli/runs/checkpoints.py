@@ -141,15 +141,25 @@ class Checkpoints:
             print(f"{path} is not as this run wrote it; it stays as it is")
 
     def save(
-        self, net: mx.gluon.Block, trainer: MultiLRTrainer, number: int, average: WeightAverage | None = None
+        self,
+        net: mx.gluon.Block,
+        trainer: MultiLRTrainer,
+        number: int,
+        average: WeightAverage | None = None,
+        best: int | None = None,
     ) -> None:
-        """Write a checkpoint, before the row of metrics with its number is written."""
+        """Write a checkpoint, before the row of metrics with its number is written.
+
+        `best` is the checksum of the best weights if they are about to replace those in the folder.
+        """
         files = run_folder.checkpoint_files(self.out, number)
         artifacts.save_parameters(net, files.weights)
         artifacts.save_states(trainer, files.states)
         if average is not None:
             artifacts.save_average(average, run_folder.average_file(self.out, number))
-        artifacts.save_text(files.checksum, json.dumps({"crc32": artifacts.checksum(files.weights)}))
+        kept = self.out / run_folder.BEST
+        checksums = [each for each in (best, artifacts.checksum(kept) if kept.exists() else None) if each is not None]
+        artifacts.save_text(files.checksum, json.dumps({"crc32": artifacts.checksum(files.weights), "best": checksums}))
 
     def remove_before(self, number: int) -> None:
         """Remove the checkpoints before the one with this number."""

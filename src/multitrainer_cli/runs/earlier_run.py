@@ -190,9 +190,16 @@ def _check_metrics(out: Path, rows: int) -> None:
 def _check_checksum(out: Path, number: int) -> None:
     """Refuse weights that are not those which the checkpoint was written with."""
     files = run_folder.checkpoint_files(out, number)
+    following = run_folder.checkpoint_files(out, number + 1).checksum  # of a process killed before its row of metrics
     with _damage_reported(out):
-        if artifacts.checksum(files.weights) != record.parse_json(files.checksum.read_text(encoding="utf-8"))["crc32"]:
+        written = record.parse_json(files.checksum.read_text(encoding="utf-8"))
+        if artifacts.checksum(files.weights) != written["crc32"]:
             raise ValueError(f"checksum mismatch for {files.weights.name}")
+        known = list(written.get("best", []))  # which an earlier version did not write
+        if known and following.exists():
+            known += record.parse_json(following.read_text(encoding="utf-8")).get("best", [])
+        if known and artifacts.checksum(out / run_folder.BEST) not in known:
+            raise ValueError(f"checksum mismatch for {run_folder.BEST}")
 
 
 def _check_parameters(out: Path, paths: list[Path]) -> None:
