@@ -67,6 +67,12 @@ def required_files(rows):
     return ["best.params", "last.params"]
 
 
+def row_of(epoch, accuracy):
+    """Return a row of metrics with the fields that a resumed run needs."""
+    measured = dict.fromkeys(("train_loss", "train_accuracy", "val_loss"), 0.5)
+    return {"epoch": epoch, **measured, "val_accuracy": accuracy, "learning_rates": {"net": 0.1}}
+
+
 def train(folder, epochs, value, resume=False, overwrite=False):
     """Write the files of a run as the command does; its one weight and its metric are `value` plus the epoch."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,10 +89,10 @@ def train(folder, epochs, value, resume=False, overwrite=False):
     for epoch in range(len(before.rows) + 1, epochs + 1):
         net.weight.set_data(mx.nd.full((1, 1), value + epoch))
         checkpoints.begin_run()
-        for name in required_files([]):
-            artifacts.save_parameters(net, folder / name)
-        checkpoints.save(net, trainer, epoch)
-        checkpoints.metrics.add({"epoch": epoch, "val_accuracy": value + epoch})
+        artifacts.save_parameters(net, folder / "last.params")
+        with artifacts.saving_parameters(net, folder / "best.params") as best:
+            checkpoints.save(net, trainer, epoch, best=best)
+        checkpoints.metrics.add(row_of(epoch, value + epoch))
         checkpoints.remove_before(epoch)
 
 

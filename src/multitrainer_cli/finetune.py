@@ -9,7 +9,7 @@ from .arguments import defaults
 from .arguments.loss import OPTIONS as LOSS_OPTIONS
 from .arguments.param_groups import OPTIONS as GROUP_OPTIONS
 from .arguments.updates import OPTIONS as UPDATE_OPTIONS
-from .data.layout import check_place, class_roots
+from .data.layout import check_place, class_roots, naming_data
 from .demo import comparison
 from .errors import UserError
 from .ranks.exchange import Ranks
@@ -82,8 +82,9 @@ def _refuse_options_of_images(args: argparse.Namespace) -> None:
 
 def _check_paths(args: argparse.Namespace, out: Path) -> None:
     """Refuse to write where the run reads from, before it makes a folder there."""
-    for root in class_roots(args.data):
-        check_place(out, root)
+    with naming_data(args.data):
+        for root in class_roots(args.data):
+            check_place(out, root)
     replaced = map(Path.resolve, run_folder.files_of_run(out) if args.overwrite and args.out else [])
     if args.params and args.params.resolve() in replaced:
         raise UserError(

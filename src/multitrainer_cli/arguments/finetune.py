@@ -12,7 +12,7 @@ from .network import add_network_arguments
 from .param_groups import add_group_arguments
 from .training import add_schedule_arguments, add_training_arguments
 from .updates import add_accumulate_argument, add_average_argument, add_clip_argument
-from .values import non_negative_int, positive_int, utf8_path
+from .values import non_negative_int, out_folder, positive_int, utf8_path
 
 KVSTORES = ("device", "local", "dist_sync", "dist_device_sync", "horovod")
 
@@ -124,7 +124,7 @@ def add_run_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        type=utf8_path,
+        type=out_folder,
         help=f"the folder of the run (default {defaults.RUN_FOLDER}, or the next free one of "
         f"{defaults.RUN_FOLDER}-2, ...)",
     )

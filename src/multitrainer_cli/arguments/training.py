@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from . import defaults
-from .values import learning_rate, name, non_negative_float, positive_int, weight_decay
+from .values import epoch_count, learning_rate, name, non_negative_float, positive_int, weight_decay
 
 SCHEDULES = ("constant", "step", "cosine", "poly")
 STEPS, FACTOR = (0.5, 0.75), 0.1  # shares of the epochs, as in GluonCV's training scripts for CIFAR
@@ -35,7 +35,7 @@ def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
 def add_length_arguments(parser: argparse.ArgumentParser, epochs: str, digits_batch_size: int | None = None) -> None:
     """Add --epochs and --batch-size to a parser."""
     add = parser.add_argument
-    add("--epochs", type=positive_int, help=f"number of epochs ({epochs})")
+    add("--epochs", type=epoch_count, help=f"number of epochs ({epochs})")
     of_digits = "" if digits_batch_size is None else f"; {digits_batch_size} for the digits"
     add(
         "--batch-size",

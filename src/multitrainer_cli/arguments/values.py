@@ -79,6 +79,12 @@ def utf8_path(text: str) -> Path:
     return Path(text)
 
 
+def out_folder(text: str) -> Path:
+    """Read the path of a folder that may have to be made; ``missing/../b`` is ``b``, and makes nothing else."""
+    path = utf8_path(text)
+    return path.resolve() if ".." in path.parts and not path.parent.exists() else path
+
+
 def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
     """Return an argparse type for the numbers of a kind that `accepts` returns true for."""
 
@@ -92,11 +98,12 @@ def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], expected
     return parse
 
 
+epoch_count = _number(int, lambda value: 0 < value <= 10**6, "a whole number from 1 to 1000000")
 positive_int = _number(int, lambda value: value > 0, "a number above 0")
 positive_float = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
 learning_rate = _number(float, lambda value: 1e-20 <= value <= 1e20, "a number from 1e-20 to 1e20")  # fits in float32
 weight_decay = _number(float, lambda value: value == 0 or 1e-20 <= value <= 1e20, "0, or a number from 1e-20 to 1e20")
-non_negative_int = _number(int, lambda value: 0 <= value < 2**31, "a whole number of at least 0")
+non_negative_int = _number(int, lambda value: 0 <= value < 2**31, "a whole number from 0 to 2147483647")
 non_negative_float = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
 smoothing = _number(float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 mixup_alpha = _number(float, lambda value: value == 0 or 1e-3 <= value <= 1e3, "0, or a number from 0.001 to 1000")

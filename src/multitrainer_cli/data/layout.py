@@ -5,18 +5,19 @@ Nothing is trained on that was not meant to be, and nothing is left out without 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
 
 from multitrainer.images import EXTENSIONS
 
 from ..errors import UserError
 from ..runs import run_folder
 
-TRAIN_NAMES = ("train",)  # in lower case; any case is accepted
+TRAIN_NAMES = ("train", "training")  # in lower case; any case is accepted
 VAL_NAMES = ("val", "valid", "validation")
-PART_NAMES = (*TRAIN_NAMES, "training", *VAL_NAMES, "test")
+PART_NAMES = (*TRAIN_NAMES, *VAL_NAMES, "test")
 ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip")
 
 # What a run can leave out: one, and several of it.
@@ -68,8 +69,8 @@ class Layout(NamedTuple):
 def find_layout(root: Path) -> Layout:
     """Find out what is in a folder of images.
 
-    It holds the class folders itself, or a folder called ``train`` that holds them, and then perhaps one called
-    ``val``, ``valid`` or ``validation``. Case does not matter.
+    It holds the class folders itself, or a folder called ``train`` or ``training`` that holds them, and then perhaps
+    one called ``val``, ``valid`` or ``validation``. Case does not matter.
 
     Raises
     ------
@@ -124,6 +125,23 @@ def list_classes(root: Path, left_out: LeftOut, out: Path | None = None) -> dict
     return classes
 
 
+def check_depth(root: Path, out: Path | None = None) -> None:
+    """Refuse a folder whose only folder holds the class folders, as archives are often unpacked; say which to give.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    out : Path, optional
+        The folder of the run, which does not count.
+    """
+    inside = [folder for folder in _folders(root) if not _is_for_runs(folder, out)]
+    if find_layout(root).train == root and len(inside) == 1 and not _holds_images(inside[0]):
+        deeper = inside[0]
+        if any(map(_holds_images, _folders(find_layout(deeper).train))):
+            raise UserError(f"--data {root}: the class folders are in {deeper}; give --data {deeper}")
+
+
 def note_beside(root: Path, layout: Layout, left_out: LeftOut) -> None:
     """Note everything beside the folders to train and to validate on; such as ``test``."""
     if layout.train == root:
@@ -157,6 +175,18 @@ def check_place(out: Path, root: Path) -> None:
             raise UserError(
                 f"--out {out} is inside --data, where its files would be taken for a class; choose another --out"
             )
+
+
+@contextlib.contextmanager
+def naming_data(root: Path) -> Iterator[None]:
+    """Turn an OSError in reading a folder of images into a UserError that names --data, too."""
+    try:
+        yield
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise UserError(
+            f"--data {root}: {place}{error.strerror or error}; make it readable or give another folder"
+        ) from error
 
 
 def is_hidden(path: Path) -> bool:

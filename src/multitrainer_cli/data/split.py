@@ -11,7 +11,7 @@ from ..errors import UserError
 from . import recorded_split
 from .image_check import check_readable
 from .image_folder import ImageFolder
-from .layout import Layout, LeftOut, find_layout, note_beside
+from .layout import Layout, LeftOut, check_depth, find_layout, naming_data, note_beside
 
 
 class Split(NamedTuple):
@@ -70,9 +70,11 @@ def open_folder(
         If there is nothing to train on, `val_split` has no use, or the run to resume had other classes, or the same
         images under exchanged names.
     """
-    layout, left_out = find_layout(root), LeftOut(root)
-    parts = _open_parts(root, layout, left_out, record, out)
-    note_beside(root, layout, left_out)
+    left_out = LeftOut(root)
+    with naming_data(root):
+        layout = find_layout(root)
+        parts = _open_parts(root, layout, left_out, record, out)
+        note_beside(root, layout, left_out)
     unused = left_out.describe()
     notes = [f"left out: {unused}"] if unused else []
     if record is not None:
@@ -97,6 +99,7 @@ def _open_parts(
     root: Path, layout: Layout, left_out: LeftOut, record: dict[str, Any] | None, out: Path | None
 ) -> list[ImageFolder]:
     """Open the folder to train on and, if there is one, that to validate on, with the same classes."""
+    check_depth(root, out)
     train = ImageFolder(layout.train, left_out, out)
     if record is not None:
         recorded_split.check_classes(train.synsets, record, root)

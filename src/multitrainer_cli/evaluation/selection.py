@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Dict, NamedTuple, Tuple
 
 from ..data.image_folder import ImageFolder
-from ..data.layout import Layout, LeftOut, find_layout, note_beside
+from ..data.layout import Layout, LeftOut, check_depth, find_layout, note_beside
 from ..errors import UserError
 
 _Found = Dict[str, Tuple[str, str]]  # path and class of an image, by its name in the folder
@@ -94,6 +94,7 @@ class _Folder(NamedTuple):
 
 def _open_folder(root: Path) -> _Folder:
     layout, left_out = find_layout(root), LeftOut(root)
+    check_depth(root)
     parts = [ImageFolder(part, left_out) for part in layout if part is not None]
     note_beside(root, layout, left_out)
     unused = left_out.describe()

@@ -35,19 +35,31 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def save_parameters(net: mx.gluon.Block, path: Path) -> None:
     """Save the parameters of a network, as they are on its first device, and check that they can be read back."""
+    with replacing(path) as temporary:
+        _write_parameters(net, temporary, path)
+
+
+@contextlib.contextmanager
+def saving_parameters(net: mx.gluon.Block, path: Path) -> Iterator[int]:
+    """Save parameters as `save_parameters` does, but move the file to `path` after the block; yield its checksum."""
+    with replacing(path) as temporary:
+        _write_parameters(net, temporary, path)
+        yield checksum(temporary)
+
+
+def _write_parameters(net: mx.gluon.Block, temporary: Path, path: Path) -> None:
     mx.nd.waitall()  # reading a frozen weight while a step runs can give wrong values, or crash MXNet
     # `net.save_parameters` saves the average over the devices, which on three of equal values has other last digits.
     arrays = {
         name: param.list_data()[0].as_in_context(mx.cpu()) for name, param in _mxnet.parameters_by_path(net).items()
     }
-    with replacing(path) as temporary:
-        try:
-            mx.nd.save(str(temporary), arrays)
-            # MXNet does not check the last write; only reading the file shows that the disk cut it short.
-            mx.nd.load(str(temporary))
-        except mx.MXNetError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise cannot_write(path, f"the file is incomplete ({reason})") from error
+    try:
+        mx.nd.save(str(temporary), arrays)
+        # MXNet does not check the last write; only reading the file shows that the disk cut it short.
+        mx.nd.load(str(temporary))
+    except mx.MXNetError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise cannot_write(path, f"the file is incomplete ({reason})") from error
 
 
 def save_states(trainer: MultiLRTrainer, path: Path) -> None:

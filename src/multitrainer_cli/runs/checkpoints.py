@@ -109,6 +109,7 @@ class Checkpoints:
             return
         if self.overwrite_pending:
             run_folder.remove_run(self.out)
+        run_folder.remove_temporary_files(self.out)
         # In this order: a folder without record holds no run, and one without metrics.jsonl an incomplete one.
         self._write_record()
         artifacts.make_folder(self.out / run_folder.CHECKPOINT)
@@ -140,20 +141,31 @@ class Checkpoints:
             print(f"{path} is not as this run wrote it; it stays as it is")
 
     def save(
-        self, net: mx.gluon.Block, trainer: MultiLRTrainer, number: int, average: WeightAverage | None = None
+        self,
+        net: mx.gluon.Block,
+        trainer: MultiLRTrainer,
+        number: int,
+        average: WeightAverage | None = None,
+        best: int | None = None,
     ) -> None:
-        """Write a checkpoint, before the row of metrics with its number is written."""
+        """Write a checkpoint, before the row of metrics with its number is written.
+
+        `best` is the checksum of the best weights if they are about to replace those in the folder.
+        """
         files = run_folder.checkpoint_files(self.out, number)
         artifacts.save_parameters(net, files.weights)
         artifacts.save_states(trainer, files.states)
         if average is not None:
             artifacts.save_average(average, run_folder.average_file(self.out, number))
-        artifacts.save_text(files.checksum, json.dumps({"crc32": artifacts.checksum(files.weights)}))
+        kept = self.out / run_folder.BEST
+        checksums = [each for each in (best, artifacts.checksum(kept) if kept.exists() else None) if each is not None]
+        artifacts.save_text(files.checksum, json.dumps({"crc32": artifacts.checksum(files.weights), "best": checksums}))
 
     def remove_before(self, number: int) -> None:
         """Remove the checkpoints before the one with this number."""
         for path in (self.out / run_folder.CHECKPOINT).iterdir():
-            if path.stem.isdecimal() and int(path.stem) < number:
+            found = run_folder.checkpoint_number(path)
+            if found is not None and found < number:
                 path.unlink()
 
     def restore(
@@ -164,7 +176,13 @@ class Checkpoints:
         number: int,
         average: WeightAverage | None = None,
     ) -> None:
-        """Load a checkpoint of rank 0 on all ranks; raise a UserError if it is damaged."""
+        """Load a checkpoint of rank 0 on all ranks, and remove what a killed process has left of others.
+
+        Raises
+        ------
+        UserError
+            If it is damaged; nothing is removed.
+        """
         files = run_folder.checkpoint_files(self.out, number)
         try:
             with self._ranks.local_copy(files.weights) as path:
@@ -176,6 +194,9 @@ class Checkpoints:
                     average.load(path)
         except (OSError, ValueError, AssertionError, mx.MXNetError) as error:
             raise resume_error(self.out, f"is damaged ({error})") from error
+        if self._ranks.is_first:
+            self.remove_before(number)
+            run_folder.remove_temporary_files(self.out)
 
 
 def _describe_weights(file: Path | None) -> dict[str, Any] | None:

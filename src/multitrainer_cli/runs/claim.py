@@ -14,7 +14,7 @@ from ..arguments.defaults import RUN_FOLDER
 from ..errors import UserError
 from ..ranks.exchange import Ranks
 from . import artifacts
-from .run_folder import CHECKPOINT, default_number, files_of_run, has_record, holds_run, is_run
+from .run_folder import CHECKPOINT, check_replaceable, default_number, files_of_run, has_record, holds_run, is_run
 
 
 @contextlib.contextmanager
@@ -33,8 +33,8 @@ def claim_folder(out: Path | None, resume: bool, overwrite: bool, ranks: Ranks) 
     Raises
     ------
     UserError
-        On all ranks, if the folder cannot be written to, another process uses it, or it holds a run and neither
-        `resume` nor `overwrite` was asked for.
+        On all ranks, if the folder cannot be written to, another process uses it, it holds a run and neither `resume`
+        nor `overwrite` was asked for, or `overwrite` could not remove one of its files.
     """
     named = _last_default() if out is None else out
     elsewhere = ranks.any(not ranks.is_first and named is not None and holds_run(named))
@@ -55,6 +55,8 @@ def _claim(wanted: Path | None, resume: bool, overwrite: bool, elsewhere: bool, 
     if holds_run(out):
         if not (resume or overwrite):
             raise _occupied(out)
+        if overwrite:
+            check_replaceable(out)
     elif resume and elsewhere:
         raise UserError(
             f"--resume: there is no run in {out} on the machine of rank 0, but there is one in --out of another rank; "

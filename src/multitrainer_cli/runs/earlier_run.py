@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
@@ -82,7 +82,11 @@ def _read(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         return before, []
     _check_complete(out, [run_folder.METRICS])
     with _damage_reported(out):
-        return before, _parse_metrics(out / run_folder.METRICS)
+        rows = _parse_metrics(out / run_folder.METRICS)
+        if before["images"] is not None:
+            _check_epochs(rows)
+            _check_split(before["images"])
+        return before, rows
 
 
 @contextlib.contextmanager
@@ -97,8 +101,38 @@ def _damage_reported(out: Path) -> Iterator[None]:
 
 
 def _parse_metrics(path: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{**row, "val_accuracy": row["val_accuracy"]} for row in rows]  # raises if a row has none
+    """Return the rows of metrics; raise a ValueError or LookupError if one is no object or lacks its accuracy."""
+    rows = [record.parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for place, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path.name}, line {place}: expected an object, got {row!r}")
+        if not (row["val_accuracy"] is None or _is_number(row["val_accuracy"])):
+            raise ValueError(f"{path.name}, line {place}: val_accuracy is {row['val_accuracy']!r}, not a number")
+    return rows
+
+
+def _check_epochs(rows: list[dict[str, Any]]) -> None:
+    """Raise a ValueError or LookupError if the rows are not those of the epochs from 1 on, as a run writes them."""
+    for place, row in enumerate(rows, 1):
+        where = f"{run_folder.METRICS}, line {place}"
+        if type(row["epoch"]) is not int or row["epoch"] != place:
+            raise ValueError(f"{where}: expected epoch {place}, got {row['epoch']!r}")
+        for field in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+            if not _is_number(row[field]):
+                raise ValueError(f"{where}: {field} is {row[field]!r}, not a number")
+        rates = row["learning_rates"]
+        if not (isinstance(rates, dict) and all(map(_is_number, rates.values()))):
+            raise ValueError(f"{where}: learning_rates are {rates!r}, not a number for each group")
+
+
+def _check_split(images: dict[str, Any]) -> None:
+    for part in ("train", "val"):
+        if not images[part]:
+            raise ValueError(f"the split has no images in {part}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _check_complete(out: Path, names: list[str]) -> None:
@@ -156,9 +190,16 @@ def _check_metrics(out: Path, rows: int) -> None:
 def _check_checksum(out: Path, number: int) -> None:
     """Refuse weights that are not those which the checkpoint was written with."""
     files = run_folder.checkpoint_files(out, number)
+    following = run_folder.checkpoint_files(out, number + 1).checksum  # of a process killed before its row of metrics
     with _damage_reported(out):
-        if artifacts.checksum(files.weights) != json.loads(files.checksum.read_text(encoding="utf-8"))["crc32"]:
+        written = record.parse_json(files.checksum.read_text(encoding="utf-8"))
+        if artifacts.checksum(files.weights) != written["crc32"]:
             raise ValueError(f"checksum mismatch for {files.weights.name}")
+        known = list(written.get("best", []))  # which an earlier version did not write
+        if known and following.exists():
+            known += record.parse_json(following.read_text(encoding="utf-8")).get("best", [])
+        if known and artifacts.checksum(out / run_folder.BEST) not in known:
+            raise ValueError(f"checksum mismatch for {run_folder.BEST}")
 
 
 def _check_parameters(out: Path, paths: list[Path]) -> None:

@@ -95,13 +95,17 @@ def read(path: Path) -> dict[str, Any]:
     """
     record = _parse(path)
     if record["format"] != FORMAT:
-        raise NewerFormatError(f"{path} was written by a newer multitrainer, {record['versions']['multitrainer']}")
+        versions = record["versions"]
+        version = f", {versions['multitrainer']}" if isinstance(versions, dict) and "multitrainer" in versions else ""
+        raise NewerFormatError(f"{path} was written by a newer multitrainer{version}")
+    if not isinstance(record["data"], (str, type(None))):
+        raise TypeError(f"expected the name of a folder as data, got {record['data']!r}")
     weights, split = record["weights"], record["split"]
     return {
         "options": dict(record["options"]),
         "data": record["data"],
         "weights": None if weights is None else {key: weights[key] for key in ("file", "crc32")},
-        "images": None if split is None else _parse_images(list(record["classes"]), split),
+        "images": None if split is None else _parse_images(record["classes"], split),
     }
 
 
@@ -113,24 +117,43 @@ def identify(path: Path) -> int | None:
         return None
 
 
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds; raise a ValueError if it is none, or too deep for Python's reader."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+
+
 def _parse(path: Path) -> dict[str, Any]:
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = parse_json(path.read_text(encoding="utf-8"))
     known = isinstance(record, dict) and all(key in record for key in _KEYS)
-    if not (known and isinstance(record["format"], int) and record["format"] >= FORMAT):
+    if not (known and type(record["format"]) is int and record["format"] >= FORMAT):
         raise ValueError(f"{path.name} is not the record of a run")
     return dict(record)
 
 
 def _parse_images(classes: list[str], split: dict[str, Any]) -> dict[str, Any]:
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise TypeError(f"expected a list of names as classes, got {classes!r}")
     images: dict[str, Any] = {"classes": classes, "contents": {}}
     for part in ("train", "val"):
-        contents = {name: [int(number) for number in numbers] for name, numbers in dict(split[part]).items()}
-        for name in contents:
-            if not {*PurePath(name).parent.parts}.intersection(classes):
-                raise ValueError(f"the image {name!r} is in none of the classes")
-        images[part] = list(contents)
-        images["contents"].update(contents)
+        images[part] = list(dict(split[part]))
+        for name in images[part]:
+            _check_image(name, split[part][name], classes)
+            if name in images["contents"]:
+                raise ValueError(f"the image {name!r} is in train and in val")
+            images["contents"][name] = split[part][name]
     return images
+
+
+def _check_image(name: str, contents: Any, classes: list[str]) -> None:
+    """Refuse an image that is not named CLASS/FILE or PART/CLASS/FILE, or has no size and checksum."""
+    path = PurePath(name)
+    if path.is_absolute() or len(path.parts) not in (2, 3) or path.parent.name not in classes:
+        raise ValueError(f"the image {name!r} is in none of the classes")
+    if not (isinstance(contents, list) and len(contents) == 2 and all(type(number) is int for number in contents)):
+        raise ValueError(f"the image {name!r} has no size and checksum, but {contents!r}")
 
 
 def _versions() -> dict[str, str | None]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..arguments.defaults import RUN_FOLDER
-from . import record
+from ..errors import UserError
+from . import artifacts, record
 
 RECORD, METRICS, CLASSES, BEST, LAST = "run.json", "metrics.jsonl", "classes.txt", "best.params", "last.params"
 CHECKPOINT = "checkpoint"
 OLD_RECORD = f"{CHECKPOINT}/run.json"  # where earlier versions kept the record
 AVERAGE_SUFFIX = ".average"  # of the file with the averaged weights, in the checkpoints of a run with --ema
 TENSORBOARD, EVENTS_SUFFIX = "tensorboard", ".multitrainer"
+EVENTS = f"events.out.tfevents.*{EVENTS_SUFFIX}"
 # A new run replaces these; other files in the folder are the user's. mnist-source.params is read and never replaced.
 FILES = (METRICS, CLASSES, BEST, LAST, "finetune.png", "comparison.png")
 
@@ -77,15 +80,14 @@ def default_number(folder: Path) -> int | None:
 
 def files_of_run(folder: Path) -> list[Path]:
     """Return the files of the run in a folder, its record first."""
-    numbered = (path for path in (folder / CHECKPOINT).glob("*") if path.stem.isdecimal())
-    kept = sorted(path for path in numbered if path.suffix in (*CHECKPOINT_SUFFIXES, AVERAGE_SUFFIX))
+    kept = sorted(path for path in (folder / CHECKPOINT).glob("*") if checkpoint_number(path) is not None)
     named = [folder / name for name in (RECORD, OLD_RECORD, *FILES)]
     return [*(path for path in (*named, *kept) if os.path.lexists(path)), *event_files(folder)]
 
 
 def event_files(folder: Path) -> list[Path]:
     """Return the files of --tensorboard; others in their folder are the user's."""
-    return sorted((folder / TENSORBOARD).glob(f"events.out.tfevents.*{EVENTS_SUFFIX}"))
+    return sorted((folder / TENSORBOARD).glob(EVENTS))
 
 
 def average_file(folder: Path, number: int) -> Path:
@@ -93,7 +95,70 @@ def average_file(folder: Path, number: int) -> Path:
     return folder / CHECKPOINT / f"{number:06}{AVERAGE_SUFFIX}"
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raise a UserError if a file of the run in a folder could not be removed. Nothing is changed."""
+    files = files_of_run(folder)
+    for path in files:
+        if path.is_dir() and not path.is_symlink():
+            raise UserError(
+                f"--overwrite: {path} is a folder, not a file of a run; move it away or choose another --out"
+            )
+    for parent in sorted({path.parent for path in files}):
+        artifacts.make_folder(parent)  # checks that it can be written to
+
+
 def remove_run(folder: Path) -> None:
-    """Remove the files of a run. If this is interrupted, the folder has no record, and the rest cannot be resumed."""
-    for path in files_of_run(folder):
+    """Remove the files of a run, all of them or none.
+
+    They are moved aside first, and moved back if one of them cannot be moved. The record is the first to go and the
+    last to come back: if this is interrupted, the folder has no record, and the rest cannot be resumed.
+
+    Raises
+    ------
+    UserError
+        If one of them cannot be removed; the run is then as it was.
+    """
+    check_replaceable(folder)
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for path in files_of_run(folder):
+            aside = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+            os.replace(str(path), str(aside))
+            moved.append((path, aside))
+    except OSError as error:
+        for before, aside in reversed(moved):
+            os.replace(str(aside), str(before))
+        raise UserError(
+            f"--overwrite: cannot remove {path}: {error.strerror or error}; remove it or choose another --out"
+        ) from error
+    for _, aside in moved:
+        _remove_hidden(aside)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what a killed process has left of files of a run that it was writing or removing."""
+    for parent in (folder, folder / CHECKPOINT, folder / TENSORBOARD):
+        for path in parent.glob(".*.tmp"):
+            match = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.tmp", path.name, re.DOTALL)
+            if match and path.is_file() and _is_of_run(str((parent / match.group(1)).relative_to(folder))):
+                _remove_hidden(path)
+
+
+def checkpoint_number(path: Path) -> int | None:
+    """Return the number of the checkpoint that a file belongs to, by its name; None if it belongs to none."""
+    known = path.stem.isdecimal() and path.suffix in (*CHECKPOINT_SUFFIXES, AVERAGE_SUFFIX)
+    return int(path.stem) if known else None
+
+
+def _is_of_run(name: str) -> bool:
+    """Return whether the file of this name in the folder of a run is the run's."""
+    path = PurePosixPath(name)
+    if str(path.parent) == TENSORBOARD:
+        return path.match(EVENTS)
+    numbered = str(path.parent) == CHECKPOINT and checkpoint_number(Path(path)) is not None
+    return numbered or name in (RECORD, OLD_RECORD, *FILES)
+
+
+def _remove_hidden(path: Path) -> None:
+    with contextlib.suppress(OSError):  # it is in nobody's way
         path.unlink()

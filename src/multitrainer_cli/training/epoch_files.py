@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from mxnet import gluon
@@ -47,13 +48,21 @@ class EpochFiles:
         self._tensorboard = tensorboard
 
     def write_epoch(self, row: dict[str, Any]) -> None:
-        """Write everything that an epoch changes; its row of metrics comes after its checkpoint."""
+        """Write everything that an epoch changes.
+
+        Its row of metrics comes after its checkpoint, and the checkpoint, with the checksum of the best weights, before
+        these: whenever the process is killed, best.params is one that a checkpoint knows.
+        """
         checkpoints, earlier = self._checkpoints, self._checkpoints.metrics.rows
         checkpoints.begin_run()
         self._save_parameters(run_folder.LAST)
-        if row["val_accuracy"] > max((each["val_accuracy"] for each in earlier), default=-1.0):
-            self._save_parameters(run_folder.BEST)
-        checkpoints.save(self._net, self._trainer, row["epoch"], self._average)
+        with contextlib.ExitStack() as stack:
+            best = None
+            if row["val_accuracy"] > max((each["val_accuracy"] for each in earlier), default=-1.0):
+                with averaging.applied(self._average):
+                    saving = artifacts.saving_parameters(self._net, self.out / run_folder.BEST)
+                    best = stack.enter_context(saving)
+            checkpoints.save(self._net, self._trainer, row["epoch"], self._average, best)
         checkpoints.metrics.add(row)
         self._copy_metrics()
         checkpoints.remove_before(row["epoch"])

@@ -61,7 +61,8 @@ def make(model: str, classes: int) -> gluon.HybridBlock:
 def _check_task(name: str, known: list[str]) -> None:
     """Raise a UserError unless the name is known and may be that of an image classifier."""
     if name not in known:
-        closest = ", ".join(closest_names(name, known, 5))
+        accepted = [each for each in known if not any(re.fullmatch(pattern, each) for pattern, _ in OTHER_TASKS)]
+        closest = ", ".join(closest_names(name, accepted, 5))
         raise UserError(f"--model {name}: GluonCV has no such model; closest: {closest}")
     for pattern, answer in OTHER_TASKS:
         if re.fullmatch(pattern, name):

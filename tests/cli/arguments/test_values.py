@@ -16,6 +16,7 @@ INFINITE = ("inf", "-inf", "nan")
     ("read", "accepted", "refused", "expected"),
     [
         ("positive_int", {"1": 1, "7": 7}, ("0", "-1"), "a number above 0"),
+        ("epoch_count", {"1": 1, "1000000": 10**6}, ("0", "1000001", "9" * 20), "a whole number from 1 to 1000000"),
         ("positive_float", {"1e-9": 1e-9, "2": 2.0}, ("0", "-1", *INFINITE), "a number above 0"),
         (
             "learning_rate",
@@ -24,7 +25,12 @@ INFINITE = ("inf", "-inf", "nan")
             "a number from 1e-20 to 1e20",
         ),
         ("weight_decay", {"0": 0.0, "0.1": 0.1}, ("-1", "1e39", *INFINITE), "0, or a number from 1e-20 to 1e20"),
-        ("non_negative_int", {"0": 0, "2147483647": 2**31 - 1}, ("-1", "2147483648"), "a whole number of at least 0"),
+        (
+            "non_negative_int",
+            {"0": 0, "2147483647": 2**31 - 1},
+            ("-1", "2147483648"),
+            "a whole number from 0 to 2147483647",
+        ),
         ("non_negative_float", {"0": 0.0, "0.5": 0.5}, ("-0.1", *INFINITE), "a number of at least 0"),
         ("fraction", {"1": 1.0, "0.01": 0.01}, ("0", "1.01", *INFINITE), "a number above 0 and at most 1"),
     ],
@@ -104,3 +110,11 @@ def test_a_path_must_be_in_utf8():
     assert values.utf8_path("düne/ß") == pathlib.Path("düne/ß")
     with pytest.raises(argparse.ArgumentTypeError, match=r"expected a name in UTF-8, got 'd\\udce9'; rename it"):
         values.utf8_path(os.fsdecode(b"d\xe9"))
+
+
+def test_a_folder_to_make_leads_through_no_missing_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    assert values.out_folder("missing/../b") == tmp_path / "b"
+    for kept in ("b", "missing/b", "there/../b", "../b"):
+        assert values.out_folder(kept) == pathlib.Path(kept)

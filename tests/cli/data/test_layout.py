@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +16,13 @@ from multitrainer_cli.data import layout
 from multitrainer_cli.data.layout import (
     Layout,
     LeftOut,
+    check_depth,
     check_place,
     class_names,
     class_roots,
     find_layout,
     list_classes,
+    naming_data,
 )
 from multitrainer_cli.errors import UserError
 from multitrainer_cli.runs import record
@@ -40,7 +44,7 @@ class TestFindLayout:
         assert class_names(root) == ["blue", "green", "red"]
 
     @pytest.mark.parametrize("val", ["val", "valid", "validation", "VAL", "Valid"])
-    @pytest.mark.parametrize("train", ["train", "Train", "TRAIN"])
+    @pytest.mark.parametrize("train", ["train", "Train", "TRAIN", "training"])
     def test_train_and_val_in_any_case(self, tmp_path, train, val):
         write_images(tmp_path / train, 1)
         assert find_layout(tmp_path) == (tmp_path / train, None)
@@ -68,6 +72,23 @@ class TestFindLayout:
         with pytest.raises(UserError, match="holds Train and train"):
             find_layout(tmp_path)
 
+    @pytest.mark.parametrize("inside", ["", "train"])
+    def test_class_folders_in_the_only_folder_are_named(self, tmp_path, inside):
+        write_images(tmp_path / "d/flowers" / inside, 1)
+        (tmp_path / "d/__MACOSX").mkdir()
+        with pytest.raises(UserError, match=r"d: the class folders are in .*d/flowers; give --data .*d/flowers$"):
+            check_depth(tmp_path / "d")
+        check_depth(tmp_path / "d/flowers")
+        write_images(tmp_path / "d", 1, classes=("red",))
+        check_depth(tmp_path / "d")
+
+    def test_the_folder_of_the_run_does_not_hide_the_only_folder(self, tmp_path):
+        write_images(tmp_path / "flowers", 1)
+        (tmp_path / "new").mkdir()
+        check_depth(tmp_path)
+        with pytest.raises(UserError, match=r"give --data .*flowers$"):
+            check_depth(tmp_path, tmp_path / "new")
+
     def test_a_missing_folder_is_refused(self, tmp_path):
         with pytest.raises(UserError, match=r"--data .*nowhere: no such folder"):
             find_layout(tmp_path / "nowhere")
@@ -77,6 +98,12 @@ class TestFindLayout:
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(UserError, match=f"{name} is a file; {cure}.* folder that holds a folder of images for"):
             find_layout(tmp_path / name)
+
+
+def test_a_folder_that_cannot_be_read_is_named_with_the_option(tmp_path):
+    error = r"--data d: d/red: Permission denied; make it readable or give another folder"
+    with pytest.raises(UserError, match=error), naming_data(Path("d")):
+        raise PermissionError(errno.EACCES, "Permission denied", "d/red")
 
 
 WHOLE = {"blue": ["000.jpg", "001.png"], "red": ["000.jpg", "001.png"]}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cli_support import MODEL, finetune, rows_of, start, without_times, write_images
-from run_support import IMAGES, NETWORK, Killed, Killer, check_run, claim, required_files, train
+from run_support import IMAGES, NETWORK, Killed, Killer, check_run, claim, required_files, row_of, train
 from support import PATIENCE
 
 pytest.importorskip("gluoncv")
@@ -52,6 +52,9 @@ def test_a_killed_run_is_resumed_from_any_moment(killer, tmp_path):
             train(folder, 5, value=0, resume=True)
         train(folder, 5, value=0, resume=True)
         check_run(folder, 5, value=0)
+        assert not list(folder.rglob("*.tmp"))
+        numbered = sorted(path.name for path in (folder / "checkpoint").iterdir())
+        assert numbered == ["000005.json", "000005.npz", "000005.params"]
 
 
 def train_with_average(folder, epochs, resume=False):
@@ -77,7 +80,7 @@ def train_with_average(folder, epochs, resume=False):
         checkpoints.save(net, trainer, epoch, average)
         with average.applied():
             seen.append(float(net.weight.data().asscalar()))
-        checkpoints.metrics.add({"epoch": epoch, "val_accuracy": 0.5})
+        checkpoints.metrics.add(row_of(epoch, 0.5))
         checkpoints.remove_before(epoch)
     return seen
 
@@ -108,6 +111,18 @@ def test_a_missing_or_damaged_average_is_refused(tmp_path, damage):
 def test_the_average_of_a_checkpoint_belongs_to_the_run(tmp_path):
     train_with_average(tmp_path, 1)
     assert tmp_path / "checkpoint/000001.average" in run_folder.files_of_run(tmp_path)
+
+
+def test_what_a_killed_process_left_is_removed_when_its_run_is_resumed(tmp_path):
+    train(tmp_path, 2, 0)
+    before = sorted(tmp_path.rglob("*"))
+    for name in (".best.params.0123456789abcdef.tmp", "checkpoint/.000003.npz.0123456789abcdef.tmp"):
+        (tmp_path / name).write_text("half")
+    for suffix in run_folder.CHECKPOINT_SUFFIXES:
+        (tmp_path / f"checkpoint/000001{suffix}").write_text("old")
+    (tmp_path / "checkpoint/000001.txt").write_text("mine")
+    train(tmp_path, 2, 0, resume=True)
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "checkpoint/000001.txt"])
 
 
 def test_a_killed_overwrite_mixes_no_runs(killer, tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -246,6 +248,33 @@ class TestOverwrite:
         before = contents(copied.out)
         assert finetune(copied.images, "--out", copied.out, "--overwrite", *options) == status
         assert contents(copied.out) == before
+
+    def test_what_cannot_be_removed_is_refused_before_work(self, copied, capsys):
+        (copied.out / "finetune.png").unlink()
+        (copied.out / "finetune.png").mkdir()
+        before = contents(copied.out)
+        assert finetune(copied.images, "--out", copied.out, "--overwrite") == 2
+        error = capsys.readouterr()
+        assert f"{copied.out / 'finetune.png'} is a folder, not a file of a run" in error.err
+        assert error.out == ""
+        assert contents(copied.out) == before
+
+    def test_a_folder_of_its_files_that_cannot_be_written_to_is_refused(self, tmp_path, monkeypatch):
+        train(tmp_path, 1, 0)
+        (tmp_path / "tensorboard").mkdir()
+        (tmp_path / "tensorboard/events.out.tfevents.1.host.multitrainer").write_text("")
+        before, temporary_file = contents(tmp_path), tempfile.TemporaryFile
+
+        def refuse(dir):
+            if dir.endswith("tensorboard"):
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return temporary_file(dir=dir)
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+        error = r"tensorboard: Permission denied; choose a"
+        with pytest.raises(UserError, match=error), claim(tmp_path, overwrite=True):
+            pass
+        assert contents(tmp_path) == before
 
     def test_a_run_interrupted_in_its_first_epoch_replaces_nothing(self, copied, monkeypatch, capsys):
         def interrupt(image):

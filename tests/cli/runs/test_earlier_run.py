@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from cli_support import MODEL, arrays, contents, finetune, rows_of, without_times
-from run_support import NETWORK
+from run_support import NETWORK, train
 
 pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 
 from multitrainer_cli import main
+from multitrainer_cli.errors import UserError
 from multitrainer_cli.runs import record
 from multitrainer_cli.runs.earlier_run import read_earlier_run
 
@@ -122,15 +123,15 @@ class TestDamagedRuns:
     def test_a_damaged_file_is_refused(self, copied, capsys, name, how):
         damaged = copied.out / name
         data = damaged.read_bytes()
-        if how == "flipped" and name in ("best.params", "last.params", "metrics.jsonl", "run.json"):
+        if how == "flipped" and name in ("last.params", "metrics.jsonl"):
             pytest.skip("nothing depends on every bit of these")
         if how == "a folder":
             damaged.unlink()
             damaged.mkdir()
         elif how == "flipped":
-            damaged.write_bytes(
-                data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0x40]) + data[len(data) // 2 + 1 :]
-            )
+            # In the middle of run.json may be a letter of a name.
+            place = 0 if name == "run.json" else len(data) // 2
+            damaged.write_bytes(data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :])
         else:
             # In the middle of the last line of a text, where it cannot be taken for a shorter one.
             kept = len(data) - len(data.splitlines()[-1]) // 2 if damaged.suffix == ".jsonl" else len(data) // 2
@@ -147,6 +148,55 @@ class TestDamagedRuns:
         assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 2
         assert f"the run in {copied.out} is damaged (the image 'blu%/00" in capsys.readouterr().err
         assert contents(copied.out) == before
+
+    @pytest.mark.parametrize(
+        ("change", "error"),
+        [
+            (lambda row: [row, row], r"line 2: expected epoch 2, got 1"),
+            (lambda row: [{**row, "epoch": True}], "line 1: expected epoch 1, got True"),
+            (lambda row: [[row]], "line 1: expected an object, got"),
+            (lambda row: [{**row, "val_accuracy": "x"}], "line 1: val_accuracy is 'x', not a number"),
+            (lambda row: [{**row, "val_accuracy": True}], "line 1: val_accuracy is True, not a number"),
+            (lambda row: [{**row, "val_loss": None}], "line 1: val_loss is None, not a number"),
+            (lambda row: [{**row, "train_loss": float("nan")}], "line 1: train_loss is nan, not a number"),
+            (lambda row: [{**row, "learning_rates": 3}], "line 1: learning_rates are 3, not a number for each group"),
+        ],
+    )
+    def test_rows_that_no_run_writes_are_refused(self, tmp_path, change, error):
+        train(tmp_path, 1, 0)
+        rows = change(rows_of(tmp_path)[0])
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        before = contents(tmp_path)
+        with pytest.raises(UserError, match=f"is damaged .metrics.jsonl, {error}"):
+            train(tmp_path, 2, 0, resume=True)
+        assert contents(tmp_path) == before
+
+    @pytest.mark.parametrize(
+        ("change", "error"),
+        [
+            ({"classes": "ab"}, "expected a list of names as classes, got 'ab'"),
+            ({"data": 5}, "expected the name of a folder as data, got 5"),
+            ({"format": True}, "is not the record of a run"),
+            ({"split": {"train": {}, "val": {"a/1": [1, 2]}}}, "the split has no images in train"),
+            ({"split": {"train": {"a/1": [1]}, "val": {"a/2": [1, 2]}}}, r"the image 'a/1' has no size .*, but \[1\]"),
+            ({"split": {"train": {"a/1": [1, 2]}, "val": {"a/1": [1, 2]}}}, "the image 'a/1' is in train and in val"),
+            ({"split": {"train": {"a/q/1": [1, 2]}, "val": {}}}, "the image 'a/q/1' is in none of the classes"),
+            ({"split": {"train": {"/a/1": [1, 2]}, "val": {}}}, "the image '/a/1' is in none of the classes"),
+        ],
+    )
+    def test_a_record_with_an_odd_field_is_refused(self, tmp_path, change, error):
+        train(tmp_path, 1, 0)
+        path = tmp_path / "run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        with pytest.raises(UserError, match=f"is damaged .*{error}"):
+            train(tmp_path, 2, 0, resume=True)
+
+    @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "checkpoint/000001.json"])
+    def test_deeply_nested_json_is_refused(self, tmp_path, name):
+        train(tmp_path, 1, 0)
+        (tmp_path / name).write_text("[" * 100_000)
+        with pytest.raises(UserError, match=r"is damaged \(its JSON is nested too deeply\)"):
+            train(tmp_path, 2, 0, resume=True)
 
 
 def test_other_options_are_refused(copied, capsys):
@@ -298,6 +348,13 @@ class TestOtherVersions:
         assert contents(copied.out) == before
         assert finetune(copied.images, "--out", copied.out, "--overwrite", epochs=1) == 0
         assert not (copied.out / "checkpoint/run.json").exists()
+
+    @pytest.mark.parametrize("versions", [[], {}, None])
+    def test_a_newer_one_may_keep_its_versions_in_another_way(self, tmp_path, versions):
+        newer = {"format": 2, "model": None, "options": {}, "versions": versions}
+        (tmp_path / "run.json").write_text(json.dumps(newer))
+        with pytest.raises(UserError, match=r"run\.json was written by a newer multitrainer; go on with that version"):
+            train(tmp_path, 1, 0, resume=True)
 
     def test_a_newer_one_has_a_format_of_its_own(self, copied, capsys):
         path = copied.out / "run.json"

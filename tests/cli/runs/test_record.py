@@ -58,10 +58,15 @@ def test_images_keep_their_order(tmp_path):
     assert record.read(write(tmp_path, images=images))["images"]["train"] == ["b/1.jpg", "a/1.jpg"]
 
 
-def test_an_image_may_lie_deeper_in_its_class(tmp_path):
-    images = {"classes": ["a"], "train": ["train/a/x/1.jpg"], "val": [], "contents": {"train/a/x/1.jpg": [1, 2]}}
-    network = NETWORK._replace(classes=["a"])
-    assert record.read(write(tmp_path, network, images))["images"] == images
+def test_an_image_lies_in_the_folder_of_its_class(tmp_path):
+    for name, accepted in (("train/a/1.jpg", True), ("a/1.jpg", True), ("train/a/x/1.jpg", False), ("1.jpg", False)):
+        images = {"classes": ["a"], "train": [name], "val": [], "contents": {name: [1, 2]}}
+        path = write(tmp_path, NETWORK._replace(classes=["a"]), images)
+        if accepted:
+            assert record.read(path)["images"] == images
+        else:
+            with pytest.raises(ValueError, match=f"the image '{name}' is in none of the classes"):
+                record.read(path)
 
 
 @pytest.mark.parametrize("name", ["übung", "猫", 'quote"', "back\\slash", os.fsdecode(b"latin\xe9")])

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
+from multitrainer_cli.errors import UserError
 from multitrainer_cli.runs import record, run_folder
 from run_support import NETWORK
 
@@ -36,6 +40,41 @@ def test_removing_a_run_leaves_the_files_of_the_user(folder):
     run_folder.remove_run(folder)
     assert names(folder) == ["checkpoint/000004.txt", "checkpoint/notes.json", "mnist-source.params", "notes.txt"]
     assert run_folder.files_of_run(folder) == []
+
+
+def test_a_run_of_which_a_file_cannot_be_removed_stays_whole(folder, monkeypatch):
+    before, replace = names(folder), os.replace
+
+    def refuse(source, target):
+        if source.endswith("000004.npz"):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match=r"cannot remove .*000004\.npz: Operation not permitted; remove it or choose"):
+        run_folder.remove_run(folder)
+    assert names(folder) == before
+
+
+def test_a_folder_in_place_of_a_file_leaves_the_run_whole(folder):
+    (folder / "finetune.png").unlink()
+    (folder / "finetune.png").mkdir()
+    before = names(folder)
+    with pytest.raises(UserError, match=r"--overwrite: .*finetune\.png is a folder, not a file of a run; move it"):
+        run_folder.remove_run(folder)
+    assert names(folder) == before
+
+
+def test_files_that_a_killed_process_was_writing_are_removed(folder):
+    (folder / "tensorboard").mkdir()
+    before, event = names(folder), "events.out.tfevents.1.host.multitrainer"
+    kept = [".notes.txt.0123456789abcdef.tmp", ".run.json.tmp", "checkpoint/.best.params.0123456789abcdef.tmp"]
+    gone = [f".{name}.0123456789abcdef.tmp" for name in ("run.json", *run_folder.FILES)]
+    gone += [f"checkpoint/.{name}.0123456789abcdef.tmp" for name in ("run.json", "000004.npz", "000005.average")]
+    for name in (*kept, *gone, f"tensorboard/.{event}.0123456789abcdef.tmp"):
+        (folder / name).write_text("")
+    run_folder.remove_temporary_files(folder)
+    assert names(folder) == sorted([*before, *kept])
 
 
 def write_record(folder):

@@ -140,3 +140,9 @@ def test_one_of_each_kind_trains(model):
     loss.backward()
     trainer.step(2)
     assert not np.array_equal(weight.data().asnumpy(), before)
+
+
+def test_an_unknown_name_is_answered_with_names_of_classifiers():
+    with pytest.raises(UserError, match="GluonCV has no such model; closest: ") as caught:
+        zoo.make("yolo3_darknet53_cocoo", 2)
+    assert {*str(caught.value).rpartition("closest: ")[2].split(", ")} <= {*CLASSIFIERS}
