@@ -87,17 +87,10 @@ def save_network(net: mx.gluon.HybridBlock, size: int, prefix: Path) -> None:
         net.export(str(prefix), epoch=0)
         mx.model.load_checkpoint(str(prefix), 0)  # MXNet does not notice a disk that is full at the last write
     except mx.MXNetError as error:
-        name = files[_is_symbol(files[0])].name  # MXNet says that a write failed, but not of which file
+        name = files[files[1].exists()].name  # the symbol comes first; MXNet does not say which file it wrote
         raise UserError(
             f"cannot write {name}: the file is incomplete; make room on the disk or choose another --out"
         ) from error
-
-
-def _is_symbol(path: Path) -> bool:
-    try:
-        return bool(mx.symbol.load(str(path)))
-    except mx.MXNetError:
-        return False
 
 
 def save_description(

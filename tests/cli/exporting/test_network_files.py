@@ -69,13 +69,12 @@ def test_softmax_turns_scores_to_probabilities(tmp_path):
     check_same(net, tmp_path / "net", exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
-@pytest.mark.parametrize("name", ["net-symbol.json", "net-0000.params"])
-def test_a_disk_that_is_full_is_an_error_that_names_the_file(tmp_path, name):
-    (tmp_path / name).symlink_to("/dev/full")
+def test_a_disk_that_is_full_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "net-0000.params").symlink_to("/dev/full")
     with pytest.raises(UserError) as error:
         network_files.save_network(make_network(), SIZE, tmp_path / "net")
     assert str(error.value) == (
-        f"cannot write {name}: the file is incomplete; make room on the disk or choose another --out"
+        "cannot write net-0000.params: the file is incomplete; make room on the disk or choose another --out"
     )
 
 
