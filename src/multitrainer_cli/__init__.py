@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, or 2 after an error of the user, 130 after Ctrl-C, and 1 if another rank has ended early.
+        The exit status: 0, or 2 after an error of the user, 130 after Ctrl-C, 141 if nobody reads what
+        is printed any more, and 1 if another rank has ended early.
     """
     try:
         return _run(argv)
@@ -54,9 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    import sys
+
     from .interrupts import import_whole, lost_interrupts_raised
+    from .output import discard_output, reader_has_gone, unencodable_escaped
 
     args = build_parser().parse_args(argv)
-    with lost_interrupts_raised():
-        status: int = import_whole(f"{__name__}.{args.command}").run(args)
+    with lost_interrupts_raised(), unencodable_escaped():
+        try:
+            status: int = import_whole(f"{__name__}.{args.command}").run(args)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            if not reader_has_gone():
+                raise
+            status = discard_output()
     return status

@@ -11,28 +11,21 @@ from typing import Any
 from .data import batches
 from .data.image_check import check_readable
 from .data.image_folder import ImageFolder
-from .data.layout import class_roots
+from .data.layout import check_outside
 from .errors import UserError, require
 from .evaluation import results
 from .evaluation.measurement import Measurement, measure
-from .evaluation.recorded_accuracy import RecordedAccuracy, read_accuracy
+from .evaluation.recorded_accuracy import RecordedAccuracy, describe_interruption, read_accuracy
 from .evaluation.recorded_run import read_recorded_run
 from .evaluation.selection import Selection, select_images
 from .inference.classifier import Classifier, load_classifier
-from .inference.text import discard_output, escape, write_line
 from .interrupts import Interrupts
+from .output import escape
 from .runs import artifacts, run_folder
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
-    try:
-        return _evaluate(args)
-    except BrokenPipeError:
-        return discard_output()
-
-
-def _evaluate(args: argparse.Namespace) -> int:
     for package in ("matplotlib", "sklearn", "tqdm"):
         require(package)
     classifier = load_classifier(args.run, args.weights, args.ctx)
@@ -42,16 +35,17 @@ def _evaluate(args: argparse.Namespace) -> int:
     recorded = read_accuracy(args.run, args.weights) if selection.validates else None
     subject = _describe_subject(args.run, args.weights, root, selection)
     out = results.choose_folder(args.run, args.out, subject)
-    _check_outside(out, root, args.run)
+    check_outside(out, root, args.run)
     check_readable([path for path, _ in selection.images.items], root)
     artifacts.make_folder(out)
     measured = _measure(classifier, selection.images, args.batch_size or run.batch_size, args.workers)
-    text = results.as_json(subject, measured, recorded, selection.notes)
-    title = f"{root.resolve().name}: accuracy {measured.accuracy:.2%} on {measured.images} images"
+    notes = [*selection.notes, *describe_interruption(args.run, args.weights)]
+    text = results.as_json(subject, measured, recorded, notes)
+    title = f"{escape(root.resolve().name)}: accuracy {measured.accuracy:.2%} on {measured.images} images"
     results.write_files(out, text, measured, title)
     if args.json is not None and str(args.json) != "-":
         artifacts.save_text(args.json, text)
-    remarks = [*selection.notes, *[_compare(recorded, measured, args)] * selection.validates]
+    remarks = [*notes, *[_compare(recorded, measured, args)] * selection.validates]
     if str(args.json) == "-":
         print(text, end="")
         print("".join(f"multitrainer: {escape(remark)}\n" for remark in remarks), end="", file=sys.stderr)
@@ -59,8 +53,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         head = f"{run.model} of {args.run}, {args.weights} weights, on {selection.description}"
         tail = f"{out}: {results.JSON}, {results.PICTURE}"
         for line in (escape(head), *results.as_text(measured), "", *map(escape, remarks), escape(tail)):
-            write_line(line)
-    sys.stdout.flush()
+            print(line)
     return 0
 
 
@@ -68,7 +61,7 @@ def _compare(recorded: RecordedAccuracy | None, measured: Measurement, args: arg
     """Say whether the validation images give the accuracy that the run has recorded."""
     if recorded is None:
         return f"warning: {args.run / run_folder.METRICS} is gone or damaged, so there is no accuracy to compare with"
-    return recorded.compare(measured.accuracy, args.weights)
+    return recorded.compare(measured.accuracy)
 
 
 def _describe_subject(run: Path, weights: str, root: Path, selection: Selection) -> dict[str, Any]:
@@ -80,14 +73,8 @@ def _describe_subject(run: Path, weights: str, root: Path, selection: Selection)
         "data": str(root.resolve()),
         "part": selection.part,
         "images": len(selection.images.items),
+        "crc32": selection.checksum(root),
     }
-
-
-def _check_outside(out: Path, root: Path, run: Path) -> None:
-    """Refuse a folder that would be taken for a class, or its picture for an image. That of a run never is."""
-    places = [out.resolve(), *out.resolve().parents]
-    if run.resolve() not in places and any(folder.resolve() in places for folder in class_roots(root)):
-        raise UserError(f"--out {out} is inside --data, where it would be taken for a class; choose another --out")
 
 
 def _measure(classifier: Classifier, images: ImageFolder, batch_size: int, workers: int) -> Measurement:

@@ -12,11 +12,13 @@ import numpy as np
 
 from multitrainer import saved_run
 
+from .data.layout import check_outside
 from .errors import UserError
 from .exporting import network_files, onnx_model, verification
 from .exporting.network_files import FileNames, Preprocessing
 from .exporting.new_files import new_files
 from .exporting.verification import Agreement
+from .output import escape
 from .runs import record
 
 IMAGES = 8  # of the run's own images, to compare on
@@ -28,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
         onnx_model.check_installed()
     names = FileNames.of(_call(saved_run.read_record, args.run)["model"], args.onnx)
     out = args.out or args.run / "export"
+    _check_outside(out, args.run)
     with new_files(out, names.all(), args.overwrite) as folder:
         loaded = _call(saved_run.load_run, args.run, weights=args.weights, ctx=mx.cpu())
         preprocessing = Preprocessing.of(loaded.transform)
@@ -39,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
         network_files.save_network(net, preprocessing.size, folder / names.model)
         network_files.save_description(folder, names, loaded.classes, preprocessing, args.softmax)
         agreements = _verify(folder, names, preprocessing.size, inputs, expected)
-    print(f"{names.model}, {len(loaded.classes)} classes, {args.weights} weights of {args.run}")
-    print("\n".join(f"  {out / name}" for name in names.all()))
+    print(f"{names.model}, {len(loaded.classes)} classes, {args.weights} weights of {escape(str(args.run))}")
+    print("\n".join(f"  {escape(str(out / name))}" for name in names.all()))
     compared = f"{len(random)} random inputs" + (f" and {len(images)} images of the run" if images else "")
     for loader, agreement in agreements.items():
         print(
@@ -71,12 +74,23 @@ def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         raise UserError(str(error)) from error
 
 
+def _check_outside(out: Path, folder: Path) -> None:
+    """Refuse a folder that would be taken for a class of the images of the run, if they are still there."""
+    data = _read_record(folder)["data"]
+    if data is not None and Path(data).is_dir():
+        check_outside(out, Path(data), folder)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        return record.read(folder / saved_run.RECORD)
+    except (OSError, ValueError, LookupError, TypeError):  # it describes a network, but not where its images are
+        return {"data": None, "images": None}
+
+
 def _transformed_images(folder: Path, transform: Any) -> list[np.ndarray]:
     """Return some images that the run measured its accuracy on, as inputs of the network; none if they are gone."""
-    try:
-        run = record.read(folder / saved_run.RECORD)
-    except (OSError, ValueError, LookupError, TypeError):  # it describes a network, but not where its images are
-        return []
+    run = _read_record(folder)
     found = []
     for name in run["images"]["val"][:IMAGES] if run["images"] else ():
         with contextlib.suppress(OSError, ValueError, mx.MXNetError):  # it was removed or damaged since

@@ -13,21 +13,14 @@ import mxnet as mx
 from .errors import UserError
 from .inference.classifier import Classifier, load_classifier
 from .inference.image_paths import Skipped, find_images
-from .inference.text import discard_output, escape, write_line
 from .interrupts import Interrupts
+from .output import escape
 
 _Ranking = Sequence["tuple[str, float]"]  # classes with their probabilities, the best first
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
-    try:
-        return _predict(args)
-    except BrokenPipeError:
-        return discard_output()
-
-
-def _predict(args: argparse.Namespace) -> int:
     skipped = Skipped()
     paths = find_images(args.images, args.null, skipped)
     classifier = load_classifier(args.run, args.weights, args.ctx)
@@ -42,7 +35,7 @@ def _predict(args: argparse.Namespace) -> int:
         with Interrupts() as interrupts:
             readable, inputs = _read(batch, classifier, skipped, interrupts)
             for path, ranking in zip(readable, classifier.rank(inputs, args.top) if inputs else []):
-                write_line(form(path, ranking))
+                print(form(path, ranking))
             sys.stdout.flush()
             interrupts.check()
     left_out = skipped.describe_left_out()
@@ -74,4 +67,4 @@ def _as_text(path: str, ranking: _Ranking) -> str:
 
 def _as_json(path: str, ranking: _Ranking) -> str:
     classes = [{"class": name, "probability": round(probability, 6)} for name, probability in ranking]
-    return json.dumps({"image": path, "classes": classes})
+    return json.dumps({"image": path, "classes": classes}, allow_nan=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 
@@ -71,6 +72,7 @@ class TestTheRecordedAccuracy:
             assert found["accuracy"] == row["val_accuracy"]
             assert found["recorded"] == {"epoch": row["epoch"], "accuracy": row["val_accuracy"]}
             assert found["subject"]["part"] == "val"
+            assert "interrupted" not in printed.err
             if "val_loss" in row:
                 assert found["cross_entropy"] == pytest.approx(row["val_loss"], rel=1e-4)
             assert f"this is the accuracy that the run has recorded in epoch {row['epoch']}" in printed.err
@@ -210,6 +212,20 @@ class TestFiles:
             assert evaluate(run, *options)[0] == 0
         assert sorted(path.name for path in run.glob("evaluation*")) == ["evaluation", "evaluation-2", "evaluation-3"]
 
+    def test_a_run_that_is_renamed_has_the_same_evaluation(self, run):
+        evaluate(run)
+        renamed = run.rename(run.parent / "renamed")
+        status, found = evaluate(renamed)
+        assert (status, found["subject"]["run"]) == (0, str(renamed.resolve()))
+        assert [path.name for path in renamed.glob("evaluation*")] == ["evaluation"]
+
+    def test_changed_images_are_another_evaluation(self, run, tmp_path):
+        other = write_images(tmp_path / "other", 2)
+        assert evaluate(run, "--data", other)[0] == 0
+        shutil.copy(str(other / "red" / "000.jpg"), str(other / "blue" / "000.jpg"))
+        assert evaluate(run, "--data", other)[0] == 0
+        assert sorted(path.name for path in run.glob("evaluation*")) == ["evaluation", "evaluation-2"]
+
     def test_a_named_folder_must_not_hold_another_one(self, run, tmp_path, capsys):
         out = tmp_path / "out"
         assert main(["evaluate", str(run), "--out", str(out)]) == 0
@@ -222,7 +238,7 @@ class TestFiles:
 
     def test_a_folder_among_the_images_is_refused(self, run, images, capsys):
         assert main(["evaluate", str(run), "--out", str(images / "out")]) == 2
-        assert "is inside --data" in capsys.readouterr().err
+        assert f"is inside {images}, where it would be taken for a class" in capsys.readouterr().err
         assert not (images / "out").exists()
 
     def test_a_run_may_be_among_the_images(self, noisy, tmp_path, monkeypatch, capsys):
@@ -263,6 +279,28 @@ def test_an_evaluated_run_can_be_resumed_and_replaced(noisy, tmp_path):
     assert second["recorded"] == {"epoch": 2, "accuracy": rows_of(run)[-1]["val_accuracy"]}
     assert finetune(noisy, "--out", run, "--overwrite", "--seed", 1, epochs=1) == 0
     assert (run / "evaluation" / "evaluation.json").exists()
+
+
+def test_last_weights_of_an_unfinished_epoch_are_named_so_on_any_images(run, tmp_path, capsys):
+    other = write_images(tmp_path / "other", 2)
+    assert evaluate(run, "--weights", "last", "--data", other)[1]["notes"] == []
+    shutil.copy(str(run / "best.params"), str(run / "last.params"))
+    net = load_run(run, "last").net
+    net.output.bias.set_data(net.output.bias.data() + 1e-3)
+    net.save_parameters(str(run / "last.params"))
+    capsys.readouterr()
+    for options in ([], ["--data", other]):
+        assert main(["evaluate", str(run), "--weights", "last", *map(str, options)]) == 0
+        assert "last.params may hold the weights of an unfinished epoch" in capsys.readouterr().out
+
+
+def test_a_folder_whose_name_is_not_text(run, images, tmp_path, monkeypatch):
+    data = os.path.join(os.fsencode(tmp_path), b"caf\xe9 $x_")
+    shutil.copytree(os.fsencode(images), data)
+    monkeypatch.chdir(os.fsdecode(data))
+    assert evaluate(run, "--data", ".")[0] == 0
+    assert finetune(".", "--out", tmp_path / "new", epochs=1) == 0
+    assert (tmp_path / "new" / "finetune.png").exists()
 
 
 def test_a_reader_that_has_gone_is_no_error(run):

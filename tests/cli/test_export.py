@@ -18,11 +18,13 @@ pytest.importorskip("gluoncv")
 pytest.importorskip("matplotlib")
 
 from cli_support import MODEL, arrays, contents, finetune, write_images
+from inference_support import start
 from multitrainer import MultiLRTrainer, load_run
 from multitrainer_cli import main
 from multitrainer_cli.exporting.network_files import FileNames, Preprocessing, describe_use
 from multitrainer_cli.exporting.verification import random_inputs
 from multitrainer_cli.training import network
+from support import PATIENCE
 
 CLASSES = ("blue sky", "grün", "red")
 FILES = {"README.md", "classes.txt", "preprocess.json", f"{MODEL}-0000.params", f"{MODEL}-symbol.json"}
@@ -106,6 +108,29 @@ def test_the_page_of_the_command_shows_the_python_of_the_readme():
     blocks = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     assert len(blocks) == 2
     assert all(block in readme for block in blocks)
+
+
+def test_a_folder_among_the_images_of_the_run_is_refused(run, images, capsys):
+    for out in (images / "model", images / "red" / "deep"):
+        assert export(run, "--out", out) == 2
+        assert f"is inside {images}, where it would be taken for a class" in capsys.readouterr().err
+        assert not out.exists()
+
+
+def test_output_in_ascii(run, tmp_path):
+    with start("export", run, "--out", tmp_path / "a\nü", environment={"PYTHONIOENCODING": "ascii"}) as process:
+        output, error = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, error) == (0, b"")
+    assert f"  {tmp_path}/a\\n\\xfc/classes.txt\n".encode("ascii") in output
+
+
+@pytest.mark.parametrize("command", [["export", "{run}"], ["groups", "--model", MODEL]], ids=["export", "groups"])
+def test_a_reader_that_has_gone_is_no_error(copy, tmp_path, command):
+    prelude = f"import os; os.chdir({str(tmp_path)!r})\n"
+    with start(*[word.format(run=copy) for word in command], prelude=prelude) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(PATIENCE) == 141
 
 
 @pytest.mark.parametrize("weights", ["best", "last"])

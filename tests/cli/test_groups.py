@@ -203,5 +203,5 @@ def test_a_run_without_end_is_drawn(tmp_path, capsys):
     options = ["--images", 100, "--batch-size", 10, "--unfreeze-at", "features=500001", "--out", tmp_path / "g.png"]
     assert groups(*options, "--epochs", 1_000_000, "--lr-schedule", "step") == 0
     printed = capsys.readouterr().out
-    assert "10000000000 updates" in printed
-    assert "epoch 500000001, update 5000000001, unfreezes features (1)" in printed
+    assert "10000000 updates" in printed
+    assert "epoch 500001, update 5000001, unfreezes features (1)" in printed

@@ -283,6 +283,18 @@ def test_a_reader_that_goes_away_is_no_error(finished_run, images):
         assert process.wait(PATIENCE) == 141
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_weights_that_diverged_predict_nothing(finished_run, images, tmp_path, capsys, options):
+    run = tmp_path / "run"
+    shutil.copytree(str(finished_run), str(run))
+    broken = {name: array * float("nan") for name, array in mx.nd.load(str(run / "best.params")).items()}
+    mx.nd.save(str(run / "best.params"), broken)
+    assert main(["predict", str(run), str(images / "red"), *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "scores that are not finite numbers" in printed.err
+
+
 def test_a_folder_without_a_run(images, tmp_path, capsys):
     for folder, answer in ((tmp_path, "holds no run"), (tmp_path / "nowhere", "no such folder")):
         assert main(["predict", str(folder), str(images)]) == 2

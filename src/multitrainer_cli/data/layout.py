@@ -189,6 +189,25 @@ def naming_data(root: Path) -> Iterator[None]:
         ) from error
 
 
+def check_outside(out: Path, root: Path, run: Path) -> None:
+    """Refuse a folder for files about a run that would be taken for a class, or they for its images.
+
+    Inside the folder of the run, they never are.
+
+    Parameters
+    ----------
+    out : Path
+        The folder for the files.
+    root : Path
+        The folder of images.
+    run : Path
+        The folder of the run.
+    """
+    places = [out.resolve(), *out.resolve().parents]
+    if run.resolve() not in places and any(folder.resolve() in places for folder in class_roots(root)):
+        raise UserError(f"--out {out} is inside {root}, where it would be taken for a class; choose another --out")
+
+
 def is_hidden(path: Path) -> bool:
     """Return whether a file or folder is not meant to be seen; ``__MACOSX`` is what macOS adds to archives."""
     return path.name.startswith(".") or path.name == "__MACOSX"

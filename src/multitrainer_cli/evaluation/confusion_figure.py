@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import require
-from ..inference.text import escape
+from ..output import escape
 from .measurement import Measurement
 
 ANNOTATED_CLASSES = 20  # of more, the numbers do not fit into the cells

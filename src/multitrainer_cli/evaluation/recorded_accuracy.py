@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-from ..runs import run_folder
+from ..runs import artifacts, run_folder
 
 
 class RecordedAccuracy(NamedTuple):
@@ -15,19 +16,15 @@ class RecordedAccuracy(NamedTuple):
     epoch: int
     accuracy: float
 
-    def compare(self, accuracy: float, weights: str) -> str:
+    def compare(self, accuracy: float) -> str:
         """Say whether an accuracy is the recorded one, and if not, what the reason may be."""
         if round(accuracy, 6) == self.accuracy:
             return f"this is the accuracy that the run has recorded in epoch {self.epoch}"
-        interrupted = "if it was interrupted, last.params are of an unfinished epoch; " if weights == "last" else ""
-        killed = (
-            f"if it was killed after it wrote {weights}.params and before it recorded that epoch, and not resumed "
-            "since, they are of that epoch, which --resume trains again; "
-        )
         return (
             f"warning: the run has recorded another accuracy in epoch {self.epoch}, {self.accuracy:.4%}, not "
-            f"{accuracy:.4%}; {interrupted}{killed}other devices, batches or versions of MXNet can change the last "
-            "digits of the scores, and with them the class of an image for which two are equal"
+            f"{accuracy:.4%}; if it was killed after it wrote the weights and before it recorded that epoch, and not "
+            "resumed since, they are of that epoch, which --resume trains again; other devices, batches or versions of "
+            "MXNet can change the last digits of the scores, and with them the class of an image for which two are equal"
         )
 
 
@@ -40,3 +37,19 @@ def read_accuracy(run: Path, weights: str) -> RecordedAccuracy | None:
         return max(pairs, key=lambda pair: pair.accuracy) if weights == "best" else pairs[-1]
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def describe_interruption(run: Path, weights: str) -> tuple[str, ...]:
+    """Say that the last weights may be those of an unfinished epoch, unless they are those of the last checkpoint.
+
+    With --ema, a checkpoint holds the weights that are trained, and last.params their average: it cannot be told.
+    """
+    if weights != "last":
+        return ()
+    recorded = read_accuracy(run, weights)
+    if recorded is not None:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            checkpoint = run_folder.checkpoint_files(run, recorded.epoch).checksum
+            if json.loads(checkpoint.read_text(encoding="utf-8"))["crc32"] == artifacts.checksum(run / run_folder.LAST):
+                return ()
+    return (f"if the run was interrupted, {run_folder.LAST} may hold the weights of an unfinished epoch",)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 from ..errors import UserError
-from ..inference.text import escape
+from ..output import escape
 from ..runs import artifacts
 from . import confusion_figure
 from .measurement import ClassFigures, Measurement
 from .recorded_accuracy import RecordedAccuracy
 
 FOLDER, JSON, PICTURE = "evaluation", "evaluation.json", "confusion.png"
+PLACES = ("run", "data")  # in the subject: both can be renamed
 MATRIX_CLASSES = 20  # a matrix of more classes does not fit on a screen
 _CONFUSIONS = 10
 
@@ -29,7 +30,7 @@ def choose_folder(run: Path, out: Path | None, subject: dict[str, Any]) -> Path:
     out : Path, optional
         The value of --out; by default, the next free one of RUN/evaluation, RUN/evaluation-2 and so on.
     subject : dict
-        What is measured, on what.
+        What is measured, on what. Where the run and the images are (`PLACES`) makes no difference.
 
     Raises
     ------
@@ -48,9 +49,14 @@ def _is_free(folder: Path, subject: dict[str, Any]) -> bool:
     if not any((folder / name).exists() for name in (JSON, PICTURE)):
         return True
     try:
-        return bool(json.loads((folder / JSON).read_text(encoding="utf-8"))["subject"] == subject)
-    except (OSError, ValueError, LookupError, TypeError):
+        earlier = json.loads((folder / JSON).read_text(encoding="utf-8"))["subject"]
+        return _without_places(earlier) == _without_places(subject)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
+
+
+def _without_places(subject: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in subject.items() if key not in PLACES}
 
 
 def as_json(

@@ -40,6 +40,14 @@ class Selection(NamedTuple):
     validates: bool
     notes: tuple[str, ...]
 
+    def checksum(self, root: Path) -> int:
+        """Return the CRC-32 of the names of the images in their folder and of their contents."""
+        total = 0
+        for path, _ in self.images.items:
+            content = zlib.crc32(Path(path).read_bytes())
+            total = zlib.crc32(os.fsencode(f"{Path(path).relative_to(root).as_posix()}\0{content}\0"), total)
+        return total
+
 
 def select_images(root: Path, split: str | None, classes: list[str], recorded: Recorded | None) -> Selection:
     """Choose the images of a folder to measure a run on.

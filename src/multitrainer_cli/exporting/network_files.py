@@ -82,12 +82,15 @@ def save_network(net: mx.gluon.HybridBlock, size: int, prefix: Path) -> None:
     net.hybridize()
     context = next(iter(net.collect_params().values())).list_ctx()[0]
     net(mx.nd.zeros((1, 3, size, size), ctx=context))  # traces the network
+    files = Path(f"{prefix}-symbol.json"), Path(f"{prefix}-0000.params")
     try:
         net.export(str(prefix), epoch=0)
         mx.model.load_checkpoint(str(prefix), 0)  # MXNet does not notice a disk that is full at the last write
     except mx.MXNetError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"cannot write {prefix.name} ({reason}); make room or choose another --out") from error
+        name = files[files[1].exists()].name  # the symbol comes first; MXNet does not say which file it wrote
+        raise UserError(
+            f"cannot write {name}: the file is incomplete; make room on the disk or choose another --out"
+        ) from error
 
 
 def save_description(
@@ -129,7 +132,8 @@ An image classifier, written by `multitrainer export`. Its outputs are {output},
   divided by the standard deviation {std}
 
 MXNet 1.9.1 loads it without other packages. With NumPy 1.24 or newer, `numpy.bool = bool` must come before
-`import mxnet`. `imread` does not turn a photograph upright whose EXIF data says how it was held.
+`import mxnet`. `imread` does not turn a photograph upright whose EXIF data says how it was held. It cannot read GIF and
+WebP, which the run could be trained on; convert such an image to PNG.
 
 ```python
 import mxnet as mx

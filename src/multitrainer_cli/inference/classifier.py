@@ -26,9 +26,18 @@ class Classifier(NamedTuple):
     contexts: list[mx.Context]
 
     def score(self, batch: mx.nd.NDArray) -> mx.nd.NDArray:
-        """Return the scores before the softmax, on the CPU; one row for each input of the network."""
-        scores = [self.net(part) for part in split_batch(batch, self.contexts)]
-        return mx.nd.concat(*(part.as_in_context(mx.cpu()) for part in scores), dim=0)
+        """Return the scores before the softmax, on the CPU; one row for each input of the network.
+
+        Raises
+        ------
+        UserError
+            If a score is not a finite number.
+        """
+        parts = [self.net(part) for part in split_batch(batch, self.contexts)]
+        scores = mx.nd.concat(*(part.as_in_context(mx.cpu()) for part in parts), dim=0)
+        if not np.isfinite(scores.asnumpy()).all():
+            raise UserError("the network gives scores that are not finite numbers; its weights are of no use")
+        return scores
 
     def rank(self, inputs: Sequence[mx.nd.NDArray], count: int) -> list[list[tuple[str, float]]]:
         """Return, for each input, the classes with the highest scores and their probabilities, the best first."""

@@ -12,7 +12,7 @@ from multitrainer.images import EXTENSIONS
 
 from ..data.layout import is_hidden
 from ..errors import UserError
-from .text import escape
+from ..output import escape
 
 _CHUNK = 2**16  # bytes
 

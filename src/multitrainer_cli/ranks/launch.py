@@ -39,7 +39,9 @@ def run_distributed(kvstore: str | None, work: Callable[[Ranks], int]) -> int:
         return work(Ranks(kvstore or "device"))
     ranks = HorovodRanks() if kvstore == "horovod" else ServerRanks(kvstore)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if ranks.is_first else nowhere):
+        with open(os.devnull, "w", errors="replace") as nowhere, contextlib.redirect_stdout(
+            sys.stdout if ranks.is_first else nowhere
+        ):
             status = work(ranks)
     except BaseException as error:
         if ranks.size == 1:

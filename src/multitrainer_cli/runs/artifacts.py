@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any, Iterator
@@ -105,8 +106,9 @@ def save_text(path: Path, text: str) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Save a matplotlib figure as PNG."""
-    with replacing(path) as temporary:
+    """Save a matplotlib figure as PNG; a letter that its font lacks is drawn as a box, without a warning."""
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(str(temporary), format="png", dpi=150)
 
 

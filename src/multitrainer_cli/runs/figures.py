@@ -108,7 +108,7 @@ def panels(title: str, widths: Sequence[int]) -> Any:
     """Return a figure and its panels side by side."""
     figure = require("matplotlib.figure").Figure(figsize=(4 + 3.5 * len(widths), 4.2), layout="constrained")
     axes_of_panels = figure.subplots(1, len(widths), width_ratios=widths)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left", fontweight="bold", parse_math=False)
     for axes in axes_of_panels:
         axes.grid(color="0.9")
         axes.set_axisbelow(True)

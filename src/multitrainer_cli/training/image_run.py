@@ -20,6 +20,7 @@ from ..data.recorded_split import describe_shared_images
 from ..data.split import Split, open_folder
 from ..errors import INTERRUPTED, UserError
 from ..interrupts import Interrupts
+from ..output import escape
 from ..ranks.exchange import Ranks
 from ..runs import run_folder
 from ..runs.checkpoints import Checkpoints
@@ -188,7 +189,7 @@ def describe_updates(length: schedule.TrainingLength, ranks: Ranks) -> str:
 
 def _title(args: argparse.Namespace) -> str:
     origin = "fine-tuned" if network.has_weights(args) else "from scratch"
-    return f"{args.model or defaults.MODEL} on {args.data.resolve().name}, {origin}"
+    return f"{args.model or defaults.MODEL} on {escape(args.data.resolve().name)}, {origin}"
 
 
 def _train(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 
 import pytest
 
-from multitrainer_cli.evaluation.recorded_accuracy import RecordedAccuracy, read_accuracy
+from multitrainer_cli.evaluation.recorded_accuracy import RecordedAccuracy, describe_interruption, read_accuracy
+from multitrainer_cli.runs import run_folder
 
 
 @pytest.fixture
@@ -34,15 +36,23 @@ def test_metrics_that_are_gone_record_nothing(tmp_path):
 
 def test_an_accuracy_is_compared_as_it_was_recorded():
     recorded = RecordedAccuracy(3, 0.666667)
-    assert recorded.compare(2 / 3, "best") == "this is the accuracy that the run has recorded in epoch 3"
-    other = recorded.compare(0.666668, "last")
+    assert recorded.compare(2 / 3) == "this is the accuracy that the run has recorded in epoch 3"
+    other = recorded.compare(0.666668)
     assert other.startswith("warning: the run has recorded another accuracy in epoch 3, 66.6667%, not 66.6668%")
-    assert "unfinished epoch" in other
-    assert "unfinished epoch" not in recorded.compare(0.5, "best")
+    assert "if it was killed after it wrote the weights and before it recorded that epoch, and not resumed" in other
 
 
-@pytest.mark.parametrize("weights", ["best", "last"])
-def test_weights_of_an_epoch_that_was_not_recorded_are_a_reason(weights):
-    other = RecordedAccuracy(3, 0.5).compare(0.75, weights)
-    assert f"if it was killed after it wrote {weights}.params and before it recorded that epoch" in other
-    assert "not resumed since" in other
+def test_last_weights_are_those_of_an_unfinished_epoch_unless_the_checkpoint_holds_the_same(run):
+    assert describe_interruption(run, "best") == ()
+    (run / "last.params").write_bytes(b"last")
+    (remark,) = describe_interruption(run, "last")
+    assert remark == "if the run was interrupted, last.params may hold the weights of an unfinished epoch"
+    (run / "checkpoint").mkdir()
+    checksum = run_folder.checkpoint_files(run, read_accuracy(run, "last").epoch).checksum
+    for content in ("", "[]", '{"crc32": 1}'):
+        checksum.write_text(content)
+        assert describe_interruption(run, "last") == (remark,)
+    checksum.write_text(json.dumps({"crc32": zlib.crc32(b"last")}))
+    assert describe_interruption(run, "last") == ()
+    (run / "metrics.jsonl").unlink()
+    assert describe_interruption(run, "last") == (remark,)

@@ -92,6 +92,12 @@ def test_a_folder_that_is_named_must_hold_no_other_evaluation(tmp_path):
         results.choose_folder(tmp_path, out, {"part": "train"})
 
 
+def test_where_run_and_images_are_makes_no_difference(tmp_path):
+    put(tmp_path / "evaluation", {"run": "/a", "data": "/b", "part": "val"})
+    assert results.choose_folder(tmp_path, None, {"run": "/c", "data": "/d", "part": "val"}) == tmp_path / "evaluation"
+    assert results.choose_folder(tmp_path, None, {"run": "/a", "data": "/b"}) == tmp_path / "evaluation-2"
+
+
 @pytest.mark.parametrize("name", ["confusion.png", "evaluation.json"])
 def test_a_file_of_the_user_is_kept(tmp_path, name):
     (tmp_path / name).write_text("[]")

@@ -145,3 +145,15 @@ def test_unknown_classes_are_refused_only_if_they_are_measured(folder):
     assert select_images(folder, None, CLASSES, record).validates
     with pytest.raises(UserError, match="does not know: 'violet'"):
         select_images(folder, "all", CLASSES, record)
+
+
+def test_the_checksum_is_of_names_and_contents_wherever_they_are(folder, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(str(folder), str(moved))
+    checksums = [select_images(root, "all", CLASSES, None).checksum(root) for root in (folder, moved)]
+    assert checksums[0] == checksums[1]
+    (moved / "red" / "000.jpg").rename(moved / "red" / "renamed.jpg")
+    checksums.append(select_images(moved, "all", CLASSES, None).checksum(moved))
+    shutil.copy(str(folder / "blue" / "000.jpg"), str(moved / "red" / "renamed.jpg"))
+    checksums.append(select_images(moved, "all", CLASSES, None).checksum(moved))
+    assert len(set(checksums)) == 3

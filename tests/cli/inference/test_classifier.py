@@ -53,3 +53,9 @@ def test_a_run_that_cannot_be_loaded_is_an_error_of_the_user(finished_run, tmp_p
         load_classifier(tmp_path / "nowhere", "best", None)
     with pytest.raises(UserError, match="expected cpu, gpu"):
         load_classifier(finished_run, "best", "tpu")
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_refused(score):
+    with pytest.raises(UserError, match="not finite"):
+        rank([[0.0, score, 1.0]], 1)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import warnings
 
 import mxnet as mx
 import numpy as np
@@ -77,6 +78,14 @@ def test_parameters_come_back(tmp_path):
     net.initialize()
     artifacts.save_parameters(net, tmp_path / "p")
     np.testing.assert_array_equal(mx.nd.load(str(tmp_path / "p"))["weight"].asnumpy(), net.weight.data().asnumpy())
+
+
+def test_a_letter_that_the_font_lacks_is_no_warning(tmp_path):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    figure.suptitle("花")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        artifacts.save_figure(figure, tmp_path / "p.png")
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):

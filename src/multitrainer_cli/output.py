@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import select
 import signal
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterator
 
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell reports for a program that SIGPIPE ended
 
@@ -25,10 +32,27 @@ def escape(text: str) -> str:
     )
 
 
-def write_line(line: str) -> None:
-    """Print a line; what the encoding of standard output does not have is escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding))
+@contextlib.contextmanager
+def unencodable_escaped() -> Iterator[None]:
+    """Print what the encoding of standard output does not have as escapes, as long as the block runs."""
+    output = sys.stdout
+    if isinstance(output, io.TextIOWrapper):  # not what a program that calls `main` may have put there
+        errors, change = output.errors, output.reconfigure
+        change(errors="backslashreplace")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # it is reported already
+                change(errors=errors)
+    else:
+        yield
+
+
+def reader_has_gone() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more; a socket can break as well."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def discard_output() -> int:
