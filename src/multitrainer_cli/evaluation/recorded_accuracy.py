@@ -24,7 +24,8 @@ class RecordedAccuracy(NamedTuple):
             f"warning: the run has recorded another accuracy in epoch {self.epoch}, {self.accuracy:.4%}, not "
             f"{accuracy:.4%}; if it was killed after it wrote the weights and before it recorded that epoch, and not "
             "resumed since, they are of that epoch, which --resume trains again; other devices, batches or versions of "
-            "MXNet can change the last digits of the scores, and with them the class of an image for which two are equal"
+            "MXNet can change the last digits of the scores, and with them the class of an image for which two are "
+            "equal"
         )
 
 

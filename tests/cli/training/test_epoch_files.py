@@ -64,7 +64,9 @@ def test_an_epoch_leaves_its_checkpoint_its_row_and_the_classes(tmp_path):
 
 def test_the_best_epoch_is_printed_at_the_end(tmp_path, capsys):
     Run(tmp_path).train(0.5, 0.75, 0.25).files.finish("a title")
-    assert capsys.readouterr().out == f"best validation accuracy 75.0% (epoch 2); files in {tmp_path}\n"
+    best, following = capsys.readouterr().out.splitlines()
+    assert best == f"best validation accuracy 75.0% (epoch 2); files in {tmp_path}"
+    assert following == f"next: multitrainer evaluate {tmp_path}, or predict {tmp_path} IMAGE..., or export {tmp_path}"
 
 
 def test_a_run_without_a_whole_epoch_draws_nothing(tmp_path, capsys):
