@@ -201,6 +201,7 @@ class TestReadImage:
         with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
             read_image(tmp_path / "nowhere.jpg")
 
+    @pytest.mark.slow
     def test_says_what_to_install_without_pillow(self):
         code = "import sys; sys.modules['PIL'] = None; from multitrainer import images; images.read_image('a.jpg')"
         done = subprocess.run(

@@ -77,21 +77,25 @@ class TestTheRecordedAccuracy:
                 assert found["cross_entropy"] == pytest.approx(row["val_loss"], rel=1e-4)
             assert f"this is the accuracy that the run has recorded in epoch {row['epoch']}" in printed.err
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_measured_again(self, noisy, tmp_path, capsys, kind):
         assert finetune(noisy, "--out", tmp_path, *KINDS[kind]) == 0
         self.check(tmp_path, capsys)
 
+    @pytest.mark.slow
     def test_of_a_divided_folder(self, noisy, tmp_path, capsys):
         data = divided(noisy, tmp_path / "data")
         assert finetune(data, "--out", tmp_path / "run") == 0
         self.check(tmp_path / "run", capsys)
 
+    @pytest.mark.slow
     def test_of_a_resumed_run(self, noisy, tmp_path, capsys):
         assert finetune(noisy, "--out", tmp_path, epochs=1) == 0
         assert finetune(noisy, "--out", tmp_path, "--resume", epochs=2) == 0
         self.check(tmp_path, capsys)
 
+    @pytest.mark.slow
     def test_on_other_devices_and_with_workers(self, run, capsys):
         best = max(row["val_accuracy"] for row in rows_of(run))
         for options in (["--ctx", "cpu(0),cpu(1)"], ["--workers", 2], ["--batch-size", 1]):
@@ -177,6 +181,7 @@ class TestOtherImages:
             assert error in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_folder_of_the_run_may_be_gone(noisy, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(str(noisy), str(data))
@@ -207,6 +212,7 @@ def test_a_run_on_digits_needs_data(run, tmp_path, capsys):
 
 
 class TestFiles:
+    @pytest.mark.slow
     def test_the_same_evaluation_is_replaced_and_another_one_is_numbered(self, run, capsys):
         for options in ([], [], ["--split", "train"], ["--weights", "last"], []):
             assert evaluate(run, *options)[0] == 0
@@ -241,6 +247,7 @@ class TestFiles:
         assert f"is inside {images}, where it would be taken for a class" in capsys.readouterr().err
         assert not (images / "out").exists()
 
+    @pytest.mark.slow
     def test_a_run_may_be_among_the_images(self, noisy, tmp_path, monkeypatch, capsys):
         shutil.copytree(str(noisy), str(tmp_path / "data"))
         monkeypatch.chdir(tmp_path / "data")
@@ -269,6 +276,7 @@ def test_a_run_without_an_epoch_is_refused(run, capsys):
     assert "no epoch of it has ended yet" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_evaluated_run_can_be_resumed_and_replaced(noisy, tmp_path):
     run = tmp_path / "run"
     assert finetune(noisy, "--out", run, epochs=1) == 0
@@ -303,6 +311,7 @@ def test_a_folder_whose_name_is_not_text(run, images, tmp_path, monkeypatch):
     assert (tmp_path / "new" / "finetune.png").exists()
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_gone_is_no_error(run):
     with start("evaluate", run) as process:
         process.stdout.close()

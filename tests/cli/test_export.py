@@ -76,6 +76,7 @@ def copy(run, tmp_path):
     return shutil.copytree(str(run), str(tmp_path / "copy")) and tmp_path / "copy"
 
 
+@pytest.mark.slow
 def test_it_writes_beside_the_run_and_says_what_it_checked(copy, capsys):
     before = contents(copy)
     assert export(copy) == 0
@@ -89,6 +90,7 @@ def test_it_writes_beside_the_run_and_says_what_it_checked(copy, capsys):
     assert {path: content for path, content in contents(copy).items() if path.parent.name != "export"} == before
 
 
+@pytest.mark.slow
 def test_the_python_of_its_readme_answers_as_the_network_does_on_every_image(run, images, tmp_path):
     assert export(run, "--out", tmp_path / "out") == 0
     net, classes, transform = load_run(run)
@@ -117,6 +119,7 @@ def test_a_folder_among_the_images_of_the_run_is_refused(run, images, capsys):
         assert not out.exists()
 
 
+@pytest.mark.slow
 def test_output_in_ascii(run, tmp_path):
     with start("export", run, "--out", tmp_path / "a\nü", environment={"PYTHONIOENCODING": "ascii"}) as process:
         output, error = process.communicate(timeout=PATIENCE)
@@ -124,6 +127,7 @@ def test_output_in_ascii(run, tmp_path):
     assert f"  {tmp_path}/a\\n\\xfc/classes.txt\n".encode("ascii") in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["export", "{run}"], ["groups", "--model", MODEL]], ids=["export", "groups"])
 def test_a_reader_that_has_gone_is_no_error(copy, tmp_path, command):
     prelude = f"import os; os.chdir({str(tmp_path)!r})\n"
@@ -133,6 +137,7 @@ def test_a_reader_that_has_gone_is_no_error(copy, tmp_path, command):
         assert process.wait(PATIENCE) == 141
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["best", "last"])
 def test_the_weights_are_those_that_were_asked_for(copy, tmp_path, weights):
     last = arrays(copy / "last.params")
@@ -145,6 +150,7 @@ def test_the_weights_are_those_that_were_asked_for(copy, tmp_path, weights):
     assert np.abs(found - scores.popitem()[1]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_softmax_gives_probabilities(run, tmp_path):
     assert export(run, "--softmax", "--out", tmp_path) == 0
     found = imported(tmp_path)(mx.nd.array(random_inputs(32))).asnumpy()
@@ -153,6 +159,7 @@ def test_softmax_gives_probabilities(run, tmp_path):
     assert json.loads((tmp_path / "preprocess.json").read_text())["output"] == "probabilities"
 
 
+@pytest.mark.slow
 def test_an_earlier_export_stays_unless_it_is_to_be_replaced(run, tmp_path, capsys):
     assert export(run, "--out", tmp_path) == 0
     (tmp_path / "notes").write_text("mine")
@@ -182,6 +189,7 @@ def test_a_run_on_cached_features_is_exported_whole_and_its_import_trains_everyw
     assert {param.lr_mult for group in trainer.groups for param in group.params.values()} == {1}
 
 
+@pytest.mark.slow
 def test_images_that_are_gone_or_damaged_are_not_compared(images, tmp_path, capsys):
     copied = shutil.copytree(str(images), str(tmp_path / "images")) and tmp_path / "images"
     train(copied, tmp_path / "run")
@@ -191,6 +199,7 @@ def test_images_that_are_gone_or_damaged_are_not_compared(images, tmp_path, caps
     assert "checked with MXNet alone on 4 random inputs: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [None, "x", {}, {"train": 1, "val": [1]}])
 def test_a_record_that_names_no_images_is_enough(copy, split, capsys):
     record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
@@ -199,6 +208,7 @@ def test_a_record_that_names_no_images_is_enough(copy, split, capsys):
     assert "on 4 random inputs: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_is_refused_and_nothing_is_left(copy, capsys):
     broken = {name: mx.nd.array(array) * np.nan for name, array in arrays(copy / "best.params").items()}
     mx.nd.save(str(copy / "best.params"), broken)
@@ -236,6 +246,7 @@ def test_without_onnx_the_extra_is_named_before_anything_is_written(copy, monkey
     assert not (copy / "export").exists()
 
 
+@pytest.mark.slow
 def test_the_c_api_of_mxnet_loads_it(run, tmp_path):
     assert export(run, "--out", tmp_path) == 0
     library = ctypes.CDLL(mx.libinfo.find_lib_path()[0])

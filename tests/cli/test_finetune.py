@@ -157,6 +157,7 @@ class TestRunsAmongTheImages:
         assert [len(rows_of(run)) for run in runs] == [1, 2, 1]
         assert main(["groups", "--data", ".", "--model", MODEL]) == 0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("where", ["run", "deep/run", "made", ".hidden"])
     def test_a_named_folder_works_too(self, folder, where):
         (folder / "made").mkdir()
@@ -223,6 +224,7 @@ def test_help_needs_no_extra():
     assert error == ""
 
 
+@pytest.mark.slow
 def test_a_missing_package_names_the_extra(images):
     hidden = "import sys; sys.modules['gluoncv'] = None;"
     with start("--data", images, prelude=hidden) as process:

@@ -64,6 +64,7 @@ def test_every_option_of_finetune_is_in_the_command():
     assert trained["lr"] == 0.012
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -81,12 +82,14 @@ def test_it_works_with_the_other_options(images, tmp_path, capsys, options):
     assert picture.exists()
 
 
+@pytest.mark.slow
 def test_the_search_repeats_with_its_seed(images, tmp_path):
     for name in ("one", "two"):
         lr_find("--data", images, "--batches", 10, "--out", tmp_path / f"{name}.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_without_a_suggestion_it_says_what_to_do_and_draws(images, tmp_path, capsys):
     picture = tmp_path / "search.png"
     assert lr_find("--data", images, "--lowest", 1e-9, "--highest", 1e-8, "--batches", 20, "--out", picture) == 2
@@ -96,6 +99,7 @@ def test_without_a_suggestion_it_says_what_to_do_and_draws(images, tmp_path, cap
     assert picture.exists()
 
 
+@pytest.mark.slow
 def test_a_picture_is_replaced_and_nothing_else(images, tmp_path, capsys):
     picture, options = tmp_path / "search.png", ["--data", images, "--batches", 10]
     lr_find(*options, "--out", picture)
@@ -179,6 +183,7 @@ def test_every_update_of_the_search_is_mixed(images, tmp_path, monkeypatch, opti
     assert all(share < 1 for share in drawn)
 
 
+@pytest.mark.slow
 def test_an_update_has_no_more_batches_than_an_epoch_of_the_run(images, tmp_path, capsys):
     printed = []
     for accumulate in (3, 30):

@@ -213,6 +213,7 @@ class TestNames:
         assert (status, error.count("\n")) == (1, 1)
         assert f"{tmp_path}/a\\n\\udce9.jpg: " in error
 
+    @pytest.mark.slow
     def test_an_output_in_ascii(self, finished_run, folder):
         process = start("predict", finished_run, folder, environment={"PYTHONIOENCODING": "ascii"})
         output, error = process.communicate(timeout=PATIENCE)
@@ -234,6 +235,7 @@ class TestStandardInput:
         assert status == 0
         assert [line.split("\t")[0] for line in lines] == [f"{images}/red/000.jpg", f"{tmp_path}/a\\nb.jpg"]
 
+    @pytest.mark.slow
     def test_a_list_longer_than_a_chunk(self, predict, stdin, images):
         stdin(f"{images}/red/000.jpg\0".encode() * 2000)
         assert len(predict("-", "--null", "--batch-size", 500)[1]) == 2000
@@ -260,6 +262,7 @@ class TestStandardInput:
         assert status == 2
         assert "add --null" in error
 
+    @pytest.mark.slow
     def test_lines_come_with_each_batch(self, finished_run, images):
         with start("predict", finished_run, "-", "--batch-size", "2") as process:
             for name in (b"000.jpg", b"001.png", b"002.jpg"):
@@ -271,6 +274,7 @@ class TestStandardInput:
         assert [b"/red/00" in line for line in [*first, *rest.splitlines()]] == [True] * 3
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(finished_run, images):
     with start("predict", finished_run, "-", "--batch-size", "1") as process:
         process.stdin.write(os.fsencode(images) + b"/red/000.jpg\n")
@@ -303,6 +307,7 @@ def test_a_folder_without_a_run(images, tmp_path, capsys):
         assert answer in error
 
 
+@pytest.mark.slow
 def test_a_missing_package_names_the_extra(finished_run, images):
     for package in ("gluoncv", "PIL"):
         with start("predict", finished_run, images, prelude=f"import sys; sys.modules[{package!r}] = None;") as process:

@@ -36,6 +36,7 @@ def test_batches_have_the_size_of_the_network_and_a_remainder_starts_the_next_ep
     assert all(np.isfinite(x).all() and abs(x).max() < 10 for x, _ in val + epochs[0])
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_the_number_of_workers(tmp_path):
     root = write_images(tmp_path / "d", 4)
     alone, helped, other = (two_epochs(root, 48, *how) for how in ((0,), (2,), (0, 4)))
@@ -102,6 +103,7 @@ def test_an_image_that_breaks_later_is_named_too(tmp_path, workers):
         list(itertools.chain(train, train, val))
 
 
+@pytest.mark.slow
 def test_the_ranks_together_see_what_one_would(tmp_path):
     split = open_folder(write_images(tmp_path / "d", 5), 0)
     whole = arrays(batches.make_loaders(split, 32, 4, 0, seed=3)[0])

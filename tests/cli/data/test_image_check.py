@@ -87,6 +87,7 @@ def test_a_decompression_bomb_is_named_without_a_warning(tmp_path, monkeypatch):
 SHAPES = [(1, 1), (1, 100), (100, 1), (2, 3), (3, 300), (300, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 48])
 @pytest.mark.parametrize("augment", [False, True])
 def test_what_passes_can_be_trained_on_however_small_or_long_it_is(tmp_path, size, augment):
@@ -100,6 +101,7 @@ def test_what_passes_can_be_trained_on_however_small_or_long_it_is(tmp_path, siz
             assert all(x.shape == (1, 3, size, size) and np.isfinite(x.asnumpy()).all() for x, _ in loader)
 
 
+@pytest.mark.slow
 def test_an_image_of_any_kind_is_trained_on_by_its_contents(tmp_path):
     root = write_images(tmp_path / "d", 3)
     image = Image.open(str(root / "red/001.png"))

@@ -68,6 +68,7 @@ def without_times(rows):
     return [{key: row[key] for key in row if key not in TIMED} for row in rows]
 
 
+@pytest.mark.slow
 def test_every_regime_is_trained_at_every_rate_and_reported(whole):
     rows = rows_of(whole.out)
     rates = [0.01, 0.03, 0.1]
@@ -84,6 +85,7 @@ def test_every_regime_is_trained_at_every_rate_and_reported(whole):
     assert sorted(path.name for path in whole.out.iterdir()) == FILES
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_same_end(finetune, whole, monkeypatch, capsys):
     rows = []
 
@@ -108,6 +110,7 @@ def test_a_killed_run_is_resumed_to_the_same_end(finetune, whole, monkeypatch, c
     assert (out / "best.params").read_bytes() == (whole.out / "best.params").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_whole_run_has_nothing_left_to_do(finetune, whole, tmp_path):
     shutil.copytree(str(whole.out), str(whole.out.parent / "again"))
     before = contents(whole.out.parent / "again")
@@ -118,6 +121,7 @@ def test_a_whole_run_has_nothing_left_to_do(finetune, whole, tmp_path):
     assert after.keys() == before.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.jsonl", "best.params", "mnist-source.params"])
 def test_an_incomplete_run_is_not_resumed(whole, tmp_path, capsys, name):
     out = tmp_path / "out"

@@ -16,6 +16,7 @@ def numbered():
     return datasets.LabelledImages(np.arange(500), np.repeat(np.arange(5), 100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("load", "fewest"), [("load_mnist", 500), ("load_digits", 174)])
 def test_both_sets_are_scaled_alike(load, fewest):
     if load == "load_mnist":

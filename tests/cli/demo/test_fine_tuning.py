@@ -31,6 +31,7 @@ def same_outcome(one, other):
     return {key: one[key] for key in one if key not in timed} == {key: other[key] for key in other if key not in timed}
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_same_row_again_and_the_accuracy_of_the_weights_it_keeps(settings, tmp_path):
     run = fine_tuning.Run("backbone at 0.1", 0.03, 4)
     row = fine_tuning.fine_tune(settings, run, kept_in=tmp_path / "kept.params")
@@ -44,6 +45,7 @@ def test_a_run_gives_the_same_row_again_and_the_accuracy_of_the_weights_it_keeps
     assert (scores.argmax(axis=1) == unseen.labels).mean() == pytest.approx(row["val_accuracy"], abs=1 / 400)
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_keeps_the_weights_of_the_source(settings, tmp_path):
     fine_tuning.fine_tune(settings, fine_tuning.Run("backbone frozen", 0.03, 0), kept_in=tmp_path / "kept.params")
     kept, source = arrays(tmp_path / "kept.params"), arrays(settings.source)

@@ -41,6 +41,7 @@ def wait_until(condition):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_results_come_in_the_order_of_the_items_from_processes_of_one_thread():
     before = dict(os.environ)
     with TrainingProcesses(2) as processes:
@@ -50,6 +51,7 @@ def test_results_come_in_the_order_of_the_items_from_processes_of_one_thread():
     assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_is_raised_here():
     with TrainingProcesses(1) as processes, pytest.raises(UserError, match=r"^lower --lr$"):
         list(processes.map(_fail, ["lower --lr"]))
@@ -59,6 +61,7 @@ def _fail(message):
     raise UserError(message)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_an_error_that_says_how_to_go_on():
     with TrainingProcesses(1) as processes, pytest.raises(UserError, match=r"was ended by something else .* --resume"):
         list(processes.map(os._exit, [9]))

@@ -53,6 +53,7 @@ def test_the_random_inputs_are_always_the_same():
     assert (inputs == random_inputs(8)).all()
 
 
+@pytest.mark.slow
 def test_exported_files_run_in_a_process_of_their_own(tmp_path, monkeypatch):
     net = mx.gluon.nn.Dense(3, in_units=3 * 4 * 4)
     net.initialize()
@@ -66,6 +67,7 @@ def test_exported_files_run_in_a_process_of_their_own(tmp_path, monkeypatch):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_files_that_mxnet_cannot_load_are_an_error_of_one_line(tmp_path):
     (tmp_path / "symbol.json").write_text("{")
     (tmp_path / "params").write_bytes(b"")

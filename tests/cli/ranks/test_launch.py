@@ -96,6 +96,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "size", "outcome", "status", "printed", "error"),
     [

@@ -109,6 +109,7 @@ def test_ranks_that_all_fail_end_with_their_own_status(ranks, order):
     assert [rank.wait() for rank in ranks] == [(2, "")] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_one_that_fails_alone_ends_the_others(ranks, failing):
     ranks[failing].fail()

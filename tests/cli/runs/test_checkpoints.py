@@ -39,6 +39,7 @@ def begin(folder, options, **how):
     return checkpoints
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_from_any_moment(killer, tmp_path):
     def work(folder, killed):
         with killed:
@@ -85,6 +86,7 @@ def train_with_average(folder, epochs, resume=False):
     return seen
 
 
+@pytest.mark.slow
 def test_a_run_with_an_average_is_resumed_from_any_moment(killer, tmp_path):
     def work(folder, killed):
         with killed:
@@ -125,6 +127,7 @@ def test_what_a_killed_process_left_is_removed_when_its_run_is_resumed(tmp_path)
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "checkpoint/000001.txt"])
 
 
+@pytest.mark.slow
 def test_a_killed_overwrite_mixes_no_runs(killer, tmp_path):
     def work(folder, killed):
         train(folder, 3, value=0)

@@ -74,6 +74,7 @@ def tell(processes, line):
         process.stdin.flush()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(5))
 def test_of_processes_that_start_at_the_same_moment_one_gets_the_folder(claimants, tmp_path, attempt):
     out = tmp_path / "deep/out"
@@ -137,6 +138,7 @@ def test_a_checkpoint_folder_that_cannot_be_written_to_is_named(tmp_path):
 class TestDefaultFolder:
     """Without --out, a run goes to a folder that holds none."""
 
+    @pytest.mark.slow
     def test_a_second_run_takes_the_next_free_folder(self, first_run, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         images = first_run / "colours"
@@ -150,6 +152,7 @@ class TestDefaultFolder:
         assert sorted(os.listdir("runs")) == ["finetune", "finetune-2"]
         assert [len(rows_of(tmp_path / "runs" / name)) for name in ("finetune", "finetune-2")] == [1, 2]
 
+    @pytest.mark.slow
     def test_a_run_writes_its_record_before_it_trains(self, first_run, tmp_path, monkeypatch, capsys):
         class Killed(BaseException):
             pass
@@ -198,6 +201,7 @@ class TestNamedFolder:
         assert f"holds {name}, in whose place a run would write" in capsys.readouterr().err
         assert contents(tmp_path) == {tmp_path / name: b"mine"}
 
+    @pytest.mark.slow
     def test_a_folder_in_use_is_refused_until_its_process_ends(self, first_run, tmp_path, capsys):
         options = [
             "--data",

@@ -23,6 +23,7 @@ from multitrainer_cli.runs.earlier_run import read_earlier_run
 class TestLabels:
     """A run is resumed with the classes that it was trained on."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("change", ["renamed", "added", "removed", "in another case"])
     def test_other_classes_are_refused(self, copied, capsys, change):
         red, scarlet, upper = (copied.images / name for name in ("red", "scarlet", "RED"))
@@ -43,6 +44,7 @@ class TestLabels:
 class TestImages:
     """Images that came or went since the run began are reported, and none changes sides."""
 
+    @pytest.mark.slow
     def test_added_images_are_reported_and_change_no_bit(self, copied, tmp_path, capsys):
         assert finetune(copied.images, "--out", tmp_path / "whole", epochs=3) == 0
         for number in (1, 2, 3):
@@ -199,6 +201,7 @@ class TestDamagedRuns:
             train(tmp_path, 2, 0, resume=True)
 
 
+@pytest.mark.slow
 def test_other_options_are_refused(copied, capsys):
     before = contents(copied.out)
     options = ["--seed", 1, "--batch-size", 9, "--optimizer", "adam"]
@@ -233,6 +236,7 @@ class TestWeights:
         shutil.copytree(str(started / "out"), str(tmp_path / "out"))
         return tmp_path / "out"
 
+    @pytest.mark.slow
     def test_other_weights_or_none_are_refused(self, first_run, started, out, capsys):
         mine, other = started / "start.params", started / "whole/last.params"
         before = contents(out)
@@ -281,6 +285,7 @@ class TestSpelling:
         assert finetune(first_run / "colours", "--out", tmp_path / "out", *options, epochs=1) == 0
         return first_run / "colours", tmp_path / "out"
 
+    @pytest.mark.slow
     def test_the_same_run_in_other_words_ends_alike(self, began, tmp_path):
         images, out = began
         options = ["--lr-mult", "features.2=.250", "--lr-mult", " features.1=5e-1", "--freeze", "features.0"]

@@ -122,6 +122,7 @@ def test_workers_and_devices_change_nothing(uneven, weights, tmp_path):
     assert losses[2] == pytest.approx(losses[0], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "places"),
     [(30, "in memory"), (25, "in memory and on disk"), (7, "in memory and on disk"), (5, "on disk")],

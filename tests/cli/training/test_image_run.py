@@ -27,6 +27,7 @@ def one_line(capsys):
     return text
 
 
+@pytest.mark.slow
 def test_a_run_from_scratch(images, tmp_path, capsys):
     out = tmp_path / "deep" / "out"
     assert finetune("--data", images, "--model", MODEL, "--epochs", 3, "--batch-size", 8, "--out", out) == 0
@@ -105,6 +106,7 @@ def test_a_run_repeats_with_its_seed_and_any_number_of_workers(images, tmp_path)
     assert first != run("d", "--seed", 6)
 
 
+@pytest.mark.slow
 def test_devices_share_a_batch(images, tmp_path):
     net_of = {}
     for name, contexts in (("one", "cpu"), ("two", "cpu(0),cpu(1)")):
@@ -116,6 +118,7 @@ def test_devices_share_a_batch(images, tmp_path):
     assert net_of["two"]["train_loss"] == pytest.approx(net_of["one"]["train_loss"], rel=0.5)
 
 
+@pytest.mark.slow
 def test_a_run_on_two_devices_resumes_to_the_same_bits(images, tmp_path):
     common = ("--data", images, "--model", MODEL, "--batch-size", 8, "--ctx", "cpu(0),cpu(1)")
     assert finetune(*common, "--epochs", 2, "--out", tmp_path / "whole") == 0
@@ -154,6 +157,7 @@ def test_weights_of_another_network_are_refused(images, weights, tmp_path, capsy
     assert "does not fit this --model" in one_line(capsys)
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_answer_end_the_run(images, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(batches, "TIMEOUT", 1)
     monkeypatch.setattr(batches, "_augmentation", lambda size: lambda image: time.sleep(30))
@@ -174,6 +178,7 @@ def test_the_input_size_reaches_training_and_validation(images, tmp_path, monkey
     assert shapes == [(5, 3, 40, 40)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--no-augment", "--freeze", "features"]], ids=["plain", "cached"])
 def test_a_resumed_run_with_a_size_and_a_share_equals_one_that_never_stopped(images, tmp_path, capsys, more):
     options = ["--data", images, "--model", MODEL, "--input-size", 48, "--val-split", 0.4, "--batch-size", 6, *more]

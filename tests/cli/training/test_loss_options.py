@@ -144,6 +144,7 @@ def test_the_last_epochs_are_trained_without_mixup(uneven, off, mixing):
     assert objective.mixup == Mixup(0.4, mixing)
 
 
+@pytest.mark.slow
 def test_features_are_not_cached_for_images_that_are_mixed(images, weights, tmp_path, capsys, monkeypatch):
     options = (*FROZEN, "--params", weights)
     assert finetune(images, *options, "--mixup", 1, "--out", tmp_path / "mixed", epochs=1) == 0
@@ -153,6 +154,7 @@ def test_features_are_not_cached_for_images_that_are_mixed(images, weights, tmp_
     assert without_times(rows_of(tmp_path / "mixed")) == without_times(rows_of(tmp_path / "plain"))
 
 
+@pytest.mark.slow
 def test_cached_features_have_the_same_smoothed_and_weighted_loss(images, weights, tmp_path, capsys, monkeypatch):
     options = (*FROZEN, "--params", weights, "--label-smoothing", 0.1, "--class-weights", "red=3")
     assert finetune(images, *options, "--out", tmp_path / "cached", epochs=2) == 0
@@ -164,6 +166,7 @@ def test_cached_features_have_the_same_smoothed_and_weighted_loss(images, weight
             assert cached[field] == pytest.approx(whole[field], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_devices_minimize_what_one_does(images, weights, tmp_path):
     for name, contexts in (("one", "cpu"), ("two", "cpu(0),cpu(1)")):
         options = (*ALL, "--params", weights, "--freeze", "features", "--ctx", contexts, "--out", tmp_path / name)
@@ -173,6 +176,7 @@ def test_two_devices_minimize_what_one_does(images, weights, tmp_path):
             assert two[field] == pytest.approx(one[field], rel=1e-4), field
 
 
+@pytest.mark.slow
 def test_weights_of_1_are_those_of_a_run_without_weights(images, tmp_path):
     assert finetune(images, "--out", tmp_path / "whole", epochs=2) == 0
     assert finetune(images, "--out", tmp_path / "parts", epochs=1) == 0

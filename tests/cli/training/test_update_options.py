@@ -50,6 +50,7 @@ def assert_close(one, other, tolerance=1e-4):
 
 
 class TestAccumulate:
+    @pytest.mark.slow
     @pytest.mark.parametrize("features", [[], ["--no-augment"]])
     def test_two_batches_of_4_are_one_of_8(self, images, weights, tmp_path, capsys, features):
         """With the backbone frozen no BatchNorm looks at the batch."""
@@ -74,6 +75,7 @@ class TestAccumulate:
 
 
 class TestClipGrad:
+    @pytest.mark.slow
     def test_it_bounds_the_update(self, images, tmp_path):
         """SGD without momentum and decay moves by the rate times the norm of the gradients at most."""
         moved = {}
@@ -101,6 +103,7 @@ class TestClipGrad:
 
 
 class TestEma:
+    @pytest.mark.slow
     def test_the_averages_are_measured_and_kept_and_training_is_as_without(self, images, tmp_path):
         """A decay near 0 gives the weights themselves; a long one stays near those that training begins with."""
         options = ["--epochs", 2, "--lr", 0.05]
@@ -127,6 +130,7 @@ class TestEma:
 class TestEarlyStop:
     OPTIONS = ("--epochs", 9, "--freeze", "features", "--lr", 1e-9)  # nothing is learned
 
+    @pytest.mark.slow
     def test_a_resumed_run_stops_at_the_same_epoch_and_says_so(self, images, tmp_path, capsys):
         stopped = "stopped after epoch 3: the validation accuracy has not risen since epoch 1."
         assert run(images, tmp_path / "whole", *self.OPTIONS, "--early-stop", 2) == 0
@@ -139,6 +143,7 @@ class TestEarlyStop:
         assert len(rows_of(tmp_path / "parts")) == 3
         assert_same(tmp_path / "whole", tmp_path / "parts")
 
+    @pytest.mark.slow
     def test_with_more_patience_it_trains_on(self, images, tmp_path, capsys):
         assert run(images, tmp_path / "parts", *self.OPTIONS, "--early-stop", 1) == 0
         assert len(rows_of(tmp_path / "parts")) == 2
@@ -151,6 +156,7 @@ class TestEarlyStop:
 
 
 class TestTensorBoard:
+    @pytest.mark.slow
     def test_a_resumed_run_logs_every_epoch_once_and_an_overwritten_one_is_gone(self, images, tmp_path):
         assert run(images, tmp_path, "--epochs", 1) == 0
         assert not (tmp_path / "tensorboard").exists()
@@ -181,6 +187,7 @@ class TestAllTogether:
         assert_same(tmp_path / "whole", tmp_path / "parts")
         assert scalars_of(tmp_path / "whole") == scalars_of(tmp_path / "parts")
 
+    @pytest.mark.slow
     def test_two_devices(self, images, weights, tmp_path):
         """With the backbone frozen, devices that divide a batch train as one does, also if they are resumed."""
         options = [*ALL, "--params", weights, "--freeze", "features", "--lr", 0.05]
@@ -190,6 +197,7 @@ class TestAllTogether:
             assert run(images, tmp_path / "two", *options, "--epochs", epochs, *devices) == 0
         assert_close(tmp_path / "two", tmp_path / "one")
 
+    @pytest.mark.slow
     def test_cached_features(self, images, weights, tmp_path, capsys):
         options = [*ALL, "--params", weights, "--freeze", "features", "--lr", 0.05, "--no-augment"]
         assert run(images, tmp_path / "whole", *options, "--epochs", 3) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import mxnet as mx
@@ -18,6 +19,17 @@ from multitrainer_cli.training import network, zoo
 
 OTHERS = sorted(name for name in get_model_list() if any(re.fullmatch(pattern, name) for pattern, _ in zoo.OTHER_TASKS))
 CLASSIFIERS = sorted(set(get_model_list()) - set(OTHERS))
+WHOLE_ZOO = "MULTITRAINER_WHOLE_ZOO" in os.environ  # takes minutes
+SMALL = [
+    "cifar_resnet20_v2",
+    "googlenet",
+    "hrnet_w18_small_v1_c",
+    "mobilenet0.25",
+    "mobilenetv3_small",
+    "resnest14",
+    "shufflenet_v1",
+    "squeezenet1.1",
+]
 ONE_OF_A_KIND = [
     "alexnet",
     "cifar_resnet20_v2",
@@ -112,7 +124,7 @@ def test_published_weights_are_known_by_name_without_a_download():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", CLASSIFIERS)
+@pytest.mark.parametrize("model", CLASSIFIERS if WHOLE_ZOO else ONE_OF_A_KIND)
 def test_every_classifier_has_one_head_and_scores_every_class(model):
     net, head = network.build(model, 3)
     size = network.input_size(model)
@@ -125,7 +137,7 @@ def test_every_classifier_has_one_head_and_scores_every_class(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ONE_OF_A_KIND)
+@pytest.mark.parametrize("model", ONE_OF_A_KIND if WHOLE_ZOO else SMALL)
 def test_one_of_each_kind_trains(model):
     net, head = network.build(model, 3)
     network.initialize(net, [mx.cpu()], model, 3)
