@@ -113,7 +113,7 @@ def test_an_import_is_interrupted_when_it_is_done(tmp_path, monkeypatch):
 
 # Delays in seconds after Python has found the command's own code; before that, Python itself reports Ctrl-C.
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1, 1.5, 2, 2.5, 3])
+@pytest.mark.parametrize("delay", [0, 0.02, 0.1, 0.4, 1, 2, 3])
 def test_ctrl_c_is_one_line_at_any_moment(images, tmp_path, delay):
     prelude = "import multitrainer_cli; print('begins', flush=True);"
     options = ["--data", images, "--model", MODEL, "--epochs", 100000, "--batch-size", 8, "--out", tmp_path / "out"]

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from cli_support import COMMAND, MODEL, Process, contents, rows_of, write_images
+from cli_support import COMMAND, HEAR_CTRL_C, MODEL, Process, contents, rows_of, write_images
 from support import PATIENCE
 
 pytest.importorskip("gluoncv")
@@ -162,7 +162,7 @@ def test_data_is_required(capsys):
 def test_ctrl_c_writes_nothing(tmp_path):
     data = write_images(tmp_path / "colours", 4)
     options = ["lr-find", "--data", data, "--model", MODEL, "--batches", 100000, "--lowest", 1e-9, "--highest", 1e-8]
-    command = [sys.executable, "-W", "ignore", "-c", COMMAND, *map(str, options)]
+    command = [sys.executable, "-W", "ignore", "-c", HEAR_CTRL_C + COMMAND, *map(str, options)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "universal_newlines": True}
     with Process(command, cwd=str(tmp_path), **pipes) as search:
         assert "classes" in search.stdout.readline() + search.stdout.readline()

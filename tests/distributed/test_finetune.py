@@ -286,7 +286,7 @@ def once_written(started, folder):
 @pytest.mark.parametrize(
     ("environment", "options", "message"),
     [
-        ({}, ["--kvstore", "dist_sync"], "DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT"),
+        ({}, ["--kvstore", "dist_sync", "--data", "images"], "DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT"),
         ({"DMLC_ROLE": "worker", "DMLC_NUM_WORKER": "2"}, [], "add --kvstore dist_sync"),
         ({"HOROVOD_SIZE": "2"}, ["--kvstore", "device"], "add --kvstore horovod"),
     ],

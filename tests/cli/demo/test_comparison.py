@@ -19,6 +19,7 @@ pytest.importorskip("gluoncv")
 pytest.importorskip("sklearn")
 pytest.importorskip("mlxtend")
 
+from multitrainer import load_run
 from multitrainer_cli import main
 from multitrainer_cli.demo import comparison
 from multitrainer_cli.demo.comparison import DRAWS, learning_rates
@@ -164,6 +165,14 @@ def test_without_options_five_regimes_are_compared(embedded_default):
     assert conclude(Results(rows, [0.01, 0.03, 0.1])) in embedded_default.printed
     learned = [row for row in rows if row["learning_rate"] == 0.01]
     assert all(row["train_loss"] < 2.3 for row in learned)  # log 10, the loss of guessing
+
+
+@pytest.mark.slow
+def test_the_best_network_can_be_loaded(embedded_default):
+    net, classes, transform = load_run(embedded_default.out)
+    scores = net(transform(mx.nd.zeros((8, 8, 3), dtype="uint8")).expand_dims(0))
+    assert classes == list("0123456789")
+    assert scores.shape == (1, 10)
 
 
 @pytest.mark.slow
