@@ -218,6 +218,7 @@ class TestFiles:
             assert evaluate(run, *options)[0] == 0
         assert sorted(path.name for path in run.glob("evaluation*")) == ["evaluation", "evaluation-2", "evaluation-3"]
 
+    @pytest.mark.slow
     def test_a_run_that_is_renamed_has_the_same_evaluation(self, run):
         evaluate(run)
         renamed = run.rename(run.parent / "renamed")
@@ -289,6 +290,7 @@ def test_an_evaluated_run_can_be_resumed_and_replaced(noisy, tmp_path):
     assert (run / "evaluation" / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_last_weights_of_an_unfinished_epoch_are_named_so_on_any_images(run, tmp_path, capsys):
     other = write_images(tmp_path / "other", 2)
     assert evaluate(run, "--weights", "last", "--data", other)[1]["notes"] == []
@@ -302,6 +304,7 @@ def test_last_weights_of_an_unfinished_epoch_are_named_so_on_any_images(run, tmp
         assert "last.params may hold the weights of an unfinished epoch" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_folder_whose_name_is_not_text(run, images, tmp_path, monkeypatch):
     data = os.path.join(os.fsencode(tmp_path), b"caf\xe9 $x_")
     shutil.copytree(os.fsencode(images), data)

@@ -169,6 +169,7 @@ class TestRunsAmongTheImages:
         assert self.finetune("--epochs", 2, "--out", where, "--resume") == 0
         assert len(json.loads((folder / where / "run.json").read_text())["split"]["train"]) == 24
 
+    @pytest.mark.slow
     def test_a_class_that_is_called_like_the_default_folder_stays_a_class(self, folder, capsys):
         (folder / "red").rename(folder / "runs")
         assert self.finetune() == 2

@@ -134,6 +134,7 @@ def test_the_rates_are_those_after_the_warmup(tmp_path, capsys):
     assert "epoch 2, update 20, ends the warm-up: the learning rates are those above\n" in printed
 
 
+@pytest.mark.slow
 def test_weights_are_checked_as_finetune_checks_them(images, weights, tmp_path, capsys):
     wrong = tmp_path / "wrong.params"
     wrong.write_text("no parameters")

@@ -173,6 +173,7 @@ def test_ctrl_c_writes_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["colours"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--epochs", 1], ["--epochs", 3, "--mixup-off-epoch", 2]])
 def test_every_update_of_the_search_is_mixed(images, tmp_path, monkeypatch, options):
     drawn = []

@@ -47,6 +47,7 @@ def probabilities(run, path):
     return dict(zip(classes, net(transform(path).expand_dims(0)).softmax()[0].asnumpy().tolist()))
 
 
+@pytest.mark.slow
 def test_a_line_has_path_class_and_probability(predict, finished_run, images):
     paths = [images / "red" / "000.jpg", images / "blue" / "001.png"]
     status, lines, error = predict(*paths)

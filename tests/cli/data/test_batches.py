@@ -51,6 +51,7 @@ def test_every_epoch_has_an_order_of_its_own(tmp_path):
     assert not np.array_equal(first[0][0], second[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 64])
 def test_without_augmentation_an_image_is_the_same_in_every_epoch(tmp_path, size):
     def distinct(epochs):
@@ -63,6 +64,7 @@ def test_without_augmentation_an_image_is_the_same_in_every_epoch(tmp_path, size
     assert distinct(augmented) == 24
 
 
+@pytest.mark.slow
 def test_validation_is_neither_shuffled_nor_augmented(tmp_path):
     root = write_images(tmp_path / "d", 10)
     (_, one), (_, other) = (two_epochs(root, 32, 0, seed) for seed in (3, 4))

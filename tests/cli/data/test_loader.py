@@ -58,6 +58,7 @@ def epochs_of(batches, count):
     return [[batch.asnumpy().tolist() for batch in batches] for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skipped", [0, 1, 3])
 def test_a_loader_that_skips_epochs_goes_on_like_one_that_has_loaded_them(skipped):
     resumed = loader()

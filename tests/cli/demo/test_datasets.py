@@ -68,6 +68,7 @@ def batches(images, size, rank, shuffle):
     return [batch.asnumpy().tolist() for batch, _ in images.loader(size, ranks, shuffle)]
 
 
+@pytest.mark.slow
 def test_the_ranks_share_the_images_in_order(numbered):
     part = numbered.split([np.arange(7)], 7, 0)[0]
     assert batches(part, 3, 0, shuffle=False) == [[0, 2, 4], [6]]

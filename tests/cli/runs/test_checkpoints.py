@@ -177,12 +177,14 @@ def test_a_run_that_another_process_began_is_not_replaced(tmp_path):
 class TestClassesFile:
     """classes.txt is the user's to edit, and is written again only if it is gone."""
 
+    @pytest.mark.slow
     def test_an_edited_file_stays(self, copied, capsys):
         (copied.out / "classes.txt").write_text("sky\ngrass\nfire\n")
         assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 0
         assert (copied.out / "classes.txt").read_text() == "sky\ngrass\nfire\n"
         assert "classes.txt is not as this run wrote it; it stays as it is" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_a_missing_file_is_written_again(self, copied, capsys):
         (copied.out / "classes.txt").unlink()
         assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 0

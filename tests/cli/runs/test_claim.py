@@ -234,6 +234,7 @@ class TestNamedFolder:
 class TestOverwrite:
     """--overwrite replaces a run as soon as an epoch of the new one has ended, and not before."""
 
+    @pytest.mark.slow
     def test_the_run_is_replaced_and_other_files_stay(self, copied):
         (copied.out / "notes.txt").write_text("mine")
         (copied.out / "checkpoint/notes.txt").write_text("mine")

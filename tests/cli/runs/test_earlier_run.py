@@ -56,6 +56,7 @@ class TestImages:
         for name, array in alone.items():
             np.testing.assert_array_equal(array, resumed[name], err_msg=name)
 
+    @pytest.mark.slow
     def test_removed_images_are_reported_and_epochs_stay_as_long(self, copied, capsys):
         for name in ("000.jpg", "001.png"):
             (copied.images / "green" / name).unlink()
@@ -75,6 +76,7 @@ class TestImages:
         assert "holds none of the images that the run had to train on of class blue" in capsys.readouterr().err
         assert contents(copied.out) == before
 
+    @pytest.mark.slow
     def test_a_folder_that_moved_is_reported(self, copied, tmp_path, capsys):
         copied.images.rename(tmp_path / "moved")
         assert finetune(tmp_path / "moved", "--out", copied.out, "--resume", epochs=3) == 0
@@ -256,6 +258,7 @@ class TestWeights:
         assert f"had no --params, and is given --params {started / 'start.params'}" in capsys.readouterr().err
         assert contents(copied.out) == before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["gone.params", "copy.params"])
     def test_their_file_may_be_gone_or_have_moved(self, first_run, started, out, tmp_path, name):
         shutil.copy(str(started / "start.params"), str(tmp_path / "copy.params"))
@@ -342,6 +345,7 @@ class TestLength:
 class TestOtherVersions:
     """A run of another version is refused with what to do."""
 
+    @pytest.mark.slow
     def test_an_older_one_kept_its_record_elsewhere(self, copied, capsys):
         (copied.out / "run.json").rename(copied.out / "checkpoint/run.json")
         before = contents(copied.out)

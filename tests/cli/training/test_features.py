@@ -83,6 +83,7 @@ def test_features_larger_than_the_memory_are_on_disk(uneven, weights, tmp_path, 
     }
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_user_error(uneven, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(features.np, "memmap", _no_space)
     assert run(uneven, tmp_path, *FROZEN, "--feature-memory", 0) == 2

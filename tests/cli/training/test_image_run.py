@@ -49,6 +49,7 @@ def test_a_run_from_scratch(images, tmp_path, capsys):
     assert "epoch 3/3" in printed
 
 
+@pytest.mark.slow
 def test_last_params_hold_the_last_epoch_and_best_params_the_best(images, tmp_path):
     assert finetune("--data", images, "--model", MODEL, "--epochs", 2, "--batch-size", 8, "--out", tmp_path) == 0
     net, _ = network.build(MODEL, 3)
@@ -59,6 +60,7 @@ def test_last_params_hold_the_last_epoch_and_best_params_the_best(images, tmp_pa
     assert all(np.array_equal(best[name], last[name]) for name in last) == (second > first)
 
 
+@pytest.mark.slow
 def test_from_given_weights_the_backbone_trains_at_a_tenth_of_the_rate(images, weights, tmp_path, capsys):
     arguments = ("--data", images, "--model", MODEL, "--params", weights, "--epochs", 1, "--batch-size", 8)
     assert finetune(*arguments, "--lr", 0.02, "--out", tmp_path) == 0
@@ -66,6 +68,7 @@ def test_from_given_weights_the_backbone_trains_at_a_tenth_of_the_rate(images, w
     assert "with a new output" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_frozen_part_stays_bit_for_bit(images, weights, tmp_path):
     arguments = ("--data", images, "--model", MODEL, "--params", weights, "--epochs", 2, "--batch-size", 8)
     assert finetune(*arguments, "--freeze", "features", "--out", tmp_path) == 0
@@ -76,6 +79,7 @@ def test_a_frozen_part_stays_bit_for_bit(images, weights, tmp_path):
     assert rows_of(tmp_path)[-1]["learning_rates"] == {"output": 0.01, "features": 0.0}
 
 
+@pytest.mark.slow
 def test_multipliers_reach_the_parts_they_name(images, weights, tmp_path):
     arguments = ("--data", images, "--model", MODEL, "--params", weights, "--epochs", 1, "--batch-size", 8)
     parts = ("--lr-mult", "features=0.5", "--lr-mult", "features.3.0=0.25", "--freeze", "features.0", "--lr", 0.1)
@@ -87,6 +91,7 @@ def test_multipliers_reach_the_parts_they_name(images, weights, tmp_path):
     assert not np.array_equal(before["features.3.0.body.0.weight"], after["features.3.0.body.0.weight"])
 
 
+@pytest.mark.slow
 def test_a_part_refines_the_one_that_contains_it_whichever_option_named_it(images, tmp_path, capsys):
     options = ["--freeze", "features", "--lr-mult", "features.3=0.5", "--epochs", 1, "--out", tmp_path]
     assert finetune("--data", images, "--model", MODEL, *options) == 0
@@ -131,6 +136,7 @@ def test_a_run_on_two_devices_resumes_to_the_same_bits(images, tmp_path):
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_batch_is_no_larger_than_the_data(images, tmp_path, capsys):
     assert finetune("--data", images, "--model", MODEL, "--epochs", 1, "--out", tmp_path) == 0
     assert "batches of 24, not 32" in capsys.readouterr().out
@@ -201,6 +207,7 @@ def test_a_network_that_cannot_take_the_size_is_refused_before_training(images, 
     assert not (tmp_path / "out/metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_what_is_left_out_and_shared_is_printed(tmp_path, capsys):
     for part in ("train", "VAL", "test"):
         write_images(tmp_path / "d" / part, 3)

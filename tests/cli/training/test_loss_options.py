@@ -95,6 +95,7 @@ def test_the_options_need_images(capsys):
     assert "--label-smoothing, --mixup, --class-weights can only be used with --data" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_and_the_meaning_of_the_accuracy_are_printed(images, tmp_path, capsys):
     assert finetune(images, *ALL, "--out", tmp_path, epochs=1) == 0
     printed = capsys.readouterr().out
@@ -123,6 +124,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(images, tmp_path):
         np.testing.assert_array_equal(array, arrays(tmp_path / "parts/last.params")[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_what_changes_the_loss_is_the_same_when_a_run_is_resumed(images, tmp_path, capsys):
     assert finetune(images, *ALL, "--out", tmp_path, epochs=1) == 0
     for options, had in (((*ALL[:2],), "--mixup 0.4"), ((*ALL[:6], "--class-weights", "blue=1"), "blue=0.5")):
@@ -130,6 +132,7 @@ def test_what_changes_the_loss_is_the_same_when_a_run_is_resumed(images, tmp_pat
         assert had in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_epochs_without_mixup_at_the_end_fix_the_number_of_epochs(images, tmp_path, capsys):
     options = ("--mixup", 1, "--mixup-off-epoch", 1, "--out", tmp_path)
     assert finetune(images, *options, epochs=2) == 0

@@ -32,6 +32,7 @@ def test_a_network_with_global_pooling_takes_another_size(model, size):
     assert initialize(model, size)(mx.nd.zeros((1, 3, size, size))).shape == (1, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "size"),
     [

@@ -61,12 +61,14 @@ class TestAccumulate:
         assert "one update for every 2 batches of 4 images, and at the end of an epoch\n" in capsys.readouterr().out
         assert_close(tmp_path / "halves", tmp_path / "whole", 1e-5)
 
+    @pytest.mark.slow
     def test_more_batches_than_an_epoch_has_are_reported(self, images, tmp_path, capsys):
         assert run(images, tmp_path, "--epochs", 1, "--accumulate", 100) == 0
         assert "and at the end of an epoch; an epoch has only 6\n" in capsys.readouterr().out
         assert run(images, tmp_path, "--epochs", 2, "--accumulate", 50, "--resume") == 2
         assert "had --accumulate 100" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_a_part_is_unfrozen_with_the_first_update_of_its_epoch(self, images, tmp_path, capsys):
         options = ["--epochs", 2, "--accumulate", 4, "--lr", 0.1, "--unfreeze-at", "features=2"]
         assert run(images, tmp_path, *options) == 0
@@ -118,6 +120,7 @@ class TestEma:
             np.testing.assert_array_equal(array, checkpoint[name], err_msg=name)
             assert np.array_equal(array, averaged[name]) == ("running" in name), name
 
+    @pytest.mark.slow
     def test_another_decay_is_not_resumed(self, images, tmp_path, capsys):
         assert run(images, tmp_path, "--epochs", 1, "--ema", 0.9) == 0
         before = contents(tmp_path)
