@@ -14,6 +14,7 @@ pytest.importorskip("gluoncv")
 
 from cli_support import MODEL, arrays, rows_of
 from multitrainer import load_run, saved_run
+from multitrainer_cli.training import network
 
 
 @pytest.fixture
@@ -147,3 +148,18 @@ def test_gluoncv_is_needed(finished_run, monkeypatch):
 
 def test_the_record_can_be_read_alone(finished_run):
     assert saved_run.read_record(finished_run)["classes"] == ["blue", "green", "red"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["hrnet_w18_small_v1_c", "nasnet_4_1056", "googlenet"])
+def test_what_the_command_can_train_can_be_loaded(tmp_path, model):
+    net, _ = network.build(model, 2)
+    size = network.input_size(model)
+    network.initialize(net, [mx.cpu()], model, 2)
+    net.save_parameters(str(tmp_path / "best.params"))
+    shape = {"size": size, "resize": size, "mean": [0.5] * 3, "std": [0.5] * 3}
+    record = {"format": 1, "model": model, "classes": ["a", "b"], "input": shape}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    loaded = load_run(tmp_path)
+    inputs = mx.nd.random.normal(shape=(1, 3, size, size))
+    np.testing.assert_allclose(loaded.net(inputs).asnumpy(), net(inputs).asnumpy(), rtol=1e-4, atol=1e-5)

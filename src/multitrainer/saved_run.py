@@ -172,8 +172,19 @@ def _build(model: str, classes: int, folder: Path) -> gluon.HybridBlock:
         ) from error
     if model.lower() not in model_zoo.get_model_list():
         raise ValueError(f"{folder / RECORD} names the model {model!r}, which this GluonCV does not have; upgrade it")
-    with mx.name.NameManager():  # the same names at every call
-        return model_zoo.get_model(model, classes=classes)
+    return make_classifier(model, classes)
+
+
+def make_classifier(model: str, classes: int) -> gluon.HybridBlock:
+    """Make a classifier of GluonCV's model zoo, not initialized, whose parameters have the same names every time."""
+    from gluoncv import model_zoo
+
+    name = model.lower()
+    options: dict[str, Any] = {"num_classes" if name.startswith("hrnet_") else "classes": classes}
+    if name.startswith("nasnet_"):
+        options["use_aux"] = False  # a second output, which helps to train from scratch
+    with mx.name.NameManager():
+        return model_zoo.get_model(name, pretrained=False, **options)
 
 
 def _load_weights(net: gluon.HybridBlock, file: Path, ctx: mx.Context | Sequence[mx.Context]) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
-import mxnet as mx
 from mxnet import gluon
 
 from multitrainer.groups.targets import closest_names
+from multitrainer.saved_run import make_classifier
 
 from ..arguments import defaults
 from ..errors import UserError, require
@@ -48,12 +47,8 @@ def make(model: str, classes: int) -> gluon.HybridBlock:
     """
     name, zoo = model.lower(), require("gluoncv.model_zoo")
     _check_task(name, list(zoo.get_model_list()))
-    options: dict[str, Any] = {"num_classes" if name.startswith("hrnet_") else "classes": classes}
-    if name.startswith("nasnet_"):
-        options["use_aux"] = False  # a second output, which helps to train from scratch
     try:
-        with mx.name.NameManager():
-            return zoo.get_model(name, pretrained=False, **options)
+        return make_classifier(name, classes)
     except Exception as error:  # what is built for another task raises what it likes for these arguments
         raise not_a_classifier(model) from error
 
