@@ -44,8 +44,6 @@ def read_earlier_run(
     if before["data"] != wanted["data"]:
         print(f"the images of the run were in {before['data']}; they are now read from {wanted['data']}")
     _check_metrics(out, len(rows))
-    while rows and rows[-1]["val_accuracy"] is None:  # of these no checkpoint is kept
-        rows.pop()
     if not rows:
         print(f"the run in {out} has no whole epoch yet; it begins from the start", flush=True)
         return EarlierRun([], None)
@@ -106,7 +104,7 @@ def _parse_metrics(path: Path) -> list[dict[str, Any]]:
     for place, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ValueError(f"{path.name}, line {place}: expected an object, got {row!r}")
-        if not (row["val_accuracy"] is None or _is_number(row["val_accuracy"])):
+        if not _is_number(row["val_accuracy"]):
             raise ValueError(f"{path.name}, line {place}: val_accuracy is {row['val_accuracy']!r}, not a number")
     return rows
 
@@ -150,9 +148,8 @@ def _check_same_data(out: Path, had_images: bool, has_images: bool) -> None:
 
 def _check_same_options(out: Path, before: dict[str, str], now: dict[str, str]) -> None:
     changed = {name for name in {**before, **now} if before.get(name, "None") != now.get(name, "None")}
-    if ("epochs" in before) != (
-        "epochs" in now
-    ):  # recorded with some schedules only: then it is the schedule that differs
+    # The number of epochs is recorded with some schedules only: then it is the schedule that differs.
+    if ("epochs" in before) != ("epochs" in now):
         changed.discard("epochs")
     if changed:
         options = ", ".join(_as_given(name, before.get(name)) for name in sorted(changed))
