@@ -40,13 +40,12 @@ import record
 from multitrainer import MultiLRTrainer
 from multitrainer_cli.demo import datasets, regimes
 from multitrainer_cli.demo.fine_tuning import SOURCE_BATCH_SIZE, SOURCE_EPOCHS, SOURCE_RATE, SOURCE_UNSEEN
-from multitrainer_cli.errors import UserError
 from multitrainer_cli.interrupts import Interrupts
 from multitrainer_cli.ranks.exchange import Ranks
 from multitrainer_cli.runs import figures
 from multitrainer_cli.runs.artifacts import save_figure, save_parameters
 from multitrainer_cli.training import network
-from multitrainer_cli.training.loop import fit, seed_everything
+from multitrainer_cli.training.loop import DivergedError, fit, seed_everything
 
 sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
 import gluoncv  # noqa: E402, F401
@@ -172,9 +171,7 @@ def train_target(run, folder, epochs):
     trainer = MultiLRTrainer(groups, "sgd", {"learning_rate": run.rate, **OPTIMIZER})
     try:
         return train(net, trainer, images, BATCH, epochs or plan.epochs, seed)
-    except UserError as error:
-        if "diverged" not in str(error):
-            raise
+    except DivergedError:
         return 0.0
 
 

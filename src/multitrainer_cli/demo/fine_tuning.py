@@ -18,7 +18,7 @@ from ..interrupts import Interrupts
 from ..ranks.exchange import Ranks
 from ..runs import artifacts
 from ..training import features, network
-from ..training.loop import fit, seed_everything
+from ..training.loop import DivergedError, fit, seed_everything
 from ..training.optimizer import OptimizerChoice
 from .datasets import CLASSES, load_digits, load_mnist
 from .regimes import REGIMES, build_network
@@ -122,9 +122,7 @@ def _train(task: features.TrainingTask, trainer: MultiLRTrainer, settings: Setti
     on = (train, task.val, settings.contexts, settings.epochs, Interrupts())
     try:
         rows = list(fit(task.block, trainer, *on, measure_every=settings.epochs, seed=seed))
-    except UserError as error:
-        if "diverged" not in str(error):
-            raise
+    except DivergedError:
         return {"train_loss": None, "val_accuracy": 0.0, "seconds_per_epoch": None}
     return {
         "train_loss": rows[-1]["train_loss"],

@@ -20,6 +20,10 @@ from . import average as averaging
 from .losses import Objective
 
 
+class DivergedError(UserError):
+    """The loss is no longer a finite number."""
+
+
 def seed_everything(seed: int) -> None:
     """Seed the generators of MXNet, NumPy and Python."""
     random.seed(seed)
@@ -47,7 +51,7 @@ class _Tally:
             self.images += images
             self._pending = None
         if not math.isfinite(self.loss):
-            raise UserError("training diverged, the loss is no longer a number: lower --lr or the multipliers")
+            raise DivergedError("training diverged, the loss is no longer a number: lower --lr or the multipliers")
 
     def sum_over(self, ranks: Ranks) -> _Tally:
         """Return the tally of all ranks together."""
