@@ -11,6 +11,7 @@ import mxnet as mx
 
 from cli_support import rows_of
 from multitrainer import MultiLRTrainer
+from multitrainer_cli.arguments.defaults import RUN_FOLDER
 from multitrainer_cli.ranks.exchange import Ranks
 from multitrainer_cli.runs import artifacts
 from multitrainer_cli.runs.checkpoints import Checkpoints
@@ -104,4 +105,4 @@ def check_run(folder, epochs, value):
 
 
 def claim(out=None, resume=False, overwrite=False):
-    return claim_folder(out, resume, overwrite, Ranks())
+    return claim_folder(out, RUN_FOLDER, resume, overwrite, Ranks())

@@ -63,7 +63,8 @@ def _run_on_rank(args: argparse.Namespace, ranks: Ranks) -> int:
             del options["epochs"]  # a resumed run may have more
         ranks.run_on_first(lambda: _check_paths(args, args.out or defaults.RUN_FOLDER))
         ranks.run_on_first(lambda: loss_options.check_options(args))
-    with claim_folder(args.out, args.resume, args.overwrite, ranks) as out:
+    default = defaults.DEMO_FOLDER if args.data is None else defaults.RUN_FOLDER
+    with claim_folder(args.out, default, args.resume, args.overwrite, ranks) as out:
         checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
         if args.data is None:
             return comparison.run(args, contexts, optimizer, checkpoints)

@@ -39,8 +39,8 @@ and keeps its files. After that, or after a crash, the same command with --resum
 to the same metrics as if the run had never stopped.
 
 A run is never replaced unless you ask for it. Without --out, a second run goes to {defaults.RUN_FOLDER}-2, a third to
-{defaults.RUN_FOLDER}-3, and --resume takes the last one. If --out names a folder that holds a run, \
-the command refuses it: add
+{defaults.RUN_FOLDER}-3, and --resume takes the last one; without --data, they are {defaults.DEMO_FOLDER} and so on.
+If --out names a folder that holds a run, the command refuses it: add
 --resume, or --overwrite, which removes the old run when the first epoch of the new one has ended. --resume refuses
 other options, other --params, other class folders, renumbered images, and a run with a missing or damaged file.
 Images that were added since the run began are left out, so that it does not train on images that it validates on; for
@@ -125,8 +125,8 @@ def add_run_arguments(parser: argparse._ActionsContainer) -> None:
         "--out",
         metavar="DIR",
         type=out_folder,
-        help=f"the folder of the run (default {defaults.RUN_FOLDER}, or the next free one of "
-        f"{defaults.RUN_FOLDER}-2, ...)",
+        help=f"the folder of the run (default {defaults.RUN_FOLDER}, or the next free one of {defaults.RUN_FOLDER}-2, "
+        f"...; without --data, {defaults.DEMO_FOLDER})",
     )
     parser.add_argument(
         "--early-stop",

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Iterator
 
-from ..arguments.defaults import RUN_FOLDER
 from ..errors import UserError
 from ..ranks.exchange import Ranks
 from . import artifacts
@@ -18,13 +17,15 @@ from .run_folder import CHECKPOINT, check_replaceable, default_number, files_of_
 
 
 @contextlib.contextmanager
-def claim_folder(out: Path | None, resume: bool, overwrite: bool, ranks: Ranks) -> Iterator[Path]:
+def claim_folder(out: Path | None, default: Path, resume: bool, overwrite: bool, ranks: Ranks) -> Iterator[Path]:
     """Yield the folder that the run writes to, and keep other processes from it while the block runs.
 
     Parameters
     ----------
     out : Path, optional
-        The folder that was asked for; by default, runs/finetune or the next one that is free.
+        The folder that was asked for; by default, `default` or the next one that is free.
+    default : Path
+        The first of the default folders, such as runs/finetune; the second is runs/finetune-2.
     resume, overwrite : bool
         Whether the run continues or replaces the one in the folder.
     ranks : Ranks
@@ -36,18 +37,20 @@ def claim_folder(out: Path | None, resume: bool, overwrite: bool, ranks: Ranks) 
         On all ranks, if the folder cannot be written to, another process uses it, it holds a run and neither `resume`
         nor `overwrite` was asked for, or `overwrite` could not remove one of its files.
     """
-    named = _last_default() if out is None else out
+    named = _last_default(default) if out is None else out
     elsewhere = ranks.any(not ranks.is_first and named is not None and holds_run(named))
     with contextlib.ExitStack() as stack:
-        yield Path(ranks.run_on_first(lambda: str(_claim(out, resume, overwrite, elsewhere, stack))))
+        yield Path(ranks.run_on_first(lambda: str(_claim(out, default, resume, overwrite, elsewhere, stack))))
 
 
-def _claim(wanted: Path | None, resume: bool, overwrite: bool, elsewhere: bool, stack: contextlib.ExitStack) -> Path:
+def _claim(
+    wanted: Path | None, default: Path, resume: bool, overwrite: bool, elsewhere: bool, stack: contextlib.ExitStack
+) -> Path:
     if wanted is None and overwrite:
         raise UserError("--overwrite replaces a run; say which one with --out")
-    out = wanted or (_last_default() if resume else None)
+    out = wanted or (_last_default(default) if resume else None)
     if out is None:
-        out = _lock_next_default(stack)
+        out = _lock_next_default(default, stack)
     elif not _lock(out, stack):
         raise UserError(f"--out {out}: another process is training there; wait for it, or choose another --out")
     if os.path.lexists(out / CHECKPOINT):
@@ -80,32 +83,33 @@ def _occupied(out: Path) -> UserError:
     )
 
 
-def _lock_next_default(stack: contextlib.ExitStack) -> Path:
+def _lock_next_default(default: Path, stack: contextlib.ExitStack) -> Path:
     """Lock a free default folder with a higher number than all that hold a run, so that --resume finds it."""
-    last = _last_default()
-    for number in itertools.count(1 if last is None else _number(last) + 1):
-        out = _default(number)
+    last = _last_default(default)
+    for number in itertools.count(1 if last is None else _number(last, default) + 1):
+        out = _nth(default, number)
         if _lock(out, stack) and not holds_run(out):
             break
     if number > 1:
-        before = _default(number - 1)
+        before = _nth(default, number - 1)
         what = "holds a run" if is_run(before) else "is in use"
         print(f"{before} {what}; this run goes to {out}", flush=True)
     return out
 
 
-def _default(number: int) -> Path:
-    return RUN_FOLDER if number == 1 else RUN_FOLDER.with_name(f"{RUN_FOLDER.name}-{number}")
+def _nth(default: Path, number: int) -> Path:
+    return default if number == 1 else default.with_name(f"{default.name}-{number}")
 
 
-def _number(folder: Path) -> int:
-    return default_number(folder) or 0
+def _number(folder: Path, default: Path) -> int:
+    return default_number(folder, default) or 0
 
 
-def _last_default() -> Path | None:
+def _last_default(default: Path) -> Path | None:
     """Return the default folder with the highest number among those in which a run has begun."""
-    begun = [path for path in RUN_FOLDER.parent.glob("*") if _number(path) and (holds_run(path) or has_record(path))]
-    return max(begun, key=_number, default=None)
+    numbered = [path for path in default.parent.glob("*") if _number(path, default)]
+    begun = [path for path in numbered if holds_run(path) or has_record(path)]
+    return max(begun, key=lambda path: _number(path, default), default=None)
 
 
 _ATTEMPTS = 100

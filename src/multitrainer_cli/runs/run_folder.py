@@ -8,7 +8,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ..arguments.defaults import RUN_FOLDER
+from ..arguments.defaults import DEMO_FOLDER, RUN_FOLDER
 from ..errors import UserError
 from . import artifacts, record
 
@@ -68,13 +68,14 @@ def contains_runs(folder: Path) -> bool:
         return True
     inside = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
     # Another process may have made a default folder and not yet begun its run there.
-    by_default = folder.name == RUN_FOLDER.parent.name and any(default_number(entry) is not None for entry in inside)
+    numbers = (default_number(entry, default) for entry in inside for default in (RUN_FOLDER, DEMO_FOLDER))
+    by_default = folder.name == RUN_FOLDER.parent.name and any(number is not None for number in numbers)
     return by_default or any(map(contains_runs, inside))
 
 
-def default_number(folder: Path) -> int | None:
+def default_number(folder: Path, default: Path) -> int | None:
     """Return which of the default folders this is, by its name: 1, or 3 for ``finetune-3``; None if it is none."""
-    match = re.fullmatch(rf"{RUN_FOLDER.name}(?:-([1-9][0-9]*))?", folder.name)
+    match = re.fullmatch(rf"{default.name}(?:-([1-9][0-9]*))?", folder.name)
     return match and int(match.group(1) or 1)
 
 

@@ -198,8 +198,8 @@ def test_by_default_a_second_run_takes_the_next_free_folder(tmp_path, monkeypatc
     assert main(["finetune", "--epochs", "1"]) == 0
     before = contents(tmp_path)
     assert main(["finetune", "--epochs", "1"]) == 0
-    assert "this run goes to runs/finetune-2\n" in capsys.readouterr().out
-    assert main(["finetune", "--epochs", "1", "--out", "runs/finetune"]) == 2
+    assert "this run goes to runs/digits-2\n" in capsys.readouterr().out
+    assert main(["finetune", "--epochs", "1", "--out", "runs/digits"]) == 2
     assert "holds a run already" in capsys.readouterr().err
     after = contents(tmp_path)
     assert {path: after[path] for path in before} == before

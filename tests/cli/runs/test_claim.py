@@ -46,7 +46,8 @@ for line in sys.stdin:
     out, times = line.split()
     for _ in range(int(times)):
         try:
-            with claim_folder(None if out == "default" else Path(out), False, False, Ranks()) as folder:
+            wanted = None if out == "default" else Path(out)
+            with claim_folder(wanted, Path("runs/finetune"), False, False, Ranks()) as folder:
                 print("claimed", folder, flush=True)
                 if times == "1":
                     sys.stdin.readline()

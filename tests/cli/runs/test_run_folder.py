@@ -133,7 +133,13 @@ class TestFoldersAmongImages:
 
     @pytest.mark.parametrize(
         ("name", "expected"),
-        [("runs/finetune", True), ("runs/finetune-12", True), ("runs/finetune-old", False), ("red/finetune", False)],
+        [
+            ("runs/finetune", True),
+            ("runs/finetune-12", True),
+            ("runs/digits", True),
+            ("runs/finetune-old", False),
+            ("red/finetune", False),
+        ],
     )
     def test_a_default_folder_counts_before_its_run_has_begun(self, tmp_path, name, expected):
         (tmp_path / name).mkdir(parents=True)
