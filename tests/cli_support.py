@@ -9,10 +9,13 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mxnet as mx
 import numpy as np
+
+from support import PATIENCE
 
 # SIGINT is ignored in what a shell starts in the background, and so in the processes started from there.
 HEAR_CTRL_C = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -114,3 +117,34 @@ def default_sigint():
         yield lambda: os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Check that two runs have the same metrics, but for times, and the same bits of weights."""
+    assert without_times(rows_of(one)) == without_times(rows_of(other))
+    for name in ("best.params", "last.params"):
+        first, second = arrays(one / name), arrays(other / name)
+        assert first.keys() == second.keys()
+        for key, array in first.items():
+            np.testing.assert_array_equal(array, second[key], err_msg=f"{name}: {key}")
+
+
+def kill_again_and_again(options: list, out: Path, total: int) -> int:
+    """Kill the command at random moments after an epoch until it ends by itself; return how often it was killed."""
+
+    def count():
+        return len(rows_of(out)) if (out / "metrics.jsonl").exists() else 0
+
+    for kills, wait in enumerate(np.random.RandomState(0).uniform(0, 0.4, 60)):
+        rows = count()
+        with start(*options, "--out", out, "--resume") as process:
+            while process.poll() is None and count() < min(rows + 2, total):
+                time.sleep(0.02)
+            if process.poll() is None and count() < total:
+                time.sleep(wait)
+                process.send_signal(signal.SIGKILL)
+            _, error = process.communicate(timeout=PATIENCE)
+        if process.returncode == 0:
+            return kills
+        assert process.returncode == -signal.SIGKILL, error
+    raise AssertionError("it never ended by itself")

@@ -30,12 +30,13 @@ def run(args: argparse.Namespace) -> int:
         onnx_model.check_installed()
     names = FileNames.of(_call(saved_run.read_record, args.run)["model"], args.onnx)
     out = args.out or args.run / "export"
-    _check_outside(out, args.run)
+    recorded = _read_record(args.run)
+    _check_outside(out, args.run, recorded["data"])
     with new_files(out, names.all(), args.overwrite) as folder:
         loaded = _call(saved_run.load_run, args.run, weights=args.weights, ctx=mx.cpu())
         preprocessing = Preprocessing.of(loaded.transform)
         net = network_files.with_softmax(loaded.net) if args.softmax else loaded.net
-        images = _transformed_images(args.run, loaded.transform)
+        images = _transformed_images(recorded, loaded.transform)
         random = verification.random_inputs(preprocessing.size)
         inputs = np.concatenate([random, *images])
         expected = net(mx.nd.array(inputs)).asnumpy()
@@ -74,9 +75,8 @@ def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         raise UserError(str(error)) from error
 
 
-def _check_outside(out: Path, folder: Path) -> None:
+def _check_outside(out: Path, folder: Path, data: str | None) -> None:
     """Refuse a folder that would be taken for a class of the images of the run, if they are still there."""
-    data = _read_record(folder)["data"]
     if data is not None and Path(data).is_dir():
         check_outside(out, Path(data), folder)
 
@@ -88,9 +88,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         return {"data": None, "images": None}
 
 
-def _transformed_images(folder: Path, transform: Any) -> list[np.ndarray]:
+def _transformed_images(run: dict[str, Any], transform: Any) -> list[np.ndarray]:
     """Return some images that the run measured its accuracy on, as inputs of the network; none if they are gone."""
-    run = _read_record(folder)
     found = []
     for name in run["images"]["val"][:IMAGES] if run["images"] else ():
         with contextlib.suppress(OSError, ValueError, mx.MXNetError):  # it was removed or damaged since

@@ -12,10 +12,10 @@ import mxnet as mx
 import numpy as np
 
 import multitrainer
+from multitrainer.saved_run import FORMAT
 
 from . import artifacts
 
-FORMAT = 1
 _KEYS = ("format", "model", "options", "versions")  # of every format; a file without them was not written by a run
 _DEPTH = 3  # how deep entries have lines of their own: a line for each option and for each image
 

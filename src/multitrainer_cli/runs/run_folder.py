@@ -8,11 +8,14 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from multitrainer.saved_run import RECORD, WEIGHTS
+
 from ..arguments.defaults import DEMO_FOLDER, RUN_FOLDER
 from ..errors import UserError
 from . import artifacts, record
 
-RECORD, METRICS, CLASSES, BEST, LAST = "run.json", "metrics.jsonl", "classes.txt", "best.params", "last.params"
+METRICS, CLASSES = "metrics.jsonl", "classes.txt"
+BEST, LAST = (f"{weights}.params" for weights in WEIGHTS)
 CHECKPOINT = "checkpoint"
 OLD_RECORD = f"{CHECKPOINT}/run.json"  # where earlier versions kept the record
 AVERAGE_SUFFIX = ".average"  # of the file with the averaged weights, in the checkpoints of a run with --ema

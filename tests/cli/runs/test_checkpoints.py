@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from pathlib import Path
 
 import mxnet as mx
-import numpy as np
 import pytest
 
-from cli_support import MODEL, finetune, rows_of, start, without_times, write_images
+from cli_support import MODEL, assert_same, finetune, kill_again_and_again, start, write_images
 from run_support import IMAGES, NETWORK, Killed, Killer, check_run, claim, required_files, row_of, train
 from support import PATIENCE
 
@@ -203,15 +200,6 @@ def run(images, out, *options):
     return main(["finetune", *map(str, [*common, *options])])
 
 
-def assert_same(one, other):
-    assert without_times(rows_of(one)) == without_times(rows_of(other))
-    for name in ("best.params", "last.params"):
-        first, second = (mx.nd.load(str(out / name)) for out in (one, other))
-        assert first.keys() == second.keys()
-        for key in first:
-            np.testing.assert_array_equal(first[key].asnumpy(), second[key].asnumpy(), err_msg=f"{name}: {key}")
-
-
 @pytest.mark.parametrize(
     "options", [[], ["--optimizer", "adam", "--lr-mult", "features=0.5", "--freeze", "features.0"]]
 )
@@ -248,27 +236,6 @@ def test_random_numbers_of_layers_do_not_depend_on_earlier_epochs():
     first = train(2)
     mx.nd.random.normal(shape=(100,)).wait_to_read()  # what else happened meanwhile
     assert first + train(4, done=2) == whole
-
-
-def kill_again_and_again(options, out, total):
-    """Kill the command at random moments until it ends by itself; return how often it was killed."""
-    for kills, wait in enumerate(np.random.RandomState(0).uniform(0, 0.4, 60)):
-        rows = count(out)
-        with start(*options, "--out", out, "--resume") as process:
-            while process.poll() is None and count(out) < min(rows + 2, total):
-                time.sleep(0.02)
-            if process.poll() is None and count(out) < total:
-                time.sleep(wait)
-                process.send_signal(signal.SIGKILL)
-            _, error = process.communicate(timeout=PATIENCE)
-        if process.returncode == 0:
-            return kills
-        assert process.returncode == -signal.SIGKILL, error
-    raise AssertionError("it never ended by itself")
-
-
-def count(out):
-    return len((out / "metrics.jsonl").read_text().splitlines()) if (out / "metrics.jsonl").exists() else 0
 
 
 @pytest.mark.slow

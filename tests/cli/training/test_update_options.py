@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import time
 
 import numpy as np
 import pytest
 
-from cli_support import MODEL, arrays, contents, rows_of, scalars_of, start, without_times, write_images
+from cli_support import (
+    MODEL,
+    arrays,
+    assert_same,
+    contents,
+    kill_again_and_again,
+    rows_of,
+    scalars_of,
+    start,
+    write_images,
+)
 from support import PATIENCE, close
 
 pytest.importorskip("gluoncv")
@@ -29,15 +37,6 @@ def images(tmp_path_factory):
 def run(images, out, *options):
     common = ["--data", images, "--model", MODEL, "--batch-size", 4, "--out", out]
     return main(["finetune", *map(str, [*common, *options])])
-
-
-def assert_same(one, other):
-    assert without_times(rows_of(one)) == without_times(rows_of(other))
-    for name in ("best.params", "last.params"):
-        first, second = arrays(one / name), arrays(other / name)
-        assert first.keys() == second.keys()
-        for key in first:
-            np.testing.assert_array_equal(first[key], second[key], err_msg=f"{name}: {key}")
 
 
 def assert_close(one, other, tolerance=1e-4):
@@ -235,24 +234,3 @@ class TestAllTogether:
         assert kill_again_and_again(options, tmp_path / "parts", total=8) >= 1
         assert_same(tmp_path / "whole", tmp_path / "parts")
         assert scalars_of(tmp_path / "whole") == scalars_of(tmp_path / "parts")
-
-
-def kill_again_and_again(options, out, total):
-    """Kill the command at random moments after an epoch until it ends by itself; return how often it was killed."""
-    for kills, wait in enumerate(np.random.RandomState(1).uniform(0, 0.4, 40)):
-        rows = count(out)
-        with start(*options, "--out", out, "--resume") as process:
-            while process.poll() is None and count(out) < min(rows + 2, total):
-                time.sleep(0.02)
-            if process.poll() is None and count(out) < total:
-                time.sleep(wait)
-                process.send_signal(signal.SIGKILL)
-            _, error = process.communicate(timeout=PATIENCE)
-        if process.returncode == 0:
-            return kills
-        assert process.returncode == -signal.SIGKILL, error
-    raise AssertionError("it never ended by itself")
-
-
-def count(out):
-    return len((out / "metrics.jsonl").read_text().splitlines()) if (out / "metrics.jsonl").exists() else 0
