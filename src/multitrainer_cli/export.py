@@ -15,7 +15,7 @@ from multitrainer import saved_run
 from .data.layout import check_outside
 from .errors import UserError
 from .exporting import network_files, onnx_model, verification
-from .exporting.network_files import FileNames, Preprocessing
+from .exporting.network_files import FileNames
 from .exporting.new_files import new_files
 from .exporting.verification import Agreement
 from .output import escape
@@ -34,15 +34,14 @@ def run(args: argparse.Namespace) -> int:
     _check_outside(out, args.run, recorded["data"])
     with new_files(out, names.all(), args.overwrite) as folder:
         loaded = _call(saved_run.load_run, args.run, weights=args.weights, ctx=mx.cpu())
-        preprocessing = Preprocessing.of(loaded.transform)
         net = network_files.with_softmax(loaded.net) if args.softmax else loaded.net
         images = _transformed_images(recorded, loaded.transform)
-        random = verification.random_inputs(preprocessing.size)
+        random = verification.random_inputs(loaded.transform.size)
         inputs = np.concatenate([random, *images])
         expected = net(mx.nd.array(inputs)).asnumpy()
-        network_files.save_network(net, preprocessing.size, folder / names.model)
-        network_files.save_description(folder, names, loaded.classes, preprocessing, args.softmax)
-        agreements = _verify(folder, names, preprocessing.size, inputs, expected)
+        network_files.save_network(net, loaded.transform.size, folder / names.model)
+        network_files.save_description(folder, names, loaded.classes, loaded.transform, args.softmax)
+        agreements = _verify(folder, names, loaded.transform.size, inputs, expected)
     print(f"{names.model}, {len(loaded.classes)} classes, {args.weights} weights of {escape(str(args.run))}")
     print("\n".join(f"  {escape(str(out / name))}" for name in names.all()))
     compared = f"{len(random)} random inputs" + (f" and {len(images)} images of the run" if images else "")

@@ -20,8 +20,9 @@ pytest.importorskip("matplotlib")
 from cli_support import MODEL, arrays, contents, finetune, write_images
 from inference_support import start
 from multitrainer import MultiLRTrainer, load_run
+from multitrainer.images import ImageTransform
 from multitrainer_cli import main
-from multitrainer_cli.exporting.network_files import FileNames, Preprocessing, describe_use
+from multitrainer_cli.exporting.network_files import FileNames, describe_use
 from multitrainer_cli.exporting.verification import random_inputs
 from multitrainer_cli.training import network
 from support import PATIENCE
@@ -104,8 +105,8 @@ def test_the_python_of_its_readme_answers_as_the_network_does_on_every_image(run
 
 
 def test_the_page_of_the_command_shows_the_python_of_the_readme():
-    preprocessing = Preprocessing(32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    readme = describe_use(FileNames.of(MODEL, with_onnx=True), 3, preprocessing, "scores")
+    transform = ImageTransform(32, 32)
+    readme = describe_use(FileNames.of(MODEL, with_onnx=True), 3, transform, "scores")
     page = (pathlib.Path(__file__).parents[2] / "docs" / "command.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     assert len(blocks) == 2

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
 import mxnet as mx
 
+from multitrainer.images import ImageTransform
+
 from ..errors import UserError
 from .new_files import MANIFEST
 
 CLASSES, README = "classes.txt", "README.md"
-
-
-class Preprocessing(NamedTuple):
-    """What is done to an image before the network gets it."""
-
-    size: int  # the side of the square that is cut from the centre, in pixels
-    resize: int  # the length of the shorter side before that
-    mean: Sequence[float]  # of red, green and blue, for values from 0 to 1
-    std: Sequence[float]
-
-    @classmethod
-    def of(cls, transform: Any) -> Preprocessing:
-        """Return what the transform of a run does."""
-        return cls(*(getattr(transform, name) for name in cls._fields))
 
 
 class FileNames(NamedTuple):
@@ -94,13 +83,13 @@ def save_network(net: mx.gluon.HybridBlock, size: int, prefix: Path) -> None:
 
 
 def save_description(
-    folder: Path, names: FileNames, classes: Sequence[str], preprocessing: Preprocessing, softmax: bool
+    folder: Path, names: FileNames, classes: Sequence[str], transform: ImageTransform, softmax: bool
 ) -> None:
     """Write the classes, the preprocessing and the text that says how to load the network."""
     output = "probabilities" if softmax else "scores before softmax"
     description = {
         "model": names.model,
-        **preprocessing._asdict(),
+        **transform.as_dict(),
         "layout": "NCHW",
         "dtype": "float32",
         "channels": "RGB, divided by 255",
@@ -110,15 +99,14 @@ def save_description(
     }
     (folder / MANIFEST).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / CLASSES).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-    readme = describe_use(names, len(classes), preprocessing, output)
+    readme = describe_use(names, len(classes), transform, output)
     (folder / README).write_text(readme, encoding="utf-8")
 
 
-def describe_use(names: FileNames, classes: int, preprocessing: Preprocessing, output: str) -> str:
+def describe_use(names: FileNames, classes: int, transform: ImageTransform, output: str) -> str:
     """Return the text, in Markdown, that says how to load the network and what its input and `output` are."""
-    given = preprocessing._replace(mean=tuple(preprocessing.mean), std=tuple(preprocessing.std))
     text = _README + (_README_OF_ONNX if names.onnx else "")
-    return text.format(classes=classes, output=output, **names._asdict(), **given._asdict())
+    return text.format(classes=classes, output=output, **names._asdict(), **dataclasses.asdict(transform))
 
 
 _README = """\

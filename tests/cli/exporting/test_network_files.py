@@ -10,9 +10,10 @@ import pytest
 from mxnet import autograd
 from mxnet.gluon import nn
 
+from multitrainer.images import ImageTransform
 from multitrainer_cli.errors import UserError
 from multitrainer_cli.exporting import network_files
-from multitrainer_cli.exporting.network_files import FileNames, Preprocessing
+from multitrainer_cli.exporting.network_files import FileNames
 from multitrainer_cli.exporting.verification import random_inputs
 
 SIZE = 8
@@ -80,9 +81,9 @@ def test_a_disk_that_is_full_is_an_error_that_names_the_file(tmp_path):
 
 def test_the_description_names_classes_preprocessing_and_files(tmp_path):
     classes = ["grüne Äpfel", "red, ripe", " 花 "]
-    preprocessing = Preprocessing(64, 73, [0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
+    transform = ImageTransform(64, 73, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     names = FileNames.of("resnet18_v1b_0.89", with_onnx=False)
-    network_files.save_description(tmp_path, names, classes, preprocessing, softmax=True)
+    network_files.save_description(tmp_path, names, classes, transform, softmax=True)
     assert (tmp_path / "classes.txt").read_text(encoding="utf-8").splitlines() == classes
     description = json.loads((tmp_path / "preprocess.json").read_text(encoding="utf-8"))
     assert description["files"] == names.all()
