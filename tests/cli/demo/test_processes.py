@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("joblib")
 
 from multitrainer_cli.demo.processes import ENVIRONMENT, TrainingProcesses, count_cores
-from multitrainer_cli.errors import UserError
+from multitrainer_cli.errors import UserError, require
 from support import PATIENCE
 
 SLEEPER = """
@@ -53,12 +53,8 @@ def test_results_come_in_the_order_of_the_items_from_processes_of_one_thread():
 
 @pytest.mark.slow
 def test_an_error_in_a_process_is_raised_here():
-    with TrainingProcesses(1) as processes, pytest.raises(UserError, match=r"^lower --lr$"):
-        list(processes.map(_fail, ["lower --lr"]))
-
-
-def _fail(message):
-    raise UserError(message)
+    with TrainingProcesses(1) as processes, pytest.raises(UserError, match=r"no_such_package"):
+        list(processes.map(require, ["no_such_package"]))  # a function of the package: a process cannot import this file
 
 
 @pytest.mark.slow
