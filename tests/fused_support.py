@@ -1,9 +1,13 @@
 """Parameters of many shapes, and updates of them with gradients of any size, for the tests of the fused update."""
 
+import shutil
+
 import mxnet as mx
 import numpy as np
+import pytest
 from mxnet import gluon
 
+from multitrainer.fused.kernels import load_kernels
 from support import bits
 
 SHAPES = [(1,), (7,), (33, 5), (16, 3, 7, 7), (200, 513), (17,), (1, 1)]
@@ -68,3 +72,9 @@ def counts(trainer):
 def fail_in_the_engine(params):
     """Have an operator fail after it was asked for, as one in a backward pass may."""
     params[0].grad()[:] = mx.nd.random.normal(0, -1, SHAPES[0])
+
+
+def require_kernels():
+    """Skip a test, or a module, if the package was built on a machine without a C compiler."""
+    if load_kernels() is None and shutil.which("cc") is None:
+        pytest.skip("the package was built without a C compiler", allow_module_level=True)

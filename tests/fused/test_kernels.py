@@ -1,13 +1,15 @@
-"""The kernels give the bits of stock's operators, free what they own, and are compiled once."""
+"""The kernels give the bits of stock's operators, and free what they own."""
 
 import contextlib
 import gc
+import logging
 import os
 import resource
+import shutil
 import subprocess
-import sys
 import threading
 import time
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
@@ -16,11 +18,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mxnet import autograd, gluon
 
-from fused_support import IDS, OPTIMIZERS, SHAPES, backward_pass, build, counts, fail_in_the_engine, parameters, run
+from fused_support import (
+    IDS,
+    OPTIMIZERS,
+    SHAPES,
+    backward_pass,
+    build,
+    counts,
+    fail_in_the_engine,
+    parameters,
+    require_kernels,
+    run,
+)
 from multitrainer import MultiLRTrainer
-from support import PATIENCE, backward, batches, bits, convolution
+from multitrainer.fused import kernels
+from support import backward, batches, bits, convolution, run_python
 
-pytest.importorskip("numba")
+require_kernels()
 
 
 @pytest.mark.parametrize(("name", "given"), OPTIMIZERS, ids=IDS)
@@ -193,8 +207,6 @@ def test_predictions_in_another_thread_do_not_disturb_updates():
 
 
 SCRIPT = """
-import sys
-{before}
 import multitrainer
 import mxnet as mx
 from mxnet import gluon
@@ -212,58 +224,44 @@ for kind in (gluon.Trainer, MultiLRTrainer):
         loss.backward()
         trainer.step(2)
     print(net.weight.data().asnumpy().tobytes().hex())
-print(update.load_kernels() is not None)
 """
 
-LOG = "import logging; logging.basicConfig(level=20)"
 
-
-def run_script(before="", **env):
-    """Return the weights of stock and of ours, whether there are kernels, and the log."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env}
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(before=before)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr
-    stock, ours, available = done.stdout.split()
+@pytest.mark.slow
+def test_weights_are_those_of_stock_under_an_engine_that_waits(monkeypatch):
+    monkeypatch.setenv("MXNET_ENGINE_TYPE", "NaiveEngine")
+    done = run_python(SCRIPT)
+    stock, ours = done.stdout.split()
     assert stock == ours
-    return available == "True", done.stderr
 
 
-@pytest.mark.parametrize(
-    ("before", "env", "expected"),
-    [
-        pytest.param("sys.modules['numba'] = None", {}, False, id="no numba"),
-        pytest.param("", {"MXNET_ENGINE_TYPE": "NaiveEngine"}, True, id="waiting engine", marks=pytest.mark.slow),
-        pytest.param("", {"NUMBA_DISABLE_JIT": "1"}, False, id="nothing compiled", marks=pytest.mark.slow),
-    ],
-)
-def test_weights_are_those_of_stock_with_and_without_kernels(before, env, expected):
-    available, _ = run_script(before, **env)
-    assert available == expected
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder in which the compiled kernels are looked for; empty at first."""
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
+    kernels.load_kernels.cache_clear()
+    yield tmp_path
+    kernels.load_kernels.cache_clear()
 
 
-@pytest.mark.slow
-def test_a_damaged_cache_is_replaced(tmp_path):
-    run_script(LOG, NUMBA_CACHE_DIR=str(tmp_path))
-    files = [path for path in tmp_path.rglob("*.nb?") if path.is_file()]
-    assert {path.suffix for path in files} == {".nbi", ".nbc"}
-    for path in files:
-        path.write_bytes(path.read_bytes()[:-7])
-    available, log = run_script(LOG, NUMBA_CACHE_DIR=str(tmp_path))
-    assert available
-    assert "could not be used" in log
-    available, log = run_script(LOG, NUMBA_CACHE_DIR=str(tmp_path))
-    assert available
-    assert "compiled" not in log
+@pytest.mark.parametrize("content", [None, b"", bytes(1 << 16)])
+def test_kernels_that_are_missing_or_damaged_leave_the_update_to_stock(content, folder, stock_updates, caplog):
+    expected = run(*build(gluon.Trainer, "sgd", {"momentum": 0.9}))
+    if content is not None:
+        (folder / "_kernels.abi3.so").write_bytes(content)
+    del stock_updates[:]
+    with caplog.at_level(logging.INFO, "multitrainer"):
+        assert run(*build(MultiLRTrainer, "sgd", {"momentum": 0.9})) == expected
+    assert len(stock_updates) == 4
+    assert len(caplog.messages) == 1
+    assert ("no C compiler" if content is None else "cannot be loaded") in caplog.text
 
 
-@pytest.mark.slow
-def test_a_cache_that_cannot_be_replaced_is_not_needed(tmp_path):
-    """Folders replace the files of the cache: read-only files would not stop an administrator."""
-    run_script(LOG, NUMBA_CACHE_DIR=str(tmp_path))
-    for path in [path for path in tmp_path.rglob("*.nb?") if path.is_file()]:
-        path.unlink()
-        path.mkdir()
-    available, log = run_script(LOG, NUMBA_CACHE_DIR=str(tmp_path))
-    assert available
-    assert "could not be used" in log
+def test_kernels_are_built_on_a_machine_with_a_compiler():
+    """A build without them is no error, so that a mistake in the source would turn the fast update off in silence."""
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    source = Path(__file__).parents[2] / "src/multitrainer/fused/kernels.c"
+    command = ["cc", "-std=gnu99", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", str(source)]
+    subprocess.run(command, check=True)
+    assert kernels.load_kernels() is not None

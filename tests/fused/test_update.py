@@ -12,14 +12,25 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.contrib import amp
 
-from fused_support import IDS, OPTIMIZERS, SHAPES, backward_pass, build, counts, fail_in_the_engine, parameters, run
+from fused_support import (
+    IDS,
+    OPTIMIZERS,
+    SHAPES,
+    backward_pass,
+    build,
+    counts,
+    fail_in_the_engine,
+    parameters,
+    require_kernels,
+    run,
+)
 from multitrainer import MultiLRTrainer, unfreeze_at
 from multitrainer.fused import update
 from support import CONTEXTS, backward, batches, bits, convolution, fingerprint, mlp, same, train
 
 MIN_PARAMETERS, SINGLE_THREAD_VALUES = update.MIN_PARAMETERS, update.SINGLE_THREAD_VALUES
 
-pytest.importorskip("numba")
+require_kernels()
 
 
 def schedule(name):

@@ -7,6 +7,7 @@ from mxnet import gluon
 from mxnet.contrib.amp.loss_scaler import LossScaler
 from mxnet.gluon import Trainer, nn
 
+from fused_support import require_kernels
 from gradients_support import STORES, contexts, gradients, network, norm
 from multitrainer import MultiLRTrainer
 from multitrainer.fused import update
@@ -187,7 +188,7 @@ class TestTrajectory:
 
     @pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
     def test_the_fused_update_gives_the_same_bits(self, name, monkeypatch):
-        pytest.importorskip("numba")
+        require_kernels()
         monkeypatch.setattr(update, "MIN_PARAMETERS", 1)
 
         def history(fast):

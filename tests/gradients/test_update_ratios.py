@@ -10,6 +10,7 @@ from mxnet import gluon
 from mxnet.contrib.amp.loss_scaler import LossScaler
 from mxnet.gluon import nn
 
+from fused_support import require_kernels
 from gradients_support import contexts, network, norm
 from multitrainer import MultiLRTrainer
 from multitrainer.fused import update
@@ -197,7 +198,7 @@ class TestBits:
 
     @pytest.mark.parametrize("optimizer", ["sgd", "nag", "adam"])
     def test_stay_the_same_under_the_fused_update(self, optimizer, monkeypatch):
-        pytest.importorskip("numba")
+        require_kernels()
         monkeypatch.setattr(update, "MIN_PARAMETERS", 1)
 
         def history(on, fast):

@@ -14,6 +14,7 @@ from mxnet import gluon
 from mxnet.optimizer import Optimizer
 
 import pytorch_adamw
+from fused_support import require_kernels
 from multitrainer import AdamW, MultiLRTrainer
 from multitrainer.fused import update
 from multitrainer.optimizers import adamw
@@ -58,7 +59,7 @@ def train(settings, between=None, frozen=True, steps=STEPS):
 def switch(request, monkeypatch):
     """Run a test by the plain and by the fused update."""
     if request.param == "1":
-        pytest.importorskip("numba")
+        require_kernels()
     monkeypatch.setattr(update, "MIN_PARAMETERS", 1)
     monkeypatch.setenv(update.ENVIRONMENT_SWITCH, request.param)
 
@@ -112,7 +113,7 @@ def test_the_trajectory_is_that_of_the_formula(case, correct_bias, switch):
 
 
 def test_fused_and_plain_updates_give_the_same_bits(monkeypatch):
-    pytest.importorskip("numba")
+    require_kernels()
     monkeypatch.setattr(update, "MIN_PARAMETERS", 1)
     found = []
     for switch in ("1", "0"):

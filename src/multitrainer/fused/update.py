@@ -1,16 +1,16 @@
 """Update all Parameters of an optimizer with a single operation if that gives the bits that stock's operators give.
 
 SGD, NAG, Adam and AdamW themselves are covered, on one CPU, with dense float32 arrays and without ``clip_gradient``.
-All else is left to stock, and so is everything without numba (the extra ``fast``) or with ``MULTITRAINER_FAST=0``.
+All else is left to stock, and so is everything without the compiled kernels or with ``MULTITRAINER_FAST=0``.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import math
 import os
-from types import ModuleType
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -23,30 +23,15 @@ from mxnet.optimizer import NAG, SGD, Adam, Optimizer, Updater
 from .. import _mxnet
 from ..optimizers.adamw import AdamW, coefficients
 from .float_parsing import parse_all, parse_field, parse_tuple_element
+from .kernels import ARRAYS_PER_PARAMETER, Numbers, Plan, load_kernels, mxnet_functions
 
 ENVIRONMENT_SWITCH = "MULTITRAINER_FAST"
 
-# It is faster at any size (benchmarks/loop.py), but numba takes a second to load, which toy networks never win back.
 MIN_PARAMETERS, MIN_VALUES = 16, 1 << 16
 SINGLE_THREAD_VALUES = 1 << 15  # up to so many, one thread is done before others have begun
 OPERATION_NAME = b"multitrainer"  # for MXNet's profiler
-C_FUNCTIONS = {
-    "ALLOCATE": "malloc",
-    "FREE": "free",
-    "DETACH": "MXNDArrayDetach",
-    "FREE_ARRAY": "MXNDArrayFree",
-    "GET_DATA": "MXNDArrayGetData",
-    "PUSH": "MXEnginePushSyncND",
-    "GET_FRESH": "MXNDArrayGetGradState",
-    "SET_FRESH": "MXNDArraySetGradState",
-}
-TEAM_FUNCTIONS = {
-    "RUN_TEAM": "GOMP_parallel",
-    "THREAD_NUMBER": "omp_get_thread_num",
-    "THREAD_COUNT": "omp_get_num_threads",
-}
-ARRAYS_PER_PARAMETER = {"SGD": 2, "SGD_MOMENTUM": 3, "NAG": 2, "NAG_MOMENTUM": 3, "ADAM": 4, "ADAMW": 4}  # by kernel
 ADAMS = ("ADAM", "ADAMW")
+NUMBERS_PER_PARAMETER = ("learning_rates", "weight_decays", "kept", "epsilons")
 
 _log = logging.getLogger("multitrainer")
 
@@ -92,11 +77,11 @@ class FusedUpdate:
 
 
 def _new_operation(kernel: str, indices: list[int], arrays: list[tuple[Any, ...]]) -> _Operation | None:
-    kernels = load_kernels() if supports_arrays(kernel, arrays) else None
-    if kernels is None or not disjoint([array for row in arrays for array in row]):
+    library = load_kernels() if supports_arrays(kernel, arrays) else None
+    if library is None or not disjoint([array for row in arrays for array in row]):
         return None
     _log.info("%s: one operation updates all %d Parameters", kernel, len(indices))
-    return _Operation(kernels, kernel, indices, arrays)
+    return _Operation(library, kernel, indices, arrays)
 
 
 class _Operation:
@@ -104,7 +89,7 @@ class _Operation:
 
     Parameters
     ----------
-    kernels : module
+    library : ctypes.CDLL
         The compiled kernels.
     kernel : str
         The name of the one that updates.
@@ -114,44 +99,56 @@ class _Operation:
         For each Parameter its weight, gradient and states.
     """
 
-    def __init__(self, kernels: ModuleType, kernel: str, indices: list[int], arrays: list[tuple[Any, ...]]) -> None:
-        self._kernels, self._kernel, self._indices, self._arrays = kernels, kernel, indices, arrays
+    def __init__(self, library: ctypes.CDLL, kernel: str, indices: list[int], arrays: list[tuple[Any, ...]]) -> None:
+        self._library, self._kernel, self._indices, self._arrays = library, kernel, indices, arrays
         self._context = arrays[0][0].context
-        self._handles = np.array([array.handle.value for row in arrays for array in row], np.int64)
-        self._template = self._job_descriptor()
+        self._handles = np.array([array.handle.value for row in arrays for array in row], np.uintp)
+        self._ends = np.cumsum([row[0].size for row in arrays], dtype=np.int64)
+        self._plan = Plan(
+            mxnet_functions(several_threads=self._ends[-1] > SINGLE_THREAD_VALUES),
+            list(ARRAYS_PER_PARAMETER).index(kernel),
+            len(arrays),
+            ARRAYS_PER_PARAMETER[kernel],
+            (self._context.device_typeid, self._context.device_id),
+            OPERATION_NAME,
+            self._handles.ctypes.data,
+            self._ends.ctypes.data,
+        )
 
     def gradients_are_fresh(self) -> bool:
         """Whether a backward pass has written every gradient since the last update."""
-        return bool(self._kernels.all_fresh(self._template, self._handles))
+        return bool(self._library.all_fresh(self._plan))
 
     def run(self, updater: Updater) -> None:
         """Make one update."""
         count = _mxnet.ReplayableCount(updater.optimizer, self._context)
         try:
-            job = self._count_and_describe(updater.optimizer, count)
+            numbers = self._count_and_read_numbers(updater.optimizer, count)
         except Exception:  # includes a number that MXNet may parse otherwise, or not at all
-            job = None
+            numbers = None
         except BaseException:
             count.roll_back()
             raise
-        if job is None:
+        if numbers is None:
             self._leave_to_stock(updater, count)
         else:
-            check_call(self._kernels.launch(job, self._handles))
+            hyperparameters, arrays = numbers
+            addresses = [array.ctypes.data for array in arrays]
+            check_call(self._library.launch(self._plan, Numbers(*hyperparameters, *addresses)))
 
-    def _count_and_describe(self, optimizer: Optimizer, count: _mxnet.ReplayableCount) -> Any:
-        """Count the update; return the job descriptor with the numbers that the optimizer has for it."""
-        job = self._template.copy()
-        hyper = [optimizer.beta1, optimizer.beta2] if self._kernel in ADAMS else [optimizer.momentum]
-        hyper = [parse_field(str(value)) for value in (optimizer.rescale_grad, *hyper)]
-        self._field(job, "HYPERPARAMETERS", len(hyper))[:] = hyper
-        numbers: dict[str, list[float]] = {}
+    def _count_and_read_numbers(
+        self, optimizer: Optimizer, count: _mxnet.ReplayableCount
+    ) -> tuple[list[float], list[np.ndarray]]:
+        """Count the update; return the numbers that the optimizer has for it, as MXNet reads them."""
+        momentum = [optimizer.beta1, optimizer.beta2] if self._kernel in ADAMS else [optimizer.momentum, 0]
+        hyperparameters = [parse_field(str(value)) for value in (optimizer.rescale_grad, *momentum)]
+        numbers: dict[str, list[float]] = {name: [] for name in NUMBERS_PER_PARAMETER}
         for indices, rates in count.advance(self._indices):
             for name, values in _numbers(self._kernel, optimizer, indices, rates).items():
-                numbers.setdefault(name, []).extend(values)
-        for name, values in numbers.items():
-            self._field(job, name, len(self._indices))[:] = values
-        return job
+                numbers[name].extend(values)
+        count_all = len(self._indices)
+        arrays = [np.array(values or [0] * count_all, np.float32) for values in numbers.values()]
+        return hyperparameters, arrays
 
     def _leave_to_stock(self, updater: Updater, count: _mxnet.ReplayableCount) -> None:
         """Update as `gluon.Trainer` does, with the answers that the lr_scheduler has given already."""
@@ -159,37 +156,6 @@ class _Operation:
         with count.replayed():
             _mxnet.mark_gradients_used(weights)
             updater(tuple(self._indices), gradients, weights)
-
-    def _field(self, job: Any, name: str, count: int, dtype: Any = np.float32) -> Any:
-        """Return a view of the first ``count`` values of a field of the job descriptor."""
-        begin = job[getattr(self._kernels, name)] // job.itemsize
-        return job[begin:].view(dtype)[:count]
-
-    def _job_descriptor(self) -> Any:
-        """Return a job descriptor without the numbers that change from update to update."""
-        kernels, tensors, arrays = self._kernels, len(self._arrays), len(self._arrays[0])
-        sizes = {"HANDLES": tensors * arrays, "POINTERS": tensors * arrays, "MKLDNN_LAYOUT": tensors, "ENDS": tensors}
-        sizes.update(dict.fromkeys(("LEARNING_RATES", "WEIGHT_DECAYS", "KEPT", "EPSILONS"), tensors))
-        sizes.update({"HYPERPARAMETERS": 3, "CONTEXT": 1, "NAME": 2})
-        job = np.zeros(kernels.HEADER_SIZE + sum(sizes.values()), np.int64)
-        begins = kernels.HEADER_SIZE + np.cumsum([0, *sizes.values()])
-        for name, begin in zip(sizes, begins):
-            job[getattr(kernels, name)] = begin * job.itemsize
-        job[kernels.KERNEL] = getattr(kernels, self._kernel)
-        job[kernels.TENSORS], job[kernels.ARRAYS_PER_TENSOR] = tensors, arrays
-        ends = np.cumsum([row[0].size for row in self._arrays])
-        self._field(job, "ENDS", tensors, np.int64)[:] = ends
-        self._field(job, "CONTEXT", 2, np.int32)[:] = self._context.device_typeid, self._context.device_id
-        self._field(job, "NAME", len(OPERATION_NAME), np.int8)[:] = list(OPERATION_NAME)
-        functions = {name: _mxnet.function_address(function) for name, function in C_FUNCTIONS.items()}
-        functions["IS_MKLDNN_LAYOUT"], functions["MAKE_PLAIN"] = _mxnet.layout_functions() or (0, 0)
-        functions.update({name: getattr(kernels, name.lower()).address for name in ("WORKER", "UPDATE", "RELEASE")})
-        team = {name: _mxnet.function_address(function) for name, function in TEAM_FUNCTIONS.items()}
-        if ends[-1] > SINGLE_THREAD_VALUES and all(team.values()):  # MXNet may be built without OpenMP
-            functions.update(team)
-        for name, address in functions.items():
-            job[getattr(kernels, name)] = address
-        return job
 
 
 def choose_kernel(updater: Updater) -> str | None:
@@ -241,21 +207,21 @@ def _states(updater: Updater, index: int) -> tuple[Any, ...]:
 
 
 def _numbers(kernel: str, optimizer: Any, indices: Sequence[int], rates: list[float]) -> dict[str, list[float]]:
-    """Return the numbers that an update has for each index, as MXNet's operators read them, by field of the job."""
+    """Return the numbers that an update has for each index, as MXNet's operators read them, by field of `Numbers`."""
     decays = _mxnet.weight_decays(optimizer, indices)
     if kernel not in ADAMS:
         # Only the operators of SGD take tuples of rates and decays.
         parse = parse_tuple_element if kernel in ("SGD", "SGD_MOMENTUM") else parse_field
-        return {"LEARNING_RATES": parse_all(parse, rates), "WEIGHT_DECAYS": parse_all(parse, decays)}
+        return {"learning_rates": parse_all(parse, rates), "weight_decays": parse_all(parse, decays)}
     calculate = _adamw_numbers if kernel == "ADAMW" else _adam_numbers
     cases = list(zip(rates, decays, _mxnet.times_updated(optimizer, indices)))
     found = {case: calculate(optimizer, *case) for case in set(cases)}
     rates, decays, kept, epsilons = map(list, zip(*(found[case] for case in cases)))
     return {
-        "LEARNING_RATES": parse_all(parse_field, rates),
-        "WEIGHT_DECAYS": parse_all(parse_field, decays),
-        "KEPT": parse_all(parse_tuple_element, kept),
-        "EPSILONS": parse_all(parse_field, epsilons),
+        "learning_rates": parse_all(parse_field, rates),
+        "weight_decays": parse_all(parse_field, decays),
+        "kept": parse_all(parse_tuple_element, kept),
+        "epsilons": parse_all(parse_field, epsilons),
     }
 
 
@@ -268,21 +234,3 @@ def _adamw_numbers(optimizer: AdamW, lr: float, wd: float, times: int) -> tuple[
     """Return the same numbers as ``AdamW.update`` has them."""
     kept, rate, epsilon = coefficients(optimizer, lr, wd, times)
     return rate, 0.0, kept, epsilon
-
-
-@functools.lru_cache(maxsize=None)
-def load_kernels() -> ModuleType | None:
-    """Return the compiled kernels, or None if they are not available; they are compiled once on each machine."""
-    try:
-        from . import kernels
-    except ImportError:  # numba is not installed, or told to compile nothing
-        return None
-    except Exception as error:  # numba's cache has no place, or the compiler fails
-        _log.warning("the fast update is off, for its kernels could not be compiled: %r", error)
-        return None
-    if _mxnet.layout_functions() is None:
-        _log.info("the fast update is off, for this build of MXNet hides what it needs")
-        return None
-    if not kernels.update.cache_hits:
-        _log.info("the kernels of the fast update were compiled")
-    return kernels

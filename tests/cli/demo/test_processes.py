@@ -54,7 +54,8 @@ def test_results_come_in_the_order_of_the_items_from_processes_of_one_thread():
 @pytest.mark.slow
 def test_an_error_in_a_process_is_raised_here():
     with TrainingProcesses(1) as processes, pytest.raises(UserError, match=r"no_such_package"):
-        list(processes.map(require, ["no_such_package"]))  # a function of the package: a process cannot import this file
+        # A function of the package, because a process cannot import this file.
+        list(processes.map(require, ["no_such_package"]))
 
 
 @pytest.mark.slow
