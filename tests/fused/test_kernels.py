@@ -211,8 +211,6 @@ import multitrainer
 import mxnet as mx
 from mxnet import gluon
 from multitrainer import MultiLRTrainer
-from multitrainer.fused import update
-update.MIN_PARAMETERS = 1
 for kind in (gluon.Trainer, MultiLRTrainer):
     mx.random.seed(3)
     net = gluon.nn.Dense(3, in_units=5, prefix="net_")

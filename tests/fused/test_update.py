@@ -28,7 +28,7 @@ from multitrainer import MultiLRTrainer, unfreeze_at
 from multitrainer.fused import update
 from support import CONTEXTS, backward, batches, bits, convolution, fingerprint, mlp, same, train
 
-MIN_PARAMETERS, SINGLE_THREAD_VALUES = update.MIN_PARAMETERS, update.SINGLE_THREAD_VALUES
+SINGLE_THREAD_VALUES = update.SINGLE_THREAD_VALUES
 
 require_kernels()
 
@@ -387,13 +387,6 @@ def test_a_part_of_an_array_is_fused_if_no_other_part_takes_part(stock_updates):
     assert len(stock_updates) == 1
 
 
-def test_small_networks_are_left_to_stock(monkeypatch, stock_updates):
-    monkeypatch.setattr(update, "MIN_PARAMETERS", MIN_PARAMETERS)
-    net = mlp()
-    train(net, MultiLRTrainer(net, "sgd"), batches())
-    assert len(stock_updates) == 4
-
-
 @pytest.mark.parametrize("number", ["1", "2"])
 def test_the_environment_switch_turns_it_off(number, monkeypatch, stock_updates):
     monkeypatch.setenv(update.ENVIRONMENT_SWITCH, number)
@@ -410,23 +403,6 @@ def test_the_log_names_the_kernel(caplog):
     assert [record.message for record in caplog.records] == ["ADAM: one operation updates all 7 Parameters"]
 
 
-@pytest.mark.parametrize("size", [1 << 16, (1 << 16) - 1])
-def test_few_parameters_are_fused_if_they_are_large(size, monkeypatch, stock_updates):
-    monkeypatch.setattr(update, "MIN_PARAMETERS", MIN_PARAMETERS)
-    params = parameters([(size - 1,), (1,)])
-    run(params, MultiLRTrainer(params, "sgd"))
-    assert len(stock_updates) == (1 if size == update.MIN_VALUES else 4)
-
-
-def test_many_parameters_are_fused_if_they_are_small(monkeypatch, stock_updates):
-    monkeypatch.setattr(update, "MIN_PARAMETERS", MIN_PARAMETERS)
-    for count, stock in ((MIN_PARAMETERS, 1), (MIN_PARAMETERS - 1, 4)):
-        del stock_updates[:]
-        params = parameters([(3,)] * count)
-        run(params, MultiLRTrainer(params, "sgd"))
-        assert len(stock_updates) == stock
-
-
 def test_the_operation_is_prepared_once_for_the_same_arrays(caplog):
     params, trainer = build(MultiLRTrainer, "sgd")
     with caplog.at_level(logging.INFO, "multitrainer"):
@@ -441,7 +417,6 @@ def test_the_operation_is_prepared_once_for_the_same_arrays(caplog):
 @pytest.mark.slow
 def test_a_real_network_with_worker_processes_gives_the_same_bits(monkeypatch, stock_updates):
     """ResNet-18 is fused without lowering any threshold; a DataLoader forks its workers meanwhile."""
-    monkeypatch.setattr(update, "MIN_PARAMETERS", MIN_PARAMETERS)
     monkeypatch.setattr(update, "SINGLE_THREAD_VALUES", SINGLE_THREAD_VALUES)
     data = np.random.RandomState(0).rand(6, 3, 32, 32).astype("float32")
     found = []

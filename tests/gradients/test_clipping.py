@@ -189,7 +189,6 @@ class TestTrajectory:
     @pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
     def test_the_fused_update_gives_the_same_bits(self, name, monkeypatch):
         require_kernels()
-        monkeypatch.setattr(update, "MIN_PARAMETERS", 1)
 
         def history(fast):
             monkeypatch.setenv(update.ENVIRONMENT_SWITCH, fast)

@@ -199,7 +199,6 @@ class TestBits:
     @pytest.mark.parametrize("optimizer", ["sgd", "nag", "adam"])
     def test_stay_the_same_under_the_fused_update(self, optimizer, monkeypatch):
         require_kernels()
-        monkeypatch.setattr(update, "MIN_PARAMETERS", 1)
 
         def history(on, fast):
             monkeypatch.setenv(update.ENVIRONMENT_SWITCH, fast)

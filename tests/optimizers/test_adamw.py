@@ -60,7 +60,6 @@ def switch(request, monkeypatch):
     """Run a test by the plain and by the fused update."""
     if request.param == "1":
         require_kernels()
-    monkeypatch.setattr(update, "MIN_PARAMETERS", 1)
     monkeypatch.setenv(update.ENVIRONMENT_SWITCH, request.param)
 
 
@@ -114,7 +113,6 @@ def test_the_trajectory_is_that_of_the_formula(case, correct_bias, switch):
 
 def test_fused_and_plain_updates_give_the_same_bits(monkeypatch):
     require_kernels()
-    monkeypatch.setattr(update, "MIN_PARAMETERS", 1)
     found = []
     for switch in ("1", "0"):
         monkeypatch.setenv(update.ENVIRONMENT_SWITCH, switch)

@@ -59,7 +59,6 @@ def stock(net, one, two, **options):
 @pytest.fixture(params=["1", "0"], ids=["fast", "stock's loop"], autouse=True)
 def fast(request, monkeypatch):
     monkeypatch.setenv("MULTITRAINER_FAST", request.param)
-    monkeypatch.setattr("multitrainer.fused.update.MIN_PARAMETERS", 1)
 
 
 @pytest.mark.parametrize("mode", ["plain", "hybridized", "static", "two contexts", "two contexts, kvstore local"])

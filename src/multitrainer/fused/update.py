@@ -27,7 +27,6 @@ from .kernels import ARRAYS_PER_PARAMETER, Numbers, Plan, load_kernels, mxnet_fu
 
 ENVIRONMENT_SWITCH = "MULTITRAINER_FAST"
 
-MIN_PARAMETERS, MIN_VALUES = 16, 1 << 16
 SINGLE_THREAD_VALUES = 1 << 15  # up to so many, one thread is done before others have begun
 OPERATION_NAME = b"multitrainer"  # for MXNet's profiler
 ADAMS = ("ADAM", "ADAMW")
@@ -172,15 +171,13 @@ def choose_kernel(updater: Updater) -> str | None:
 
 
 def supports_arrays(kernel: str, arrays: Sequence[tuple[Any, ...]]) -> bool:
-    """Whether a kernel can update these arrays, and they are worth it.
+    """Whether a kernel can update these arrays.
 
     Each tuple has the weight, the gradient and the states of one Parameter.
     """
     for row in arrays:
         if len(row) != ARRAYS_PER_PARAMETER[kernel] or any(type(array) is not NDArray for array in row):
             return False
-    if len(arrays) < MIN_PARAMETERS and sum(row[0].size for row in arrays) < MIN_VALUES:
-        return False
     context = arrays[0][0].context
     for row in arrays:
         for array in row:
