@@ -357,12 +357,14 @@ class TestOnGluonCV:
     def test_gradients_reach_layers_below(self, name, mode):
         net, trainer, x, y = self.prepare(name, mode)
         middle, below = (choose(net) for choose in NETWORKS[name])
+        trainer.set_learning_rate(0)
+        for _ in range(20):  # until the statistics fit; with those of two steps, all of ReLU6 can be dead
+            train_step(net, trainer, x, y)
         trainer.set_lr_mult({as_key(middle): 0})
         with autograd.record():
             value = loss.SoftmaxCrossEntropyLoss()(net(x), y)
         value.backward()
-        # Not all of them: single layers can be dead, which depends on the number of threads that draw the weights.
-        assert any(p.grad().asnumpy().any() for p in below.collect_params().values() if p.grad_req != "null")
+        assert all(abs(p.grad().asnumpy()).max() > 0 for p in below.collect_params().values() if p.grad_req != "null")
         for block in blocks(middle):
             for param in block.collect_params().values():
                 with pytest.raises(RuntimeError, match="grad_req='null'"):
