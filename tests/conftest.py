@@ -1,4 +1,8 @@
 # isort: off
+import os
+
+# One thread, as in processes that tests start: the command would take all cores, and other numbers have other bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 import multitrainer  # noqa: F401  first: on Python 3.12 it is what makes `import mxnet` work
 import mxnet as mx
 

@@ -13,9 +13,9 @@ COMMAND = pathlib.Path(multitrainer_cli.__file__).parent
 TESTS = pathlib.Path(__file__).parent
 # Each room may import what stands before it.
 ROOMS = [
-    *("_mxnet", "groups", "optimizers", "symbolic", "freezing", "multipliers", "gradients", "fused", "checkpoint"),
-    *("recipes", "images", "pretrained", "report", "plotting", "averages", "adding", "trainer", "weight_average"),
-    *("rate_search", "saved_run", "", "horovod"),
+    *("importing", "_mxnet", "cores", "groups", "optimizers", "symbolic", "freezing", "multipliers", "gradients"),
+    *("fused", "checkpoint", "recipes", "images", "pretrained", "report", "plotting", "averages", "adding", "trainer"),
+    *("weight_average", "rate_search", "saved_run", "", "horovod"),
 ]
 
 

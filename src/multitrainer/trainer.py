@@ -12,7 +12,7 @@ from mxnet import nd
 from mxnet.gluon import Parameter, Trainer
 from mxnet.optimizer import Optimizer, Updater
 
-from . import _mxnet, checkpoint, report
+from . import _mxnet, checkpoint, cores, report
 from .adding import check_addition, undone_on_error
 from .averages import Averages
 from .checkpoint import archive
@@ -109,6 +109,7 @@ class MultiLRTrainer(Trainer):
         self._measurement = UpdateMeasurement()
         self._multipliers = Multipliers(self._params, self._partition, inherited)
         self._multipliers.start(resolved.assignments, resolved.blocks, resolved.companions)
+        cores.note_idle_cores(context for param in self._params for context in _mxnet.contexts(param))
 
     def _construct_stock_trainer(
         self, params: Sequence[Parameter], own: Sequence[GroupOptimizer], optimizer: Any, *args: Any, **kwargs: Any

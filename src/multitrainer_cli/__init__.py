@@ -1,8 +1,8 @@
 """The ``multitrainer`` command: it parses the command line, and prints an error of the user as one line.
 
 Each subcommand has a module here, with its parser in ``arguments``; the rooms hold what subcommands share. The command
-is a package of its own, and not a part of the library: whatever imports ``multitrainer`` imports MXNet, which takes
-seconds, and ``--help`` need not wait for it.
+is a package of its own, and not a part of the library. MXNet takes seconds to import: ``--help`` need not wait for it,
+and how many threads it starts is settled before.
 
 Nothing is imported before `main` runs, which reports Ctrl-C as one line even while it imports.
 """
@@ -57,12 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     import sys
 
+    from .cores import use_all_cores
     from .interrupts import import_whole, lost_interrupts_raised
     from .output import discard_output, reader_has_gone, unencodable_escaped
 
     args = build_parser().parse_args(argv)
     with lost_interrupts_raised(), unencodable_escaped():
         try:
+            use_all_cores(args)
             status: int = import_whole(f"{__name__}.{args.command}").run(args)
             sys.stdout.flush()
         except BrokenPipeError:

@@ -22,6 +22,7 @@ from .inference.classifier import Classifier, load_classifier
 from .interrupts import Interrupts
 from .output import escape
 from .runs import artifacts, run_folder
+from .training.devices import describe_threads
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         print("".join(f"multitrainer: {escape(remark)}\n" for remark in remarks), end="", file=sys.stderr)
     else:
         head = f"{run.model} of {args.run}, {args.weights} weights, on {selection.description}"
+        head += f"; computed on {', '.join(map(str, classifier.contexts))}{describe_threads(classifier.contexts)}"
         tail = f"{out}: {results.JSON}, {results.PICTURE}"
         for line in (escape(head), *results.as_text(measured), "", *map(escape, remarks), escape(tail)):
             print(line)

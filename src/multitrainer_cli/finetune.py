@@ -18,7 +18,7 @@ from .runs import run_folder
 from .runs.checkpoints import Checkpoints
 from .runs.claim import claim_folder
 from .training import image_run, loss_options, schedule
-from .training.devices import parse_contexts
+from .training.devices import count_threads, parse_contexts
 from .training.optimizer import parse_optimizer
 from .training.recorded_options import recorded_options
 
@@ -64,8 +64,9 @@ def _run_on_rank(args: argparse.Namespace, ranks: Ranks) -> int:
         ranks.run_on_first(lambda: _check_paths(args, args.out or defaults.RUN_FOLDER))
         ranks.run_on_first(lambda: loss_options.check_options(args))
     default = defaults.DEMO_FOLDER if args.data is None else defaults.RUN_FOLDER
+    threads = 1 if args.data is None else count_threads(contexts)  # a run on digits has processes of one thread
     with claim_folder(args.out, default, args.resume, args.overwrite, ranks) as out:
-        checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params)
+        checkpoints = Checkpoints(out, options, args.resume, args.overwrite, ranks, args.params, threads)
         if args.data is None:
             return comparison.run(args, contexts, optimizer, checkpoints)
         if args.out is None:

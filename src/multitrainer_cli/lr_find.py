@@ -25,7 +25,7 @@ from .runs import artifacts
 from .runs.earlier_run import EarlierRun
 from .runs.picture import check_picture
 from .training import loss_options, network
-from .training.devices import parse_contexts
+from .training.devices import describe_threads, parse_contexts
 from .training.image_run import Model, build_model, describe_updates, no_worker_answered
 from .training.loop import compute_gradients, seed_everything
 from .training.losses import Batch, Objective
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     model.trainer.accumulate = min(model.length.accumulate, model.length.batches_in(1))
     _check_batches(args, model)
     split.check_readable()
-    name, devices = args.model or defaults.MODEL, ", ".join(map(str, contexts))
+    name, devices = args.model or defaults.MODEL, ", ".join(map(str, contexts)) + describe_threads(contexts)
     print(f"{name} on {devices}, {len(split.train)} images, {len(split.classes)} classes", flush=True)
     if model.length.accumulate > 1:
         print(describe_updates(model.length, ranks), flush=True)

@@ -1,13 +1,8 @@
 """The only place that uses private attributes of MXNet: a module for each kind of object that they belong to.
 
-What they mean for multipliers and freezing is decided elsewhere. MXNet is imported here first, so that it can be
-imported with any NumPy that it runs on.
+What they mean for multipliers and freezing is decided elsewhere.
 """
-# ruff: noqa: E402, F401
-
-from .importing import import_mxnet
-
-import_mxnet()
+# ruff: noqa: F401
 
 from .arrays import (
     copy_to_ndarray,
@@ -82,6 +77,7 @@ from .parameters import (
 from .random_generators import cpu_generators
 from .symbol_batchnorms import SymbolBatchNorm, symbol_batchnorms
 from .symbols import input_count, own_symbol, set_variable, traced_symbol, variable, write_multipliers
+from .threads import worker_threads
 from .traces import (
     cached_op,
     drop_static_operators,

@@ -11,8 +11,6 @@ import numpy as np
 from mxnet import optimizer
 from mxnet.ndarray import NDArray, adam_update
 
-from .. import _mxnet
-
 _PYTORCH_NAMES = {"lr": "learning_rate", "betas": "beta1 and beta2", "eps": "epsilon", "weight_decay": "wd"}
 
 
@@ -107,6 +105,8 @@ class AdamW(optimizer.Adam):
     def update(self, index: int, weight: NDArray, grad: NDArray, state: tuple[NDArray, NDArray]) -> None:
         """Make one update; see `mxnet.optimizer.Optimizer.update`."""
         self._update_count(index)
+        from .. import _mxnet  # not above: another thread may import it, and wait for mxnet, which imports this module
+
         (times,) = _mxnet.times_updated(self, [index])
         lr, wd = self._get_lr(index), self._get_wd(index)
         kept, rate, epsilon = coefficients(self, lr, wd, times)

@@ -11,10 +11,15 @@ import signal
 import threading
 from typing import Any, Callable, Generator, Iterable, Iterator
 
+from multitrainer import cores
+
 from ..errors import UserError, require
 
 # One thread for each process, no progress bars that would mix, and no message for every graph.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MXNET_SUBGRAPH_VERBOSE": "0"}
+ENVIRONMENT = {
+    **dict.fromkeys(cores.VARIABLES, "1"),  # both: with one of them, some operators go by the other
+    **{"TQDM_DISABLE": "1", "MXNET_SUBGRAPH_VERBOSE": "0"},
+}
 MOST = 16  # more would only wait for the memory
 
 

@@ -37,6 +37,8 @@ class Checkpoints:
         Those that train together.
     weights : Path, optional
         The file that the run starts from.
+    threads : int, optional
+        The threads that MXNet computes with on a CPU.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class Checkpoints:
         overwrite: bool,
         ranks: Ranks,
         weights: Path | None = None,
+        threads: int | None = None,
     ) -> None:
         self.out = out
         self.metrics = artifacts.MetricsFile(out / run_folder.METRICS)
-        self._record: dict[str, Any] = {"options": options}
+        self._record: dict[str, Any] = {"options": options, "threads": threads}
         self._resume = resume
         self._overwrite = overwrite
         self._ranks = ranks

@@ -44,6 +44,8 @@ def read_earlier_run(
     if before["data"] != wanted["data"]:
         print(f"the images of the run were in {before['data']}; they are now read from {wanted['data']}")
     _check_metrics(out, len(rows))
+    if rows:
+        _note_other_threads(before["threads"], wanted.get("threads"))
     if not rows:
         print(f"the run in {out} has no whole epoch yet; it begins from the start", flush=True)
         return EarlierRun([], None)
@@ -55,6 +57,14 @@ def read_earlier_run(
         _check_checksum(out, len(rows))
     _check_parameters(out, [out / name for name in names if name.endswith(".params")])
     return EarlierRun(rows, before["images"])
+
+
+def _note_other_threads(before: int | None, now: int | None) -> None:
+    if None not in (before, now) and before != now:
+        print(
+            f"the run had {before} threads, and now has {now}: from here on, its numbers may differ in their last "
+            f"digits from those of a run that was not stopped; OMP_NUM_THREADS={before} keeps them"
+        )
 
 
 def resume_error(out: Path, reason: str) -> UserError:

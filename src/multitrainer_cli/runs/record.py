@@ -49,6 +49,7 @@ def write(
     data: str | None,
     weights: dict[str, Any] | None,
     images: dict[str, Any] | None,
+    threads: int | None = None,
 ) -> None:
     """Write the record of a run.
 
@@ -66,6 +67,8 @@ def write(
         The file that the run starts from, and its checksum.
     images : dict, optional
         How the images are divided: what `Split.record` returns.
+    threads : int, optional
+        The threads that MXNet computes with on a CPU, on which the last bits depend.
     """
     split = None
     if images is not None:
@@ -75,6 +78,7 @@ def write(
         **network._asdict(),
         "options": options,
         "versions": _versions(),
+        "threads": threads,
         "data": data,
         "weights": weights,
         "split": split,
@@ -84,7 +88,7 @@ def write(
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read what is needed to resume a run: its options, data, weights and images, as they were given to `write`.
+    """Read what is needed to resume a run: all that was given to `write` but the network.
 
     Raises
     ------
@@ -100,12 +104,16 @@ def read(path: Path) -> dict[str, Any]:
         raise NewerFormatError(f"{path} was written by a newer multitrainer{version}")
     if not isinstance(record["data"], (str, type(None))):
         raise TypeError(f"expected the name of a folder as data, got {record['data']!r}")
+    threads = record.get("threads")  # which an earlier version did not write
+    if type(threads) not in (int, type(None)):
+        raise TypeError(f"expected a number of threads, got {threads!r}")
     weights, split = record["weights"], record["split"]
     return {
         "options": dict(record["options"]),
         "data": record["data"],
         "weights": None if weights is None else {key: weights[key] for key in ("file", "crc32")},
         "images": None if split is None else _parse_images(record["classes"], split),
+        "threads": threads,
     }
 
 

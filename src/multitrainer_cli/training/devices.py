@@ -1,10 +1,12 @@
-"""The devices that --ctx names."""
+"""The devices that --ctx names, and the threads of those that are CPUs."""
 
 from __future__ import annotations
 
 import re
 
 import mxnet as mx
+
+from multitrainer import cores
 
 from ..errors import UserError
 
@@ -29,3 +31,17 @@ def parse_contexts(text: str | None, local_rank: int = 0) -> list[mx.Context]:
     if len(set(contexts)) < len(contexts):
         raise UserError(f"--ctx {text}: a device is named twice")
     return contexts
+
+
+def count_threads(contexts: list[mx.Context]) -> int | None:
+    """Return the number of threads that compute on each CPU of these contexts; None if there is no CPU."""
+    return cores.count_threads() if any(context.device_type == "cpu" for context in contexts) else None
+
+
+def describe_threads(contexts: list[mx.Context]) -> str:
+    """Return the end of a sentence that names the devices: with how many threads MXNet computes on them."""
+    threads = count_threads(contexts)
+    if threads is None:
+        return ""
+    each = " each" if len(contexts) > 1 else ""
+    return f" with {threads} thread{'s' if threads > 1 else ''}{each}"

@@ -29,6 +29,7 @@ from ..runs.record import NetworkRecord
 from ..runs.tensorboard import TensorBoardFile
 from . import features, loss_options, network, param_groups, schedule, zoo
 from .average import make_average
+from .devices import describe_threads
 from .early_stop import explain_stop
 from .epoch_files import EpochFiles
 from .group_table import describe_groups
@@ -171,7 +172,7 @@ def _print_plan(args: argparse.Namespace, split: Split, model: Model, ranks: Ran
     if network.has_weights(args):
         origin = f"from {args.params or 'the published weights'} with a new {model.head}"
     of_ranks = f" of {ranks.size} ranks" if ranks.size > 1 else ""
-    print(f"{name} {origin}, on {', '.join(map(str, model.contexts))}{of_ranks}")
+    print(f"{name} {origin}, on {', '.join(map(str, model.contexts))}{of_ranks}{describe_threads(model.contexts)}")
     print(f"{len(split.train)} images to train on, {len(split.val)} to measure on, {len(split.classes)} classes")
     if model.length.accumulate > 1:
         print(describe_updates(model.length, ranks))

@@ -10,7 +10,7 @@ import pytest
 from multitrainer_cli.runs import record
 from run_support import IMAGES, NETWORK
 
-FIELDS = {"options": {"seed": "0"}, "data": "/images", "weights": {"file": "a.params", "crc32": 3}}
+FIELDS = {"options": {"seed": "0"}, "data": "/images", "weights": {"file": "a.params", "crc32": 3}, "threads": 2}
 
 
 def write(folder, network=NETWORK, images=IMAGES, **fields):
@@ -46,7 +46,7 @@ def test_every_option_and_image_has_a_line(tmp_path):
 def test_the_fields_are_those_of_the_format(tmp_path):
     written = json.loads(write(tmp_path).read_text())
     assert [*written] == [
-        *("format", "model", "classes", "input", "options", "versions", "data", "weights", "split"),
+        *("format", "model", "classes", "input", "options", "versions", "threads", "data", "weights", "split"),
     ]
     assert written["input"] == NETWORK.input
     assert [*written["versions"]] == ["multitrainer", "mxnet", "gluoncv", "numpy", "python"]

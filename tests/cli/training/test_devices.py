@@ -29,3 +29,11 @@ class TestContexts:
     def test_that_do_not_exist_are_refused(self, text, error):
         with pytest.raises(UserError, match=error):
             devices.parse_contexts(text)
+
+
+def test_the_threads_are_named_for_cpus_alone():
+    threads = devices.count_threads([mx.cpu(0)])
+    text = f" with {threads} thread" + "s" * (threads > 1)
+    assert devices.describe_threads([mx.cpu(0)]) == text
+    assert devices.describe_threads([mx.cpu(0), mx.cpu(1)]) == f"{text} each"
+    assert (devices.count_threads([mx.gpu(0)]), devices.describe_threads([mx.gpu(0)])) == (None, "")

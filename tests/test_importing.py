@@ -1,0 +1,231 @@
+"""MXNet can be imported with any NumPy that it runs on, and NumPy stays as it was."""
+
+import pathlib
+import sys
+
+import pytest
+
+import multitrainer
+from support import run_python
+
+NUMPY = "numpy>=1.26,<2" if sys.version_info >= (3, 12) else "numpy<1.24"
+
+
+def test_import_leaves_numpy_as_it_was():
+    done = run_python(
+        """
+        import numpy, sys
+        before = set(vars(numpy))
+        import multitrainer
+        assert "mxnet" not in sys.modules
+        import mxnet
+        print("bool" in set(vars(numpy)) - before, mxnet.nd.ones(2).sum().asscalar())
+        """
+    )
+    assert done.stdout == "False 2.0\n", done.stderr
+
+
+def test_a_numpy_without_bool_gets_one_for_the_import():
+    """NumPy 1.24 to 1.26 has none, nor has 1.23 without its deprecated names."""
+    without = "import numpy; getattr(numpy, '__deprecated_attrs__', {}).pop('bool', None)\n"
+    alone = run_python(without + "import mxnet")
+    assert "has no attribute 'bool'" in alone.stderr
+    done = run_python(without + "import multitrainer, mxnet; print('bool' in vars(numpy), mxnet.__version__)")
+    assert done.stdout.startswith("False 1."), done.stderr
+
+
+def test_an_unsuitable_numpy_raises_an_error_that_names_the_one_to_install():
+    """NumPy 2 has no numpy.PZERO, which MXNet reads while it is imported."""
+    done = run_python(
+        """
+        import numpy
+        numpy.__version__ = "2.1.0"
+        del numpy.PZERO
+        import multitrainer
+        import mxnet
+        """
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: MXNet cannot be imported with NumPy 2.1.0")
+    assert last.endswith(f"pip install '{NUMPY}'")
+
+
+def refused(tmp_path, name, content, prepare="", then=""):
+    """Return the errors of ``import multitrainer`` beside a package of that content that stands in for MXNet."""
+    if content is not None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(content)
+    done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {prepare}\nimport multitrainer\n{then}")
+    assert done.returncode == 1
+    return done.stderr
+
+
+def pretend_installed(tmp_path, version):
+    (tmp_path / f"mxnet-{version}.dist-info").mkdir()
+    (tmp_path / f"mxnet-{version}.dist-info" / "METADATA").write_text(f"Name: mxnet\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "then"),
+    [("import mxnet", ""), ("", "import mxnet"), ("", "multitrainer.MultiLRTrainer")],
+    ids=["imported before", "imported after", "at the first use"],
+)
+def test_mxnet_2_is_refused_in_one_line(tmp_path, prepare, then):
+    """With a package of version 2.0.0 without `mxnet.module`, because the tests run with MXNet 1.9.1."""
+    errors = refused(tmp_path, "mxnet", "__version__ = '2.0.0'", prepare, then)
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith(
+        "ImportError: MXNet 2.0.0 is not supported, because it has another Gluon; install 1.9.1: pip"
+    )
+    assert last.endswith(f"pip install 'mxnet>=1.9.1,<2' '{NUMPY}'")
+    assert errors.count("Traceback") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "import numpy\nnumpy.no_such_name",
+        "from numpy import no_such_name",
+        "import no_such_package",
+        "raise OSError('libopenblas.so.0: cannot open shared object file')",
+    ],
+)
+def test_mxnet_2_that_cannot_be_imported_is_refused_as_such(tmp_path, content):
+    pretend_installed(tmp_path, "2.0.0b1")
+    errors = refused(tmp_path, "mxnet", content)  # without an import of MXNet
+    assert "ImportError: MXNet 2.0.0b1 is not supported" in errors.strip().splitlines()[-1]
+    assert errors.count("Traceback") == 1
+
+
+def test_a_missing_mxnet_is_named_with_what_to_install(tmp_path):
+    errors = refused(tmp_path, "", None, "sys.modules['mxnet'] = None")
+    assert errors.strip().splitlines()[-1] == (
+        f"ModuleNotFoundError: MXNet is not installed: pip install 'mxnet>=1.9.1,<2' '{NUMPY}'"
+    )
+    assert errors.count("Traceback") == 1
+
+
+def test_a_missing_numpy_is_named_with_what_to_install(tmp_path):
+    errors = refused(tmp_path, "", None, "sys.modules['numpy'] = None")
+    assert errors.strip().splitlines()[-1] == (
+        f"ModuleNotFoundError: NumPy, which MXNet needs, is not installed: pip install 'mxnet>=1.9.1,<2' '{NUMPY}'"
+    )
+    assert errors.count("Traceback") == 1
+
+
+@pytest.mark.parametrize("prepare", ["", "import mxnet"], ids=["", "imported before"])
+def test_a_folder_called_mxnet_is_not_mistaken_for_it(tmp_path, prepare):
+    (tmp_path / "mxnet").mkdir()
+    (tmp_path / "multitrainer").symlink_to(pathlib.Path(multitrainer.__file__).parent)  # MXNet may be beside it
+    only_here = f"import numpy; sys.path[:] = [path for path in sys.path if 'site-packages' not in path]; {prepare}"
+    last = refused(tmp_path, "", None, only_here).strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: MXNet is not installed, and the folder {tmp_path / 'mxnet'} has its name")
+    assert f"pip install 'mxnet>=1.9.1,<2' '{NUMPY}'" in last
+
+
+@pytest.mark.parametrize("error", ["OSError('libgfortran.so.4')", "ImportError('no')"])
+def test_another_error_of_mxnet_1_is_raised_as_it_is(tmp_path, error):
+    last = refused(tmp_path, "mxnet", f"raise {error}", "", "import mxnet").strip().splitlines()[-1]
+    assert last == error.replace("('", ": ").replace("')", "")
+
+
+def test_a_package_that_mxnet_misses_is_named_as_ever(tmp_path):
+    errors = refused(tmp_path, "mxnet", "import no_such_package", "", "import mxnet")
+    assert errors.strip().splitlines()[-1] == "ModuleNotFoundError: No module named 'no_such_package'"
+
+
+def test_a_version_2_that_is_installed_elsewhere_does_not_matter(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    pretend_installed(tmp_path / "elsewhere", "2.0.0b1")
+    path = f"import sys; sys.path.insert(0, {str(tmp_path / 'elsewhere')!r})\n"
+    done = run_python(path + "import multitrainer, mxnet; print(mxnet.__version__)")
+    assert done.stdout.startswith("1."), done.stderr
+
+
+def test_mxnet_can_be_looked_up_and_its_loader_is_that_of_any_module():
+    done = run_python(
+        """
+        import importlib.util, inspect, sys
+        import multitrainer
+        spec = importlib.util.find_spec("mxnet")
+        assert "mxnet" not in sys.modules
+        import mxnet
+        print(spec.origin == mxnet.__file__, type(mxnet.__loader__).__name__, len(inspect.getsource(mxnet)) > 0)
+        """
+    )
+    assert done.stdout == "True SourceFileLoader True\n", done.stderr
+
+
+ADAMW = "import mxnet as mx; print(type(mx.optimizer.create('adamw')).__module__)"
+
+
+@pytest.mark.parametrize("order", ["multitrainer, mxnet", "mxnet, multitrainer", "multitrainer.symbolic", "gluoncv"])
+def test_mxnet_knows_adamw_as_soon_as_both_are_imported(order):
+    if order == "gluoncv":  # which imports MXNet itself
+        pytest.importorskip("gluoncv")
+        order = "multitrainer, gluoncv"
+    done = run_python(f"import {order}; {ADAMW}")
+    assert done.stdout == "multitrainer.optimizers.adamw\n", done.stderr
+
+
+def test_threads_that_import_at_once_get_whole_modules():
+    """Some hold the lock of a module here while they wait for MXNet, whose own import takes that of AdamW."""
+    done = run_python(
+        """
+        import threading
+        import multitrainer
+        barrier, found = threading.Barrier(4), []
+
+        def run(statement):
+            names = {"multitrainer": multitrainer}
+            barrier.wait()
+            exec(statement, names)
+            found.append(names["found"])
+
+        statements = [
+            "import mxnet; found = mxnet.optimizer.SGD",
+            "found = multitrainer.MultiLRTrainer.step",
+            "from multitrainer._mxnet.arrays import has_gradient as found",
+            "from multitrainer.optimizers.adamw import AdamW as found",
+        ]
+        threads = [threading.Thread(target=run, args=[statement]) for statement in statements]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        import mxnet
+        print(len(found), type(mxnet.optimizer.create("adamw")).__name__)
+        """
+    )
+    assert done.stdout == "4 AdamW\n", done.stderr
+
+
+FIRST_IMPORT = """
+import importlib, os, pathlib, sys
+import mxnet
+root = pathlib.Path(sys.argv[1])
+names = [".".join(["multitrainer", *path.relative_to(root).with_suffix("").parts]) for path in root.rglob("*.py")]
+for name in sorted(names):
+    child = os.fork()
+    if not child:
+        del sys.modules["mxnet"]  # its __init__ is executed again, by the first module that imports it
+        try:
+            importlib.import_module(name.replace(".__init__", ""))
+            import mxnet, multitrainer
+            assert mxnet.optimizer.Optimizer.opt_registry["adamw"] is multitrainer.AdamW
+        except ImportError as error:
+            os._exit(name != "multitrainer.horovod" and "numba" not in str(error))
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(name)
+print(len(names) > 60)
+"""
+
+
+@pytest.mark.slow
+def test_every_module_can_be_the_first_import():
+    """Each in a process that has the modules of MXNet, but not yet mxnet itself."""
+    done = run_python(FIRST_IMPORT.replace("sys.argv[1]", repr(str(pathlib.Path(multitrainer.__file__).parent))))
+    assert done.stdout == "True\n", done.stderr
