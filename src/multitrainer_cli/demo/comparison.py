@@ -8,7 +8,7 @@ import functools
 import statistics
 import sys
 import time
-from typing import Any
+from pathlib import Path
 
 import mxnet as mx
 
@@ -53,7 +53,7 @@ def run(
     runs = [Run(name, rate, args.seed + draw) for draw in range(DRAWS) for rate in rates for name in REGIMES]
     for name in REGIMES:  # what is wrong with the options is found before anything is trained
         make_trainer(settings, Run(name, rates[0], 0), *build_network(CLASSES, contexts))
-    earlier = checkpoints.find_earlier(None, lambda rows: _required_files(rows, len(runs))).rows
+    earlier = checkpoints.find_earlier(None, lambda _: _required_files(checkpoints.out)).rows
     checkpoints.announce_resume()
     checkpoints.write_record(_describe_network())
     interrupted = False
@@ -98,9 +98,9 @@ def _count_processes(contexts: list[mx.Context]) -> int:
     return count_cores() if all(context.device_type == "cpu" for context in contexts) else 1
 
 
-def _required_files(rows: list[dict[str, Any]], runs: int) -> list[str]:
-    """Return the files that a comparison with these rows of metrics has written."""
-    return [SOURCE_FILE, *[run_folder.BEST] * (len(rows) == runs)]
+def _required_files(out: Path) -> list[str]:
+    """Return the files that a comparison with rows of metrics needs; the best network, if it is gone, is made again."""
+    return [SOURCE_FILE, *[run_folder.BEST] * (out / run_folder.BEST).exists()]
 
 
 def _train_source(settings: Settings, processes: TrainingProcesses) -> None:

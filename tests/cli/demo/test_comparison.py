@@ -123,7 +123,7 @@ def test_a_whole_run_has_nothing_left_to_do(finetune, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["metrics.jsonl", "best.params", "mnist-source.params"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "mnist-source.params"])
 def test_an_incomplete_run_is_not_resumed(whole, tmp_path, capsys, name):
     out = tmp_path / "out"
     shutil.copytree(str(whole.out), str(out))
@@ -133,6 +133,25 @@ def test_an_incomplete_run_is_not_resumed(whole, tmp_path, capsys, name):
     assert main(["finetune", *options, "--out", str(out), "--resume"]) == 2
     assert f"is incomplete: there is no {name}" in capsys.readouterr().err
     assert contents(out) == before
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_before_its_last_file_writes_it(finetune, whole):
+    out = whole.out.parent / "stopped"
+    shutil.copytree(str(whole.out), str(out))
+    (out / "best.params").unlink()
+    assert finetune("stopped", "--resume")[1] == 0
+    assert rows_of(out) == rows_of(whole.out)
+    assert (out / "best.params").read_bytes() == (whole.out / "best.params").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_damaged_best_network_is_refused(finetune, whole, capsys):
+    out = whole.out.parent / "damaged"
+    shutil.copytree(str(whole.out), str(out))
+    (out / "best.params").write_bytes(b"")
+    assert finetune("damaged", "--resume")[1] == 2
+    assert "is damaged (best.params cannot be read as MXNet parameters)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
