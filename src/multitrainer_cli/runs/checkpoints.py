@@ -103,6 +103,11 @@ class Checkpoints:
         elif not self.overwrite_pending:
             self._write_record()
 
+    def record_source(self) -> None:
+        """Let the record of a new comparison identify the weights that it fine-tunes, which are in its folder now."""
+        source = self.out / run_folder.SOURCE
+        self._record["weights"] = {"file": source.name, "crc32": artifacts.checksum(source)}
+
     def begin_run(self) -> None:
         """Replace the earlier run with the new one, before the first other file of the new run is written."""
         if self._begun or not self._ranks.is_first:

@@ -40,7 +40,8 @@ def read_earlier_run(
     before, rows = _read(out)
     _check_same_data(out, before["images"] is not None, wanted["data"] is not None)
     _check_same_options(out, before["options"], wanted["options"])
-    _check_same_weights(out, before["weights"], wanted["weights"])
+    if before["images"] is not None:
+        _check_same_weights(out, before["weights"], wanted["weights"])
     if before["data"] != wanted["data"]:
         print(f"the images of the run were in {before['data']}; they are now read from {wanted['data']}")
     _check_metrics(out, len(rows))
@@ -53,6 +54,8 @@ def read_earlier_run(
     _check_complete(out, names)
     if kept:
         _check_checksum(out, len(rows))
+    else:
+        _check_source(out, before["weights"])
     _check_parameters(out, [out / name for name in names if name.endswith(".params")])
     return EarlierRun(rows, before["images"])
 
@@ -197,6 +200,12 @@ def _check_checksum(out: Path, number: int) -> None:
             known += record.parse_json(following.read_text(encoding="utf-8")).get("best", [])
         if known and artifacts.checksum(out / run_folder.BEST) not in known:
             raise ValueError(f"checksum mismatch for {run_folder.BEST}")
+
+
+def _check_source(out: Path, recorded: dict[str, Any] | None) -> None:
+    """Refuse other weights than those that a comparison fine-tunes; an earlier version did not record them."""
+    if recorded is not None and artifacts.checksum(out / run_folder.SOURCE) != recorded["crc32"]:
+        raise resume_error(out, f"is damaged (checksum mismatch for {run_folder.SOURCE})")
 
 
 def _check_parameters(out: Path, paths: list[Path]) -> None:

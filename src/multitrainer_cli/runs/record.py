@@ -63,7 +63,7 @@ def write(
     data : str, optional
         The folder of the images.
     weights : dict, optional
-        The file that the run starts from, and its checksum.
+        The file that the run starts from, or a comparison fine-tunes, and its checksum.
     images : dict, optional
         How the images are divided: what `Split.record` returns.
     """
