@@ -21,7 +21,7 @@ from ..errors import INTERRUPTED, UserError, require
 from ..interrupts import Interrupts
 from ..runs import artifacts, run_folder
 from ..runs.checkpoints import Checkpoints
-from ..runs.earlier_run import resume_error
+from ..runs.earlier_run import check_network, resume_error
 from ..runs.record import NetworkRecord
 from ..training.optimizer import OptimizerChoice, default_rate
 from .datasets import CLASSES, SIZE
@@ -56,8 +56,9 @@ def run(
     runs = [Run(name, rate, args.seed + draw) for draw in range(DRAWS) for rate in rates for name in REGIMES]
     for name in REGIMES:  # what is wrong with the options is found before anything is trained
         make_trainer(settings, Run(name, rates[0], 0), *build_network(CLASSES, contexts))
-    earlier = checkpoints.find_earlier(None, lambda _: _required_files(checkpoints.out)).rows
-    _check_rows(checkpoints.out, earlier, runs)
+    earlier = checkpoints.find_earlier(None, lambda _: _required_files(checkpoints.out))
+    check_network(checkpoints.out, earlier, _describe_network())
+    _check_rows(checkpoints.out, earlier.rows, runs)
     checkpoints.announce_resume()
     checkpoints.write_record(_describe_network())
     interrupted = False
@@ -67,7 +68,7 @@ def run(
                 _train_source(settings, processes)
                 checkpoints.record_source()
                 interrupts.check()
-                _train_runs(settings, runs[len(earlier) :], processes, interrupts, checkpoints)
+                _train_runs(settings, runs[len(earlier.rows) :], processes, interrupts, checkpoints)
         except KeyboardInterrupt:
             interrupted = True
     _report(checkpoints, rates, time.perf_counter() - began)

@@ -68,7 +68,7 @@ class Checkpoints:
             self._record["data"] = None if data is None else str(data.resolve())
             if self._resume and (run_folder.holds_run(self.out) or run_folder.has_record(self.out)):
                 return read_earlier_run(self.out, self._record, required_files)
-            return EarlierRun([], None)
+            return EarlierRun([])
 
         earlier = EarlierRun(*self._ranks.run_on_first(find))
         self.metrics.rows = list(earlier.rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
@@ -12,10 +13,11 @@ from . import artifacts, record, run_folder
 
 
 class EarlierRun(NamedTuple):
-    """What an earlier process has done of this run: its rows of metrics, and the record of its images, if any."""
+    """What an earlier process has done of this run: its rows of metrics, and the record of its images and network."""
 
     rows: list[dict[str, Any]]
-    images: dict[str, Any] | None
+    images: dict[str, Any] | None = None
+    network: dict[str, Any] | None = None
 
 
 def read_earlier_run(
@@ -47,7 +49,7 @@ def read_earlier_run(
     _check_metrics(out, len(rows))
     if not rows:
         print(f"the run in {out} has no whole epoch yet; it begins from the start", flush=True)
-        return EarlierRun([], None)
+        return EarlierRun([])
     # The runs of the comparison are independent of each other: it keeps no checkpoint.
     kept = [] if before["images"] is None else [*run_folder.checkpoint_files(out, len(rows))]
     names = [*(str(path.relative_to(out)) for path in kept), *required_files(rows)]
@@ -57,7 +59,27 @@ def read_earlier_run(
     else:
         _check_source(out, before["weights"])
     _check_parameters(out, [out / name for name in names if name.endswith(".params")])
-    return EarlierRun(rows, before["images"])
+    return EarlierRun(rows, before["images"], before["network"])
+
+
+def check_network(out: Path, earlier: EarlierRun, network: record.NetworkRecord) -> None:
+    """Raise a UserError if the record of an earlier run describes another network than the one that is to be trained.
+
+    Parameters
+    ----------
+    out : Path
+        The folder of the run.
+    earlier : EarlierRun
+        The earlier run, or one without rows.
+    network : NetworkRecord
+        The network that the options and the images ask for.
+    """
+    for field, wanted in network._asdict().items():
+        found = wanted if earlier.network is None else earlier.network[field]
+        # As JSON, because True == 1 == 1.0.
+        if json.dumps(found, sort_keys=True) != json.dumps(wanted, sort_keys=True):
+            where = f"{run_folder.RECORD}: {field} is {found!r}"
+            raise resume_error(out, f"is damaged ({where}, and that of the options and images is {wanted!r})")
 
 
 def resume_error(out: Path, reason: str) -> UserError:

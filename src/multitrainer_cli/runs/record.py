@@ -84,7 +84,9 @@ def write(
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read what is needed to resume a run: its options, data, weights and images, as they were given to `write`.
+    """Read what is needed to resume a run: its network, options, data, weights and images.
+
+    They are as they were given to `write`; the network is a dict of its fields.
 
     Raises
     ------
@@ -102,6 +104,7 @@ def read(path: Path) -> dict[str, Any]:
         raise TypeError(f"expected the name of a folder as data, got {record['data']!r}")
     weights, split = record["weights"], record["split"]
     return {
+        "network": {field: record[field] for field in NetworkRecord._fields},
         "options": dict(record["options"]),
         "data": record["data"],
         "weights": None if weights is None else {key: weights[key] for key in ("file", "crc32")},

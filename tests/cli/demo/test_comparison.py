@@ -211,6 +211,17 @@ def test_rows_of_more_runs_are_refused(begun, capsys, monkeypatch):
     assert "line 1: expected no more rows, got from scratch, 0.01, 4)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("model", "cifar_resnet56_v1"), ("classes", list("1023456789")), ("input", {"size": True})]
+)
+def test_a_record_of_another_network_is_refused(begun, capsys, field, value):
+    write_rows(begun, ROWS)
+    record = json.loads((begun / "run.json").read_text())
+    (begun / "run.json").write_text(json.dumps({**record, field: value}))
+    assert resume(begun) == 2
+    assert f"is damaged (run.json: {field} is {value!r}, and" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("checksum", [None, 0, 1])
 def test_another_source_is_refused(begun, capsys, monkeypatch, checksum):
     class ReachedError(Exception):
