@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
+from multitrainer.saved_run import parse_json
+
 from ..errors import UserError
 from . import artifacts, record, run_folder
 
@@ -108,7 +110,7 @@ def _read(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         rows = _parse_metrics(out / run_folder.METRICS)
         if before["images"] is not None:
             _check_epochs(rows)
-            _check_split(before["images"])
+            record.check_split(before["images"])
         return before, rows
 
 
@@ -125,7 +127,7 @@ def _damage_reported(out: Path) -> Iterator[None]:
 
 def _parse_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics; raise a ValueError or LookupError if one is no object or lacks its accuracy."""
-    rows = [record.parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for place, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ValueError(f"{path.name}, line {place}: expected an object, got {row!r}")
@@ -146,12 +148,6 @@ def _check_epochs(rows: list[dict[str, Any]]) -> None:
         rates = row["learning_rates"]
         if not (isinstance(rates, dict) and all(map(_is_number, rates.values()))):
             raise ValueError(f"{where}: learning_rates are {rates!r}, not a number for each group")
-
-
-def _check_split(images: dict[str, Any]) -> None:
-    for part in ("train", "val"):
-        if not images[part]:
-            raise ValueError(f"the split has no images in {part}")
 
 
 def _is_number(value: Any) -> bool:
@@ -214,12 +210,12 @@ def _check_checksum(out: Path, number: int) -> None:
     files = run_folder.checkpoint_files(out, number)
     following = run_folder.checkpoint_files(out, number + 1).checksum  # of a process killed before its row of metrics
     with _damage_reported(out):
-        written = record.parse_json(files.checksum.read_text(encoding="utf-8"))
+        written = parse_json(files.checksum.read_text(encoding="utf-8"))
         if artifacts.checksum(files.weights) != written["crc32"]:
             raise ValueError(f"checksum mismatch for {files.weights.name}")
         known = list(written.get("best", []))  # which an earlier version did not write
         if known and following.exists():
-            known += record.parse_json(following.read_text(encoding="utf-8")).get("best", [])
+            known += parse_json(following.read_text(encoding="utf-8")).get("best", [])
         if known and artifacts.checksum(out / run_folder.BEST) not in known:
             raise ValueError(f"checksum mismatch for {run_folder.BEST}")
 

@@ -12,7 +12,7 @@ import mxnet as mx
 import numpy as np
 
 import multitrainer
-from multitrainer.saved_run import FORMAT
+from multitrainer.saved_run import FORMAT, parse_json
 
 from . import artifacts
 
@@ -103,6 +103,8 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(record["data"], (str, type(None))):
         raise TypeError(f"expected the name of a folder as data, got {record['data']!r}")
     weights, split = record["weights"], record["split"]
+    if split is not None and record["data"] is None:
+        raise ValueError("there is a split, and no folder as data")
     return {
         "network": {field: record[field] for field in NetworkRecord._fields},
         "options": dict(record["options"]),
@@ -118,14 +120,6 @@ def identify(path: Path) -> int | None:
         return int(_parse(path)["format"])
     except (OSError, ValueError):
         return None
-
-
-def parse_json(text: str) -> Any:
-    """Return what a JSON text holds; raise a ValueError if it is none, or too deep for Python's reader."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its JSON is nested too deeply") from error
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -148,6 +142,13 @@ def _parse_images(classes: list[str], split: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"the image {name!r} is in train and in val")
             images["contents"][name] = split[part][name]
     return images
+
+
+def check_split(images: dict[str, Any]) -> None:
+    """Raise a ValueError if there is nothing to train on or nothing to validate on, which no run records."""
+    for part in ("train", "val"):
+        if not images[part]:
+            raise ValueError(f"the split has no images in {part}")
 
 
 def _check_image(name: str, contents: Any, classes: list[str]) -> None:
