@@ -54,8 +54,8 @@ class TestImageTransform:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ((0, 5), "0 < size <= resize, got size=0"),
-            ((6, 5), "0 < size <= resize, got size=6 and resize=5"),
+            ((0, 5), "0 < size <= resize <= 8192, got size=0"),
+            ((6, 5), "0 < size <= resize <= 8192, got size=6 and resize=5"),
             ((5, 5, (1, 2)), "mean: expected three finite numbers"),
             ((5, 5, (0, 0, float("nan"))), "mean: expected three finite numbers"),
             ((5, 5, (0, 0, 0), (1, 0, 1)), "std: expected numbers above 0"),
@@ -65,7 +65,29 @@ class TestImageTransform:
         with pytest.raises(ValueError, match=message):
             ImageTransform(*arguments)
 
-    @pytest.mark.parametrize("record", [{}, {"size": 5}, {"size": 5, "resize": 6, "mean": 7, "std": None}])
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"size": True}, "size: expected a whole number, got True"),
+            ({"size": 3.5}, "size: expected a whole number, got 3.5"),
+            ({"resize": "32"}, "resize: expected a whole number, got '32'"),
+            ({"resize": 32.0}, "resize: expected a whole number, got 32.0"),
+            ({"resize": 10**9}, "expected 0 < size <= resize <= 8192, got size=5 and resize=1000000000"),
+            ({"mean": "123"}, "mean: expected a list of numbers, got '123'"),
+            ({"mean": ["1", 2, 3]}, r"mean: expected a list of numbers, got \['1', 2, 3\]"),
+            ({"std": [True, 1, 1]}, "std: expected a list of numbers"),
+            ({"std": [1, 1, 10**400]}, "std: expected three finite numbers"),
+            ({"mean": None}, "mean: expected a list of numbers, got None"),
+        ],
+        ids=str,
+    )
+    def test_a_record_is_not_coerced(self, change, message):
+        record = {"size": 5, "resize": 6, "mean": [0, 0, 0], "std": [1, 1, 1]}
+        assert ImageTransform.from_dict(record) == ImageTransform(5, 6, (0, 0, 0), (1, 1, 1))
+        with pytest.raises((TypeError, ValueError), match=message):
+            ImageTransform.from_dict({**record, **change})
+
+    @pytest.mark.parametrize("record", [{}, {"size": 5}, {"size": 5, "resize": 6, "mean": 7, "std": None}, [], None])
     def test_a_record_of_something_else_is_refused(self, record):
         with pytest.raises((LookupError, TypeError, ValueError)):
             ImageTransform.from_dict(record)

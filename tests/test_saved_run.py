@@ -91,7 +91,9 @@ def test_a_record_of_a_newer_version(copy):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"format": 1}', '{"format": "one"}', '{"format": null}', "\ud800", "\x00"]
+    "text",
+    ["", "{", "[]", "null", '{"format": 1}', '{"format": "one"}', '{"format": null}', "\ud800", "\x00", "[" * 100_000],
+    ids=lambda text: repr(text[:20]),
 )
 def test_a_damaged_record(copy, text):
     (copy / "run.json").write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -101,7 +103,10 @@ def test_a_damaged_record(copy, text):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"model": 3}, {"classes": "blue"}, {"classes": []}, {"classes": [1, 2]}, {"input": None}, {"input": {}}],
+    [
+        *({"format": value} for value in (0, -1, "1", 1.0, True, float("inf"))),
+        *({"model": 3}, {"classes": "blue"}, {"classes": []}, {"classes": [1, 2]}, {"input": None}, {"input": {}}),
+    ],
     ids=str,
 )
 def test_a_field_of_another_kind(copy, fields):
@@ -137,6 +142,14 @@ def test_weights_of_another_network(copy):
 def test_a_model_that_gluoncv_does_not_have(copy):
     edit(copy, model="resnet_of_tomorrow")
     with pytest.raises(ValueError, match="'resnet_of_tomorrow', which this GluonCV does not have"):
+        load_run(copy)
+
+
+def test_a_model_for_another_task(copy):
+    edit(copy, model="ssd_300_vgg16_atrous_voc")
+    with pytest.raises(
+        ValueError, match="names the model 'ssd_300_vgg16_atrous_voc', which is not an image classifier"
+    ):
         load_run(copy)
 
 

@@ -5,6 +5,7 @@ Reading needs Pillow, which the extra ``finetune`` installs. Nothing else here d
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = ["ImageTransform", "read_image"]
 # What a file has to be called to be taken for an image, in lower case. What it is decides its contents.
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MAX_SIDE = 8192  # pixels; an image of this size takes 800 MB as the input of a network
 MAX_ASPECT_RATIO = 100  # resized by its shorter side, an image that is longer than this takes hundreds of MB
 
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -86,14 +88,15 @@ class ImageTransform:
     size : int
         The side of the square input, in pixels.
     resize : int
-        The length of the shorter side before the crop, in pixels, at least `size`.
+        The length of the shorter side before the crop, in pixels, at least `size` and at most 8192.
     mean, std : tuple of 3 floats
         Of the red, green and blue values, on a scale of 0 to 1; by default those of ImageNet.
 
     Raises
     ------
     ValueError
-        If a size is not positive, `resize` is smaller than `size`, or `mean` or `std` are not three usable numbers.
+        If a size is not from 1 to 8192, `resize` is smaller than `size`, or `mean` or `std` are not three usable
+        numbers.
 
     Examples
     --------
@@ -110,10 +113,12 @@ class ImageTransform:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if not 0 < self.size <= self.resize:
-            raise ValueError(f"expected 0 < size <= resize, got size={self.size!r} and resize={self.resize!r}")
+        if not 0 < self.size <= self.resize <= MAX_SIDE:
+            raise ValueError(
+                f"expected 0 < size <= resize <= {MAX_SIDE}, got size={self.size!r} and resize={self.resize!r}"
+            )
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not np.isfinite(values).all():
+            if len(values) != 3 or not all(map(_is_finite, values)):
                 raise ValueError(f"{name}: expected three finite numbers, for red, green and blue, got {values!r}")
         if min(self.std) <= 0:
             raise ValueError(f"std: expected numbers above 0, got {self.std!r}")
@@ -165,8 +170,21 @@ class ImageTransform:
         record : dict
             What `as_dict` returned, or what JSON made of it.
         """
-        mean, std = (tuple(map(float, record[name])) for name in ("mean", "std"))
-        return cls(int(record["size"]), int(record["resize"]), mean, std)
+        for name in ("size", "resize"):
+            if type(record[name]) is not int:
+                raise TypeError(f"{name}: expected a whole number, got {record[name]!r}")
+        for name in ("mean", "std"):
+            values = record[name]
+            if not (isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values)):
+                raise TypeError(f"{name}: expected a list of numbers, got {values!r}")
+        return cls(record["size"], record["resize"], tuple(record["mean"]), tuple(record["std"]))
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 class _RefusingTruncated:

@@ -129,9 +129,11 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{folder} holds no run: it has no {RECORD}; give the folder that `multitrainer finetune` has written to"
         )
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        written_as = int(record["format"])
-        if written_as <= FORMAT:
+        record = parse_json(path.read_text(encoding="utf-8"))
+        written_as = record["format"]
+        if type(written_as) is not int or written_as < FORMAT:
+            raise ValueError(f"'format' is {written_as!r}, not {FORMAT}")
+        if written_as == FORMAT:
             _check_fields(record)
     except (ValueError, LookupError, TypeError) as error:
         raise _damaged(path, error) from error
@@ -140,6 +142,14 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{path} was written by a newer multitrainer (format {written_as}, this one reads {FORMAT}); upgrade it"
         )
     return dict(record)
+
+
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds; raise a ValueError if it is none, or too deep for Python's reader."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
 
 
 def _check_fields(record: dict[str, Any]) -> None:
@@ -172,7 +182,13 @@ def _build(model: str, classes: int, folder: Path) -> gluon.HybridBlock:
         ) from error
     if model.lower() not in model_zoo.get_model_list():
         raise ValueError(f"{folder / RECORD} names the model {model!r}, which this GluonCV does not have; upgrade it")
-    return make_classifier(model, classes)
+    try:
+        return make_classifier(model, classes)
+    except Exception as error:  # what is built for another task raises what it likes for these arguments
+        raise ValueError(
+            f"{folder / RECORD} names the model {model!r}, which is not an image classifier ({error}); put a copy of "
+            "the file back, or train again"
+        ) from error
 
 
 def make_classifier(model: str, classes: int) -> gluon.HybridBlock:

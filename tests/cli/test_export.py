@@ -201,10 +201,12 @@ def test_images_that_are_gone_or_damaged_are_not_compared(images, tmp_path, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", [None, "x", {}, {"train": 1, "val": [1]}])
-def test_a_record_that_names_no_images_is_enough(copy, split, capsys):
+@pytest.mark.parametrize(
+    "change", [*({"split": split} for split in (None, "x", {}, {"train": 1, "val": [1]})), {"data": None}], ids=str
+)
+def test_a_record_that_names_no_images_is_enough(copy, change, capsys):
     record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    (copy / "run.json").write_text(json.dumps({**record, "split": split}), encoding="utf-8")
+    (copy / "run.json").write_text(json.dumps({**record, **change}), encoding="utf-8")
     assert export(copy) == 0
     assert "on 4 random inputs: " in capsys.readouterr().out
 

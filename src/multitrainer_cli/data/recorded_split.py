@@ -45,7 +45,7 @@ def divide(
 
     An added image belongs to neither side. A removed one is replaced in training by another one of its class: epochs
     stay as long, and every other image has its turn, as if nothing had changed. A file that holds another image now
-    counts as one that was removed and one that was added.
+    counts as removed.
     """
     found = {_name(path, root): (path, label) for part in parts for path, label in part.items}
     changed = _changed(found, record["contents"], root)
@@ -111,18 +111,16 @@ def _changed(found: dict[str, tuple[str, int]], contents: dict[str, list[int]], 
 
 
 def _describe_changes(found: set[str], changed: set[str], record: dict[str, Any]) -> tuple[str, ...]:
-    """Say which images came or went since the run began, and what the run does about them."""
-    unchanged = found - changed
-    train, val = set(record["train"]) - unchanged, set(record["val"]) - unchanged
-    added = unchanged.difference(record["train"], record["val"]) | changed
-    if not (added or train or val):
+    """Say which images came, went or changed since the run began, and what the run does about them."""
+    train, val = set(record["train"]), set(record["val"])
+    added, removed = found - train - val, (train | val) - found
+    if not (added or removed or changed):
         return ()
-    count = f"{len(added)} were added, {len(train | val)} removed"
-    details = {
-        "added, and left out of this run": added,
-        "removed, and replaced by others of their class to train on": train,
-        "removed, and no longer measured on": val,
-    }
+    count = f"{len(added)} were added, {len(removed)} removed, {len(changed)} changed"
+    details = {"added, and left out of this run": added}
+    for what, names in (("removed", removed), ("changed", changed)):
+        details[f"{what}, and replaced by others of their class to train on"] = names & train
+        details[f"{what}, and no longer measured on"] = names & val
     return (
         f"the images are not those that the run began with: {count}",
         *(f"{what}: {_listed(sorted(names), 3)}" for what, names in details.items() if names),

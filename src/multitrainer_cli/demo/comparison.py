@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import mxnet as mx
@@ -19,6 +21,7 @@ from ..errors import INTERRUPTED, UserError, require
 from ..interrupts import Interrupts
 from ..runs import artifacts, run_folder
 from ..runs.checkpoints import Checkpoints
+from ..runs.earlier_run import check_network, resume_error
 from ..runs.record import NetworkRecord
 from ..training.optimizer import OptimizerChoice, default_rate
 from .datasets import CLASSES, SIZE
@@ -31,7 +34,7 @@ from .regimes import BASE, MODEL, REGIMES, build_network
 DRAWS = 12
 LEARNING_RATE = 0.03  # the middle one
 FACTORS = (1 / 3, 1, 10 / 3)  # 0.01, 0.03, 0.1
-SOURCE_FILE, PICTURE = "mnist-source.params", "comparison.png"
+PICTURE = "comparison.png"
 
 
 def run(
@@ -43,7 +46,7 @@ def run(
     """Compare the regimes, and return the exit status."""
     began = time.perf_counter()
     settings = Settings(
-        checkpoints.out / SOURCE_FILE,
+        checkpoints.out / run_folder.SOURCE,
         args.epochs or defaults.DEMO_EPOCHS,
         _batch_size(args, contexts),
         optimizer,
@@ -53,7 +56,9 @@ def run(
     runs = [Run(name, rate, args.seed + draw) for draw in range(DRAWS) for rate in rates for name in REGIMES]
     for name in REGIMES:  # what is wrong with the options is found before anything is trained
         make_trainer(settings, Run(name, rates[0], 0), *build_network(CLASSES, contexts))
-    earlier = checkpoints.find_earlier(None, lambda rows: _required_files(rows, len(runs))).rows
+    earlier = checkpoints.find_earlier(None, lambda _: _required_files(checkpoints.out))
+    check_network(checkpoints.out, earlier, _describe_network())
+    _check_rows(checkpoints.out, earlier.rows, runs)
     checkpoints.announce_resume()
     checkpoints.write_record(_describe_network())
     interrupted = False
@@ -61,8 +66,9 @@ def run(
         try:
             with TrainingProcesses(_count_processes(contexts)) as processes:
                 _train_source(settings, processes)
+                checkpoints.record_source()
                 interrupts.check()
-                _train_runs(settings, runs[len(earlier) :], processes, interrupts, checkpoints)
+                _train_runs(settings, runs[len(earlier.rows) :], processes, interrupts, checkpoints)
         except KeyboardInterrupt:
             interrupted = True
     _report(checkpoints, rates, time.perf_counter() - began)
@@ -98,9 +104,19 @@ def _count_processes(contexts: list[mx.Context]) -> int:
     return count_cores() if all(context.device_type == "cpu" for context in contexts) else 1
 
 
-def _required_files(rows: list[dict[str, Any]], runs: int) -> list[str]:
-    """Return the files that a comparison with these rows of metrics has written."""
-    return [SOURCE_FILE, *[run_folder.BEST] * (len(rows) == runs)]
+def _required_files(out: Path) -> list[str]:
+    """Return the files that a comparison with rows of metrics needs; the best network, if it is gone, is made again."""
+    return [run_folder.SOURCE, *[run_folder.BEST] * (out / run_folder.BEST).exists()]
+
+
+def _check_rows(out: Path, rows: list[dict[str, Any]], runs: list[Run]) -> None:
+    """Refuse rows of metrics that are not those of the first runs, in their order."""
+    for place, (row, run) in enumerate(itertools.zip_longest(rows, runs[: len(rows)]), 1):
+        found = [row.get(field) for field in Run._fields]
+        if run is None or found != list(run):
+            expected = "no more rows" if run is None else f"the run {', '.join(map(str, run))}"
+            where = f"{run_folder.METRICS}, line {place}"
+            raise resume_error(out, f"is damaged ({where}: expected {expected}, got {', '.join(map(str, found))})")
 
 
 def _train_source(settings: Settings, processes: TrainingProcesses) -> None:
@@ -173,4 +189,6 @@ def _report(checkpoints: Checkpoints, rates: list[float], seconds: float) -> Non
             print(f"{name:<20}" + "".join(f"{gain.signed():>14}" for gain in gains))
     print("\nrate tuned: each draw at the rate that is best on the other draws")
     print(f"{seconds:.0f} s in all; each process used one core and at most {max(row['megabytes'] for row in rows)} MB")
-    print(f"files in {out}: {PICTURE}, metrics.jsonl, best.params, {SOURCE_FILE}\n\n{conclude(results)}", flush=True)
+    print(
+        f"files in {out}: {PICTURE}, metrics.jsonl, best.params, {run_folder.SOURCE}\n\n{conclude(results)}", flush=True
+    )

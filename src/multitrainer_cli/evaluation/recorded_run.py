@@ -52,7 +52,9 @@ def read_recorded_run(folder: Path) -> RecordedRun:
     try:
         model = read_record(folder)["model"]
         fields = record.read(path)
-        batch_size = int(fields["options"]["batch_size"])
+        batch_size = _parse_batch_size(fields["options"]["batch_size"])
+        if fields["images"] is not None:
+            record.check_split(fields["images"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); put a copy of it back, or train again") from error
     images = None if fields["images"] is None else _by_part(fields["images"])
@@ -63,6 +65,13 @@ def read_recorded_run(folder: Path) -> RecordedRun:
         data=fields["data"],
         images=images,
     )
+
+
+def _parse_batch_size(text: Any) -> int:
+    """Return the size of batches from the text of the option; raise a ValueError if it is none."""
+    if not (isinstance(text, str) and text.isdecimal() and int(text) > 0):
+        raise ValueError(f"batch_size is {text!r}, not the text of a number above 0")
+    return int(text)
 
 
 def _by_part(images: dict[str, Any]) -> Recorded:

@@ -71,7 +71,7 @@ class Checkpoints:
             self._record["data"] = None if data is None else str(data.resolve())
             if self._resume and (run_folder.holds_run(self.out) or run_folder.has_record(self.out)):
                 return read_earlier_run(self.out, self._record, required_files)
-            return EarlierRun([], None)
+            return EarlierRun([])
 
         earlier = EarlierRun(*self._ranks.run_on_first(find))
         self.metrics.rows = list(earlier.rows)
@@ -105,6 +105,11 @@ class Checkpoints:
             self._restore_classes()
         elif not self.overwrite_pending:
             self._write_record()
+
+    def record_source(self) -> None:
+        """Let the record of a new comparison identify the weights that it fine-tunes, which are in its folder now."""
+        source = self.out / run_folder.SOURCE
+        self._record["weights"] = {"file": source.name, "crc32": artifacts.checksum(source)}
 
     def begin_run(self) -> None:
         """Replace the earlier run with the new one, before the first other file of the new run is written."""

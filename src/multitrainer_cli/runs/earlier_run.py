@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
+
+from multitrainer.saved_run import parse_json
 
 from ..errors import UserError
 from . import artifacts, record, run_folder
 
 
 class EarlierRun(NamedTuple):
-    """What an earlier process has done of this run: its rows of metrics, and the record of its images, if any."""
+    """What an earlier process has done of this run: its rows of metrics, and the record of its images and network."""
 
     rows: list[dict[str, Any]]
-    images: dict[str, Any] | None
+    images: dict[str, Any] | None = None
+    network: dict[str, Any] | None = None
 
 
 def read_earlier_run(
@@ -40,7 +44,8 @@ def read_earlier_run(
     before, rows = _read(out)
     _check_same_data(out, before["images"] is not None, wanted["data"] is not None)
     _check_same_options(out, before["options"], wanted["options"])
-    _check_same_weights(out, before["weights"], wanted["weights"])
+    if before["images"] is not None:
+        _check_same_weights(out, before["weights"], wanted["weights"])
     if before["data"] != wanted["data"]:
         print(f"the images of the run were in {before['data']}; they are now read from {wanted['data']}")
     _check_metrics(out, len(rows))
@@ -48,15 +53,37 @@ def read_earlier_run(
         _note_other_threads(before["threads"], wanted.get("threads"))
     if not rows:
         print(f"the run in {out} has no whole epoch yet; it begins from the start", flush=True)
-        return EarlierRun([], None)
+        return EarlierRun([])
     # The runs of the comparison are independent of each other: it keeps no checkpoint.
     kept = [] if before["images"] is None else [*run_folder.checkpoint_files(out, len(rows))]
     names = [*(str(path.relative_to(out)) for path in kept), *required_files(rows)]
     _check_complete(out, names)
     if kept:
         _check_checksum(out, len(rows))
+    else:
+        _check_source(out, before["weights"])
     _check_parameters(out, [out / name for name in names if name.endswith(".params")])
-    return EarlierRun(rows, before["images"])
+    return EarlierRun(rows, before["images"], before["network"])
+
+
+def check_network(out: Path, earlier: EarlierRun, network: record.NetworkRecord) -> None:
+    """Raise a UserError if the record of an earlier run describes another network than the one that is to be trained.
+
+    Parameters
+    ----------
+    out : Path
+        The folder of the run.
+    earlier : EarlierRun
+        The earlier run, or one without rows.
+    network : NetworkRecord
+        The network that the options and the images ask for.
+    """
+    for field, wanted in network._asdict().items():
+        found = wanted if earlier.network is None else earlier.network[field]
+        # As JSON, because True == 1 == 1.0.
+        if json.dumps(found, sort_keys=True) != json.dumps(wanted, sort_keys=True):
+            where = f"{run_folder.RECORD}: {field} is {found!r}"
+            raise resume_error(out, f"is damaged ({where}, and that of the options and images is {wanted!r})")
 
 
 def _note_other_threads(before: int | None, now: int | None) -> None:
@@ -93,7 +120,7 @@ def _read(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         rows = _parse_metrics(out / run_folder.METRICS)
         if before["images"] is not None:
             _check_epochs(rows)
-            _check_split(before["images"])
+            record.check_split(before["images"])
         return before, rows
 
 
@@ -110,7 +137,7 @@ def _damage_reported(out: Path) -> Iterator[None]:
 
 def _parse_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics; raise a ValueError or LookupError if one is no object or lacks its accuracy."""
-    rows = [record.parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for place, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ValueError(f"{path.name}, line {place}: expected an object, got {row!r}")
@@ -131,12 +158,6 @@ def _check_epochs(rows: list[dict[str, Any]]) -> None:
         rates = row["learning_rates"]
         if not (isinstance(rates, dict) and all(map(_is_number, rates.values()))):
             raise ValueError(f"{where}: learning_rates are {rates!r}, not a number for each group")
-
-
-def _check_split(images: dict[str, Any]) -> None:
-    for part in ("train", "val"):
-        if not images[part]:
-            raise ValueError(f"the split has no images in {part}")
 
 
 def _is_number(value: Any) -> bool:
@@ -199,14 +220,20 @@ def _check_checksum(out: Path, number: int) -> None:
     files = run_folder.checkpoint_files(out, number)
     following = run_folder.checkpoint_files(out, number + 1).checksum  # of a process killed before its row of metrics
     with _damage_reported(out):
-        written = record.parse_json(files.checksum.read_text(encoding="utf-8"))
+        written = parse_json(files.checksum.read_text(encoding="utf-8"))
         if artifacts.checksum(files.weights) != written["crc32"]:
             raise ValueError(f"checksum mismatch for {files.weights.name}")
         known = list(written.get("best", []))  # which an earlier version did not write
         if known and following.exists():
-            known += record.parse_json(following.read_text(encoding="utf-8")).get("best", [])
+            known += parse_json(following.read_text(encoding="utf-8")).get("best", [])
         if known and artifacts.checksum(out / run_folder.BEST) not in known:
             raise ValueError(f"checksum mismatch for {run_folder.BEST}")
+
+
+def _check_source(out: Path, recorded: dict[str, Any] | None) -> None:
+    """Refuse other weights than those that a comparison fine-tunes; an earlier version did not record them."""
+    if recorded is not None and artifacts.checksum(out / run_folder.SOURCE) != recorded["crc32"]:
+        raise resume_error(out, f"is damaged (checksum mismatch for {run_folder.SOURCE})")
 
 
 def _check_parameters(out: Path, paths: list[Path]) -> None:

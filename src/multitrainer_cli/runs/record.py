@@ -12,7 +12,7 @@ import mxnet as mx
 import numpy as np
 
 import multitrainer
-from multitrainer.saved_run import FORMAT
+from multitrainer.saved_run import FORMAT, parse_json
 
 from . import artifacts
 
@@ -64,7 +64,7 @@ def write(
     data : str, optional
         The folder of the images.
     weights : dict, optional
-        The file that the run starts from, and its checksum.
+        The file that the run starts from, or a comparison fine-tunes, and its checksum.
     images : dict, optional
         How the images are divided: what `Split.record` returns.
     threads : int, optional
@@ -88,7 +88,7 @@ def write(
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read what is needed to resume a run: all that was given to `write` but the network.
+    """Read what is needed to resume a run, as it was given to `write`; the network is a dict of its fields.
 
     Raises
     ------
@@ -108,7 +108,10 @@ def read(path: Path) -> dict[str, Any]:
     if type(threads) not in (int, type(None)):
         raise TypeError(f"expected a number of threads, got {threads!r}")
     weights, split = record["weights"], record["split"]
+    if split is not None and record["data"] is None:
+        raise ValueError("there is a split, and no folder as data")
     return {
+        "network": {field: record[field] for field in NetworkRecord._fields},
         "options": dict(record["options"]),
         "data": record["data"],
         "weights": None if weights is None else {key: weights[key] for key in ("file", "crc32")},
@@ -123,14 +126,6 @@ def identify(path: Path) -> int | None:
         return int(_parse(path)["format"])
     except (OSError, ValueError):
         return None
-
-
-def parse_json(text: str) -> Any:
-    """Return what a JSON text holds; raise a ValueError if it is none, or too deep for Python's reader."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its JSON is nested too deeply") from error
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -153,6 +148,13 @@ def _parse_images(classes: list[str], split: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"the image {name!r} is in train and in val")
             images["contents"][name] = split[part][name]
     return images
+
+
+def check_split(images: dict[str, Any]) -> None:
+    """Raise a ValueError if there is nothing to train on or nothing to validate on, which no run records."""
+    for part in ("train", "val"):
+        if not images[part]:
+            raise ValueError(f"the split has no images in {part}")
 
 
 def _check_image(name: str, contents: Any, classes: list[str]) -> None:

@@ -21,7 +21,8 @@ OLD_RECORD = f"{CHECKPOINT}/run.json"  # where earlier versions kept the record
 AVERAGE_SUFFIX = ".average"  # of the file with the averaged weights, in the checkpoints of a run with --ema
 TENSORBOARD, EVENTS_SUFFIX = "tensorboard", ".multitrainer"
 EVENTS = f"events.out.tfevents.*{EVENTS_SUFFIX}"
-# A new run replaces these; other files in the folder are the user's. mnist-source.params is read and never replaced.
+SOURCE = "mnist-source.params"  # what a comparison fine-tunes; a new run reads it and does not replace it
+# A new run replaces these; other files in the folder are the user's.
 FILES = (METRICS, CLASSES, BEST, LAST, "finetune.png", "comparison.png")
 
 

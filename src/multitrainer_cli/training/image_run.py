@@ -24,7 +24,7 @@ from ..output import escape
 from ..ranks.exchange import Ranks
 from ..runs import run_folder
 from ..runs.checkpoints import Checkpoints
-from ..runs.earlier_run import EarlierRun
+from ..runs.earlier_run import EarlierRun, check_network
 from ..runs.record import NetworkRecord
 from ..runs.tensorboard import TensorBoardFile
 from . import features, loss_options, network, param_groups, schedule, zoo
@@ -65,16 +65,16 @@ def run(
         return 0
     split = open_folder(args.data, args.seed, earlier.images, checkpoints.out, args.val_split)
     ranks.check_same("images", split.listing())
+    described = _describe_network(args, split)
+    check_network(checkpoints.out, earlier, described)
     checkpoints.announce_resume()
     for note in split.notes:
         print(note)
     model = build_model(args, split, contexts, optimizer, ranks, earlier)
     split.check_readable()  # takes long: not before the options are known to be right
-    name = args.model or defaults.MODEL
-    transform = network.transform(name, args.input_size)
     loaders = batches.make_loaders(
         split,
-        transform.size,
+        described.input["size"],
         model.length.batch_size,
         args.workers or 0,
         args.seed,
@@ -86,7 +86,7 @@ def run(
         checkpoints.restore(model.net, model.trainer, contexts, len(earlier.rows), model.average)
         loaders[0].skip(len(earlier.rows))
     images = earlier.images or (split.record() if ranks.is_first else None)
-    checkpoints.write_record(NetworkRecord(name.lower(), split.classes, transform.as_dict()), images)
+    checkpoints.write_record(described, images)
     for note in describe_shared_images(images):
         print(note)
     files = EpochFiles(model.net, model.trainer, checkpoints, model.average, tensorboard)
@@ -99,6 +99,12 @@ def run(
         print(f"multitrainer: interrupted{outcome}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _describe_network(args: argparse.Namespace, split: Split) -> NetworkRecord:
+    name = args.model or defaults.MODEL
+    transform = network.transform(name, args.input_size)
+    return NetworkRecord(name.lower(), split.classes, transform.as_dict())
 
 
 def _has_more_epochs(earlier: EarlierRun, args: argparse.Namespace, checkpoints: Checkpoints) -> bool:

@@ -90,7 +90,12 @@ def test_a_file_with_other_contents_is_another_image(root):
     for path in changed:
         shutil.copy(str(root.parent / "more" / pathlib.Path(path).relative_to(root)), path)
     after = open_folder(root, seed=1, record=json.loads(json.dumps(record)))
-    assert "2 were added, 2 removed" in after.notes[0]
+    train, val = (pathlib.Path(path).relative_to(root).as_posix() for path in changed)
+    assert after.notes == (
+        "the images are not those that the run began with: 0 were added, 0 removed, 2 changed",
+        f"changed, and replaced by others of their class to train on: {train!r}",
+        f"changed, and no longer measured on: {val!r}",
+    )
     assert len(after.train) == len(before.train)
     assert paths(after.train) == paths(before.train) - {*changed}
     assert paths(after.val) == paths(before.val) - {*changed}
@@ -135,7 +140,7 @@ def test_every_remaining_image_of_a_class_takes_its_turn_for_the_removed_ones(ro
     after = open_folder(root, seed=1, record=record)
     assert [path for path, label in after.train.items if label == 2] == [red[3], red[4], red[3], red[3], red[4]]
     assert after.notes == (
-        "the images are not those that the run began with: 0 were added, 3 removed",
+        "the images are not those that the run began with: 0 were added, 3 removed, 0 changed",
         "removed, and replaced by others of their class to train on: "
         + ", ".join(repr(pathlib.Path(path).relative_to(root).as_posix()) for path in red[:3]),
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
+import json
 import re
 import shutil
 import signal
+import zlib
 
 import mxnet as mx
 import pytest
@@ -26,6 +28,7 @@ from multitrainer_cli.demo.comparison import DRAWS, learning_rates
 from multitrainer_cli.demo.datasets import CLASSES
 from multitrainer_cli.demo.intervals import Results, conclude, interval
 from multitrainer_cli.demo.regimes import REGIMES, build_network
+from multitrainer_cli.runs import run_folder
 from multitrainer_cli.training.optimizer import parse_optimizer
 
 FILES = ["best.params", "checkpoint", "comparison.png", "metrics.jsonl", "mnist-source.params", "run.json"]
@@ -40,12 +43,12 @@ def finetune(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("comparison")
     mx.random.seed(0)
-    build_network(CLASSES, [mx.cpu()])[0].save_parameters(str(folder / comparison.SOURCE_FILE))
+    build_network(CLASSES, [mx.cpu()])[0].save_parameters(str(folder / run_folder.SOURCE))
 
     def run(name, *options):
         out = folder / name
         out.mkdir(exist_ok=True)
-        shutil.copy(str(folder / comparison.SOURCE_FILE), str(out))
+        shutil.copy(str(folder / run_folder.SOURCE), str(out))
         return out, main(
             ["finetune", "--epochs", "1", "--seed", "4", "--batch-size", "25", "--out", str(out), *options]
         )
@@ -63,6 +66,34 @@ def whole(finetune):
         out, status = finetune("whole")
     assert status == 0
     return collections.namedtuple("Run", "out printed")(out, printed.getvalue())
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """The folder of a comparison that was stopped before its first row of metrics."""
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_):
+        raise StoppedError
+
+    out = tmp_path / "begun"
+    out.mkdir()
+    build_network(CLASSES, [mx.cpu()])[0].save_parameters(str(out / run_folder.SOURCE))
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "_train_source", stop)
+        with pytest.raises(StoppedError):
+            main(["finetune", "--seed", "4", "--out", str(out)])
+    return out
+
+
+def resume(out):
+    return main(["finetune", "--seed", "4", "--out", str(out), "--resume"])
+
+
+def write_rows(out, rows):
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def without_times(rows):
@@ -123,7 +154,7 @@ def test_a_whole_run_has_nothing_left_to_do(finetune, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["metrics.jsonl", "best.params", "mnist-source.params"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "mnist-source.params"])
 def test_an_incomplete_run_is_not_resumed(whole, tmp_path, capsys, name):
     out = tmp_path / "out"
     shutil.copytree(str(whole.out), str(out))
@@ -133,6 +164,92 @@ def test_an_incomplete_run_is_not_resumed(whole, tmp_path, capsys, name):
     assert main(["finetune", *options, "--out", str(out), "--resume"]) == 2
     assert f"is incomplete: there is no {name}" in capsys.readouterr().err
     assert contents(out) == before
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_before_its_last_file_writes_it(finetune, whole):
+    out = whole.out.parent / "stopped"
+    shutil.copytree(str(whole.out), str(out))
+    (out / "best.params").unlink()
+    assert finetune("stopped", "--resume")[1] == 0
+    assert rows_of(out) == rows_of(whole.out)
+    assert (out / "best.params").read_bytes() == (whole.out / "best.params").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_damaged_best_network_is_refused(finetune, whole, capsys):
+    out = whole.out.parent / "damaged"
+    shutil.copytree(str(whole.out), str(out))
+    (out / "best.params").write_bytes(b"")
+    assert finetune("damaged", "--resume")[1] == 2
+    assert "is damaged (best.params cannot be read as MXNet parameters)" in capsys.readouterr().err
+
+
+ROWS = [{"regime": name, "learning_rate": 0.01, "seed": 4, "val_accuracy": 0.5} for name in REGIMES]
+
+
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    [
+        ([ROWS[0], *ROWS[2:]], "line 2: expected the run one learning rate, 0.01, 4, got backbone at 0.1, 0.01, 4"),
+        (ROWS[1::-1], "line 1: expected the run from scratch, 0.01, 4, got one learning rate, 0.01, 4"),
+        ([{**ROWS[0], "seed": None}], "line 1: expected the run from scratch, 0.01, 4, got from scratch, 0.01, None"),
+        ([{"val_accuracy": 0.5}], "line 1: expected the run from scratch, 0.01, 4, got None, None, None"),
+        ([*ROWS, ROWS[-1]], "line 6: expected the run from scratch, 0.03, 4, got backbone frozen, 0.01, 4"),
+    ],
+)
+def test_rows_of_other_runs_are_refused(begun, capsys, rows, error):
+    write_rows(begun, rows)
+    assert resume(begun) == 2
+    assert f"is damaged (metrics.jsonl, {error})" in capsys.readouterr().err
+
+
+def test_rows_of_more_runs_are_refused(begun, capsys, monkeypatch):
+    monkeypatch.setattr(comparison, "DRAWS", 0)
+    write_rows(begun, ROWS[:1])
+    assert resume(begun) == 2
+    assert "line 1: expected no more rows, got from scratch, 0.01, 4)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("model", "cifar_resnet56_v1"), ("classes", list("1023456789")), ("input", {"size": True})]
+)
+def test_a_record_of_another_network_is_refused(begun, capsys, field, value):
+    write_rows(begun, ROWS)
+    record = json.loads((begun / "run.json").read_text())
+    (begun / "run.json").write_text(json.dumps({**record, field: value}))
+    assert resume(begun) == 2
+    assert f"is damaged (run.json: {field} is {value!r}, and" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("checksum", [None, 0, 1])
+def test_another_source_is_refused(begun, capsys, monkeypatch, checksum):
+    class ReachedError(Exception):
+        pass
+
+    def reach(*_):
+        raise ReachedError
+
+    monkeypatch.setattr(comparison, "_train_source", reach)
+    write_rows(begun, ROWS)
+    record = json.loads((begun / "run.json").read_text())
+    source = begun / "mnist-source.params"
+    if checksum is not None:
+        record["weights"] = {"file": source.name, "crc32": zlib.crc32(source.read_bytes()) + checksum}
+    (begun / "run.json").write_text(json.dumps(record))
+    if checksum:
+        assert resume(begun) == 2
+        assert "is damaged (checksum mismatch for mnist-source.params)" in capsys.readouterr().err
+    else:  # an earlier version did not record it
+        with pytest.raises(ReachedError):
+            resume(begun)
+
+
+@pytest.mark.slow
+def test_the_record_identifies_the_source(whole):
+    record = json.loads((whole.out / "run.json").read_text())
+    source = whole.out / "mnist-source.params"
+    assert record["weights"] == {"file": source.name, "crc32": zlib.crc32(source.read_bytes())}
 
 
 @pytest.mark.parametrize(
@@ -177,7 +294,7 @@ def test_the_best_network_can_be_loaded(embedded_default):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured_and_a_second_run_goes_on(embedded_default, tmp_path):
-    shutil.copy(str(embedded_default.out / comparison.SOURCE_FILE), str(tmp_path))
+    shutil.copy(str(embedded_default.out / run_folder.SOURCE), str(tmp_path))
     with start("--out", tmp_path, start_new_session=True) as process:
         while not (tmp_path / "metrics.jsonl").exists() or len(rows_of(tmp_path)) < 40:
             assert process.poll() is None, process.communicate()

@@ -59,6 +59,9 @@ def test_a_run_without_images(run):
         {"split": {"train": {"a": 1}, "val": {}}},
         {"options": 3},
         {"options": {}},
+        *({"options": {"batch_size": size}} for size in ("0", "-1", 8, "x")),
+        {"split": {"train": {}, "val": {}}},
+        {"data": None},
     ],
     ids=str,
 )

@@ -86,7 +86,7 @@ class TestImages:
 def test_a_record_alone_begins_from_the_start(tmp_path, capsys):
     wanted = {"options": {"seed": "1"}, "data": None, "weights": None}
     record.write(tmp_path / "run.json", NETWORK, **wanted, images=None)
-    assert read_earlier_run(tmp_path, wanted, lambda rows: ["best.params"]) == ([], None)
+    assert read_earlier_run(tmp_path, wanted, lambda rows: ["best.params"]) == ([], None, None)
     assert capsys.readouterr().out == f"the run in {tmp_path} has no whole epoch yet; it begins from the start\n"
 
 
@@ -194,6 +194,25 @@ class TestDamagedRuns:
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
         with pytest.raises(UserError, match=f"is damaged .*{error}"):
             train(tmp_path, 2, 0, resume=True)
+
+    @pytest.mark.parametrize(
+        ("change", "error"),
+        [
+            (
+                {"model": "cifar_resnet56_v1"},
+                "run.json: model is 'cifar_resnet56_v1', and that of the options and images",
+            ),
+            ({"input": {"size": 33}}, "run.json: input is {'size': 33}, and"),
+            ({"input": 5}, "run.json: input is 5, and"),
+        ],
+    )
+    def test_a_record_of_another_network_is_refused(self, copied, capsys, change, error):
+        path = copied.out / "run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        before = contents(copied.out)
+        assert finetune(copied.images, "--out", copied.out, "--resume", epochs=3) == 2
+        assert f"is damaged ({error}" in capsys.readouterr().err
+        assert contents(copied.out) == before
 
     @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "checkpoint/000001.json"])
     def test_deeply_nested_json_is_refused(self, tmp_path, name):

@@ -20,7 +20,7 @@ def write(folder, network=NETWORK, images=IMAGES, **fields):
 
 def test_what_was_written_is_read(tmp_path):
     path = write(tmp_path)
-    assert record.read(path) == {**FIELDS, "images": IMAGES}
+    assert record.read(path) == {**FIELDS, "images": IMAGES, "network": NETWORK._asdict()}
     assert record.read(write(tmp_path, images=None, weights=None))["images"] is None
     assert record.identify(path) == record.FORMAT
 
