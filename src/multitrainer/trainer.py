@@ -885,8 +885,8 @@ class MultiLRTrainer(Trainer):
         return self._accumulation.flushed(self._params, self._partition, self._scale)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
-        resolved = resolve_assignment(multipliers, field, self._params)
-        self._multipliers.assign({field: resolved.assignments[field]}, resolved.blocks)
+        assigned, blocks = resolve_assignment(multipliers, field, self._params)
+        self._multipliers.assign({field: assigned}, blocks)
 
     def _rows(self, **kwargs: Any) -> list[report.SummaryRow]:
         return report.summary_rows(self._resolved, self._multipliers.trainable, self._partition, **kwargs)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from typing import Any, Callable, Collection, Dict, Iterator, Mapping, Union
+from collections.abc import Mapping
+from typing import Any, Callable, Collection, Dict, Iterator, Union
 
 from mxnet.gluon import Block, Parameter, ParameterDict
 
@@ -18,22 +19,49 @@ Parameters = Dict[str, Parameter]
 TARGETS = "a Block, a ParameterDict, a dict of name to Parameter, a Parameter, or a list of these"
 
 
-def check_multiplier(value: Any, where: str) -> Multiplier:
-    """Return a number as a float and a schedule unchanged; raise an error that begins with ``where`` otherwise."""
+class Description:
+    """Pieces of the user's input in words, which are put together when a message needs them: most input is right.
+
+    Parameters
+    ----------
+    template : str
+        Has a ``{}`` for each piece.
+    *pieces
+        What `describe` describes.
+    """
+
+    def __init__(self, template: str, *pieces: Any) -> None:
+        self._template, self._pieces = template, pieces
+
+    def __str__(self) -> str:
+        return self._template.format(*map(describe, self._pieces))
+
+
+Where = Union[str, Description]
+
+
+def check_multiplier(value: Any, where: Where, template: str = "{}") -> Multiplier:
+    """Return a number as a float and a schedule unchanged.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither; the message begins with ``template``, in which ``where`` is filled in.
+    """
     if type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool)):
         number = float(value)
         if math.isfinite(number) and number >= 0:
             return number
-        raise ValueError(f"{where} must be a finite number >= 0, got {value!r}")
+        raise ValueError(f"{template.format(where)} must be a finite number >= 0, got {value!r}")
     if callable(value) and not isinstance(value, (type, Block)):
         return value
     raise TypeError(
-        f"{where} must be a number >= 0 or a schedule (a callable num_update -> number), "
+        f"{template.format(where)} must be a number >= 0 or a schedule (a callable num_update -> number), "
         f"got {describe(value)} of type {type(value).__name__}"
     )
 
 
-def known_name(name: Any, known: Collection[str], where: str, holder: str = "this trainer") -> str:
+def known_name(name: Any, known: Collection[str], where: Where, holder: str = "this trainer") -> str:
     """Return ``name`` if it is in ``known``, else raise a ValueError that lists the closest names."""
     if name in known:
         return str(name)
@@ -66,7 +94,7 @@ def describe(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def collect(target: Any, where: str) -> Parameters:
+def collect(target: Any, where: Where) -> Parameters:
     """Return every Parameter of ``target`` by name, statistics and constants included."""
     found: Parameters = {}
     for param in _iterate(target, where):
@@ -99,7 +127,7 @@ def is_parameter_mapping(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Parameter) for item in value.values())
 
 
-def _iterate(target: Any, where: str) -> Iterator[Parameter]:
+def _iterate(target: Any, where: Where) -> Iterator[Parameter]:
     if isinstance(target, Parameter):
         yield target
     elif isinstance(target, Block):
