@@ -107,7 +107,7 @@ class MultiLRTrainer(Trainer):
         self._fused = FusedUpdates(self._partition)
         self._averages = Averages()
         self._measurement = UpdateMeasurement()
-        self._multipliers = Multipliers(self._params, self._partition, inherited)
+        self._multipliers = Multipliers(self._params, resolved.trainable, self._partition, inherited)
         self._multipliers.start(resolved.assignments, resolved.blocks, resolved.companions)
 
     def _construct_stock_trainer(
@@ -484,7 +484,7 @@ class MultiLRTrainer(Trainer):
             self._partition.append(added)
             self._divide(own, created)
             self._resolved = self._resolved.extended(resolved._replace(blocks=()))
-            self._multipliers.add_parameters(added, inherited)
+            self._multipliers.add_parameters(added, resolved.trainable, inherited)
             self._multipliers.start(resolved.assignments, resolved.blocks, resolved.companions)
         self._share_added(added)
 

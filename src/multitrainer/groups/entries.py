@@ -51,7 +51,7 @@ def parse_entries(params: Any) -> list[Entry]:
 def _parse_entry(number: int, item: Any) -> Entry:
     where = Description("entry {} ({})", number, item)
     entry = Entry(where, _as_group(item, where))
-    if not (entry.sets_nothing and isinstance(entry.group.params, Block)):
+    if not (isinstance(entry.group.params, Block) and entry.sets_nothing):
         entry.check_not_empty()
     return entry
 

@@ -51,6 +51,11 @@ class ResolvedGroups(NamedTuple):
     blocks: tuple[Block, ...]  # the Blocks among the targets, and the networks that recipes made groups of
     companions: dict[Parameter, list[Parameter]]  # statistic -> trainable Parameters with lr_mult from the same entry
 
+    @property
+    def trainable(self) -> list[Parameter]:
+        """The Parameters that a multiplier can move: all but statistics and constants."""
+        return [param for param in self.parameters if param in self.member_of]
+
     def extended(self, added: ResolvedGroups) -> ResolvedGroups:
         """Return these groups followed by ``added``, whose Parameters are others; the indices here stay."""
         first = len(self.groups)
@@ -208,8 +213,8 @@ def _resolve_entries(
 ) -> ResolvedGroups:
     written, blocks = [entry.group for entry in entries], _blocks_of(entries)
     groups = tuple(
-        ResolvedGroup(dict(sorted(entry.trainable.items())), entry.group, name)
-        for entry, name in zip(entries, group_names(written, [*known_blocks, *blocks], taken_names))
+        ResolvedGroup({name: entry.trainable[name] for name in sorted(entry.trainable)}, entry.group, group_name)
+        for entry, group_name in zip(entries, group_names(written, [*known_blocks, *blocks], taken_names))
     )
     deciding = {field: _deciding_entries(entries, field) for field in (*FIELDS, OPTIMIZER)}
     assignments = {field: _multipliers(entries, field, deciding[field]) for field in FIELDS}
@@ -228,16 +233,17 @@ def _multipliers(
     entries: Sequence[Entry], field: str, deciding: Mapping[Parameter, int]
 ) -> dict[Parameter, Multiplier]:
     """Return the multiplier that each Parameter gets, given the index of the entry that decides it."""
-    return {param: getattr(entries[i].group, field) for param, i in deciding.items()}
+    values = [getattr(entry.group, field) for entry in entries]
+    return {param: values[i] for param, i in deciding.items()}
 
 
 def _companions(entries: Sequence[Entry], deciding: Mapping[Parameter, int]) -> dict[Parameter, list[Parameter]]:
     """Return, for what no multiplier moves, the Parameters that get theirs from the last entry that holds both."""
     companions = {}
     for i, entry in enumerate(entries):
-        others = [param for name, param in entry.params.items() if name not in entry.trainable]
-        if others and entry.group.lr_mult is not None:
+        if entry.group.lr_mult is not None and len(entry.trainable) < len(entry.params):
             decided = [param for param in entry.trainable.values() if deciding[param] == i]
+            others = (param for name, param in entry.params.items() if name not in entry.trainable)
             companions.update(dict.fromkeys(others, decided))
     return companions
 
@@ -250,23 +256,24 @@ def _deciding_entries(entries: Sequence[Entry], field: str) -> dict[Parameter, i
     ValueError
         If an entry neither refines an earlier one that it overlaps, nor has the same multiplier or optimizer.
     """
-    setting: dict[Parameter, list[int]] = {}
+    deciding: dict[Parameter, int] = {}
+    overridden: dict[Parameter, tuple[int, ...]] = {}  # the entries that set it before the deciding one
     for i, entry in enumerate(entries):
-        value = getattr(entry.group, field)
+        value, members = getattr(entry.group, field), entry.trainable.values()
         if value is None:
             continue
         shared: dict[int, list[Parameter]] = {}  # index of an earlier entry -> the Parameters that both hold
-        for param in entry.trainable.values():
-            earlier_entries = setting.setdefault(param, [])
-            for j in earlier_entries:
+        for param in [member for member in members if member in deciding]:
+            overridden[param] = (*overridden.get(param, ()), deciding[param])
+            for j in overridden[param]:
                 shared.setdefault(j, []).append(param)
-            earlier_entries.append(i)
         for j, params in shared.items():
             earlier = entries[j]
             refines = len(params) == len(entry.trainable) < len(earlier.trainable)
             if not refines and getattr(earlier.group, field) != value:
                 raise ValueError(_conflict(params[0], field, earlier, entry))
-    return {param: indices[-1] for param, indices in setting.items()}
+        deciding.update(dict.fromkeys(members, i))
+    return deciding
 
 
 def _conflict(param: Parameter, field: str, earlier: Entry, later: Entry) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any, Callable, Collection, Dict, Iterator, Union
+from typing import Any, Callable, Collection, Dict, Iterable, Iterator, Union
 
 from mxnet.gluon import Block, Parameter, ParameterDict
 
@@ -97,7 +98,7 @@ def describe(value: Any) -> str:
 def collect(target: Any, where: Where) -> Parameters:
     """Return every Parameter of ``target`` by name, statistics and constants included."""
     found: Parameters = {}
-    for param in _iterate(target, where):
+    for param in _parameters_in(target, where):
         if found.setdefault(param.name, param) is not param:
             raise ValueError(
                 f"{where}: two different Parameters are called {param.name!r}; give their Blocks different prefix="
@@ -127,25 +128,21 @@ def is_parameter_mapping(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Parameter) for item in value.values())
 
 
-def _iterate(target: Any, where: Where) -> Iterator[Parameter]:
+def _parameters_in(target: Any, where: Where) -> Iterable[Parameter]:
     if isinstance(target, Parameter):
-        yield target
-    elif isinstance(target, Block):
+        return [target]
+    if isinstance(target, (list, tuple)):
+        nested = ([item] if isinstance(item, Parameter) else _parameters_in(item, where) for item in target)
+        return itertools.chain.from_iterable(nested)
+    if isinstance(target, Block):
         mark_statistics(target)
         try:
-            yield from target.collect_params().values()
+            return target.collect_params().values()
         except AssertionError as error:
             raise ValueError(f"{where}: {error}; give the Blocks different prefix=") from error
-    elif isinstance(target, ParameterDict) or is_parameter_mapping(target):
-        yield from target.values()
-    elif isinstance(target, (list, tuple)):
-        for item in target:
-            if isinstance(item, Parameter):
-                yield item
-            else:
-                yield from _iterate(item, where)
-    else:
-        raise TypeError(f"{where}: {describe(target)} is not a target{_target_hint(target)}; expected {TARGETS}")
+    if isinstance(target, ParameterDict) or is_parameter_mapping(target):
+        return target.values()
+    raise TypeError(f"{where}: {describe(target)} is not a target{_target_hint(target)}; expected {TARGETS}")
 
 
 def _target_hint(target: Any) -> str:
