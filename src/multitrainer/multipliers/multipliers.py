@@ -196,7 +196,7 @@ class Multipliers:
         for schedules in self._schedules.acting.values():
             self._servers.check_schedules(schedules)
         self._schedules.check_owned(overridden)
-        changes = self._tracker.changes(overridden)
+        changes = {field: numbers for field, numbers in self._tracker.changes(overridden).items() if numbers}
         for field, numbers in changes.items():
             self._check(field, {param: check_multiplier(number, field) for param, number in numbers.items()})
         for field, params in (*changes.items(), *overridden.items()):
@@ -205,7 +205,7 @@ class Multipliers:
         is_due = bool(self._schedules) and self._schedules.evaluated_for != self._clock.next_update
         if is_due:
             self._follow_schedules()
-        return is_due or any(changes.values())
+        return is_due or bool(changes)
 
     def _follow_schedules(self) -> None:
         numbers = self._schedules.evaluate(self._clock.next_update)
