@@ -107,7 +107,7 @@ class MultiLRTrainer(Trainer):
         self._fused = FusedUpdates(self._partition)
         self._averages = Averages()
         self._measurement = UpdateMeasurement()
-        self._multipliers = Multipliers(self._params, self._partition, inherited)
+        self._multipliers = Multipliers(self._params, resolved.trainable, self._partition, inherited)
         self._multipliers.start(resolved.assignments, resolved.blocks, resolved.companions)
         cores.note_idle_cores(context for param in self._params for context in _mxnet.contexts(param))
 
@@ -485,7 +485,7 @@ class MultiLRTrainer(Trainer):
             self._partition.append(added)
             self._divide(own, created)
             self._resolved = self._resolved.extended(resolved._replace(blocks=()))
-            self._multipliers.add_parameters(added, inherited)
+            self._multipliers.add_parameters(added, resolved.trainable, inherited)
             self._multipliers.start(resolved.assignments, resolved.blocks, resolved.companions)
         self._share_added(added)
 
@@ -886,8 +886,8 @@ class MultiLRTrainer(Trainer):
         return self._accumulation.flushed(self._params, self._partition, self._scale)
 
     def _set(self, field: str, multipliers: Mapping[Any, Multiplier]) -> None:
-        resolved = resolve_assignment(multipliers, field, self._params)
-        self._multipliers.assign({field: resolved.assignments[field]}, resolved.blocks)
+        assigned, blocks = resolve_assignment(multipliers, field, self._params)
+        self._multipliers.assign({field: assigned}, blocks)
 
     def _rows(self, **kwargs: Any) -> list[report.SummaryRow]:
         return report.summary_rows(self._resolved, self._multipliers.trainable, self._partition, **kwargs)

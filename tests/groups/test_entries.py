@@ -63,7 +63,7 @@ def test_a_block_without_parameters_may_be_in_a_list():
 
 
 def wheres(params):
-    return [entry.where for entry in parse_entries(params)]
+    return [str(entry.where) for entry in parse_entries(params)]
 
 
 def test_an_entry_is_named_by_its_number_and_its_text():

@@ -272,17 +272,16 @@ class TestAssignment:
     def test_targets_and_names(self):
         net = mlp()
         members = list(net.collect_params().values())
-        resolved = resolve_assignment({net[0]: 0.5, "net_dense1_bias": 2}, "wd_mult", members)
-        assert resolved.assignments["wd_mult"] == {net[0].weight: 0.5, net[0].bias: 0.5, net[2].bias: 2}
-        assert resolved.assignments["lr_mult"] == {}
-        assert resolved.parameters == members
+        assigned, blocks = resolve_assignment({net[0]: 0.5, "net_dense1_bias": 2}, "wd_mult", members)
+        assert assigned == {net[0].weight: 0.5, net[0].bias: 0.5, net[2].bias: 2}
+        assert blocks == (net[0],)
 
     def test_a_later_target_refines_an_earlier_one(self):
         net = mlp()
         members = list(net.collect_params().values())
-        resolved = resolve_assignment({net: 0.5, "net_dense1_bias": 2}, "lr_mult", members)
-        assert resolved.assignments["lr_mult"][net[2].bias] == 2
-        assert resolved.assignments["lr_mult"][net[2].weight] == 0.5
+        assigned, _ = resolve_assignment({net: 0.5, "net_dense1_bias": 2}, "lr_mult", members)
+        assert assigned[net[2].bias] == 2
+        assert assigned[net[2].weight] == 0.5
 
 
 class TestOptimizers:

@@ -6,6 +6,7 @@ import pytest
 from mxnet.gluon import Parameter, ParameterDict, nn
 
 from multitrainer.groups.targets import (
+    Description,
     blocks_of,
     check_multiplier,
     closest_names,
@@ -41,6 +42,8 @@ class TestMultiplier:
     def test_any_other_number_is_a_value_error(self, value):
         with pytest.raises(ValueError, match=r"^lr_mult of it must be a finite number >= 0, got "):
             check_multiplier(value, "lr_mult of it")
+        with pytest.raises(ValueError, match=r"^entry 'a{b}': lr_mult must be a finite number >= 0, got "):
+            check_multiplier(value, Description("entry {}", "a{b}"), "{}: lr_mult")
 
     @pytest.mark.parametrize("value", [True, "0.1", None, [1], 1j, mx.nd.ones(1), DENSE, mx.lr_scheduler.PolyScheduler])
     def test_anything_else_is_a_type_error_that_names_its_type(self, value):
@@ -161,3 +164,11 @@ class TestDescribe:
 
     def test_text_is_one_line(self):
         assert describe(np.eye(2)) == "array([[1., 0.], [0., 1.]])"
+
+
+class TestDescription:
+    def test_pieces_are_described_when_the_text_is_read(self):
+        layer = nn.Dense(1, in_units=1, prefix="fc_")
+        description = Description("entry {} ({}: {})", 3, [layer], "a{b}")
+        layer._name = "renamed"
+        assert f"{description}!" == "entry 3 ([Dense 'renamed']: 'a{b}')!"

@@ -184,9 +184,6 @@ class TestParse:
 class TestExplicit:
     """What the user set on a ready-made optimizer, without what MXNet or a trainer added."""
 
-    def test_is_empty_without_an_optimizer_object(self):
-        assert explicit_multipliers("sgd", "lr_mult") == {}
-
     def test_leaves_out_the_zeros_of_mxnet(self):
         names = dict(enumerate(["fc_weight", "fc_bias", "bn_gamma", "bn_beta"]))
         optimizer = mx.optimizer.SGD(param_idx2name=names)

@@ -118,8 +118,11 @@ def arrays_and_gradients(param: Parameter) -> list[tuple[NDArray, NDArray]]:
 
 def single_array_and_gradient(param: Parameter) -> tuple[NDArray | None, NDArray | None]:
     """Return the array of ``param`` and its gradient, each None unless there is exactly one."""
-    both = param._data, param._grad
-    return tuple(found[0] if found and len(found) == 1 else None for found in both)  # type: ignore[return-value]
+    return _single(param._data), _single(param._grad)
+
+
+def _single(arrays: Sequence[NDArray] | None) -> NDArray | None:
+    return arrays[0] if arrays is not None and len(arrays) == 1 else None
 
 
 def is_initialized(param: Parameter) -> bool:

@@ -45,7 +45,7 @@ class Freezer:
         self._companions: Mapping[Parameter, Sequence[Parameter]] = {}
         self._blocks_checked = True
         self._departed: set[Parameter] = set()  # those that had left the known Blocks at the last step
-        self._record_state()
+        self._record_state(self._with_lr_mult_0())
 
     @property
     def freezes(self) -> bool:
@@ -135,18 +135,23 @@ class Freezer:
         backward_done : bool
             Whether the backward pass for the next update has been made, even if it left no gradient.
         """
-        changed = [param for param, lr_mult in previous.items() if _is_to_change(param, lr_mult)]
-        without_gradient = [p for p in requested if p.lr_mult != 0 and p.grad_req == "null" and not is_frozen(p)]
+        to_freeze, frozen = self._with_lr_mult_0(), set(filter(is_frozen, self._trainable))
+        changed = (to_freeze ^ frozen) | (to_freeze ^ self._frozen)
+        without_gradient = {p for p in requested if p.grad_req == "null" and p.lr_mult != 0 and p not in frozen}
         if changed or without_gradient or not (self._blocks_checked and self.is_up_to_date):
             pending = backward_done or (bool(changed or without_gradient) and gradient_pending(self._trainable))
-            self._freeze_and_unfreeze(previous, requested)
+            for param in to_freeze:
+                freeze_parameter(param, previous[param])
+            unfreeze_parameters(frozen - to_freeze)
+            unfrozen = (changed - to_freeze) | without_gradient
+            request_gradients({p: "write" for p in unfrozen.intersection(requested) if p.grad_req == "null"})
             if pending:
-                wait_for_backward(param for param in (*changed, *without_gradient) if param.lr_mult != 0)
-            held = self._update_blocks(pending)
-            if not self._blocks_checked or any(param.lr_mult == 0 for param in changed):
-                self._warn_of_statistics(held)
+                wait_for_backward(unfrozen)
+            held = self._update_blocks(pending, to_freeze)
+            if not self._blocks_checked or changed & to_freeze:
+                warn_of_statistics(to_freeze, self._params, held)
             self._blocks_checked = True
-        self._record_state()
+        self._record_state(to_freeze)
 
     def restore(self, saved: Mapping[Parameter, tuple[float, str, float]]) -> None:
         """Freeze Parameters as they were when they were saved; `apply` does the rest.
@@ -184,25 +189,18 @@ class Freezer:
                 "'null'"
             )
 
-    def _freeze_and_unfreeze(self, previous: Mapping[Parameter, float], requested: Iterable[Parameter]) -> None:
-        for param, lr_mult in previous.items():
-            if param.lr_mult == 0:
-                freeze_parameter(param, lr_mult)
-        unfreeze_parameters([param for param in self._trainable if param.lr_mult != 0 and is_frozen(param)])
-        request_gradients({p: "write" for p in requested if p.lr_mult != 0 and p.grad_req == "null"})
+    def _with_lr_mult_0(self) -> set[Parameter]:
+        return {param for param in self._trainable if param.lr_mult == 0}
 
-    def _update_blocks(self, pending: bool) -> set[Parameter]:
+    def _update_blocks(self, pending: bool, frozen: Collection[Parameter]) -> set[Parameter]:
         roots, params = self.blocks.roots, self._trainable
-        switch_off_gradients(roots, params)
-        return update_blocks(roots, params, lambda: pending or gradient_pending(params), self._companions)
+        if frozen:
+            switch_off_gradients(roots, params)
+        return update_blocks(roots, frozen, lambda: pending or gradient_pending(params), self._companions)
 
-    def _warn_of_statistics(self, held: set[Parameter]) -> None:
-        warn_of_statistics([param for param in self._trainable if param.lr_mult == 0], self._params, held)
-
-    def _record_state(self) -> None:
-        self._changes = change_count()
-        self._frozen = [param for param in self._trainable if param.lr_mult == 0]
-        self._switched_off = [param for param in self._frozen if param.grad_req == "null"]
+    def _record_state(self, frozen: set[Parameter]) -> None:
+        self._changes, self._frozen = change_count(), frozen
+        self._switched_off = [param for param in frozen if param.grad_req == "null"]
 
 
 def _shortened(texts: Iterable[str]) -> str:
@@ -214,11 +212,6 @@ def _shortened(texts: Iterable[str]) -> str:
 def _mark_used(params: Iterable[Parameter]) -> None:
     with_gradient = [param for param in params if param.grad_req != "null"]
     _mxnet.mark_gradients_used(weight for param in with_gradient for weight, _ in _mxnet.arrays_and_gradients(param))
-
-
-def _is_to_change(param: Parameter, previous: float) -> bool:
-    """Whether a Parameter is to be frozen or unfrozen, or was while it had another multiplier."""
-    return {previous == 0, param.lr_mult == 0} != {is_frozen(param)}
 
 
 def freeze_parameter(param: Parameter, lr_mult: float | None = None) -> None:

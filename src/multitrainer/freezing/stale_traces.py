@@ -20,8 +20,9 @@ def warn_of_old_traces(params: Iterable[Parameter]) -> None:
     A traced parent runs its graph and calls none of its children, so such a Block is part of an older trace. Call this
     once a step.
     """
-    watches = [watch for watch in list(_watches) if not watch.stop_if_called()]
-    members = set(params) if watches else set()
+    if not _watches:
+        return
+    watches, members = [watch for watch in list(_watches) if not watch.stop_if_called()], set(params)
     for watch in watches:
         if members.isdisjoint(watch.params) or watch.forward_was_earlier():
             continue

@@ -75,4 +75,5 @@ def waiting_for_backward(params: Iterable[Parameter]) -> list[Parameter]:
 
 def stop_waiting(params: Iterable[Parameter]) -> None:
     """Note that an update was made after ``params`` were unfrozen."""
-    _waiting.difference_update(params)
+    if _waiting:
+        _waiting.difference_update(params)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterator
 
 from mxnet.gluon import Block, Parameter, ParameterDict
 
 from .._mxnet import is_auxiliary
 from .param_group import ParamGroup
-from .targets import TARGETS, check_multiplier, collect, describe, is_parameter_mapping, is_target
+from .targets import TARGETS, Description, Where, check_multiplier, collect, describe, is_parameter_mapping, is_target
 
 _NO_DICT_OF_PYTORCH = "write a group as (target, lr_mult) or ParamGroup(target, lr_mult=...)"
 
@@ -17,7 +18,7 @@ _NO_DICT_OF_PYTORCH = "write a group as (target, lr_mult) or ParamGroup(target, 
 class Entry:
     """One entry of ``params``: a group, the Parameters that it holds, and the words for it in error messages."""
 
-    def __init__(self, where: str, group: ParamGroup) -> None:
+    def __init__(self, where: Where, group: ParamGroup) -> None:
         self.where = where
         self.group = group
         self.params = collect(group.params, where)
@@ -44,14 +45,15 @@ class Entry:
 
 def parse_entries(params: Any) -> list[Entry]:
     """Read ``params`` in any form that `MultiLRTrainer` takes; raise TypeError or ValueError naming the entry."""
-    entries = []
-    for number, item in enumerate(_split(params)):
-        where = f"entry {number} ({describe(item)})"
-        entry = Entry(where, _as_group(item, where))
-        if not (entry.sets_nothing and isinstance(entry.group.params, Block)):
-            entry.check_not_empty()
-        entries.append(entry)
-    return entries
+    return [_parse_entry(number, item) for number, item in enumerate(_split(params))]
+
+
+def _parse_entry(number: int, item: Any) -> Entry:
+    where = Description("entry {} ({})", number, item)
+    entry = Entry(where, _as_group(item, where))
+    if not (isinstance(entry.group.params, Block) and entry.sets_nothing):
+        entry.check_not_empty()
+    return entry
 
 
 def _split(params: Any) -> Iterator[Any]:
@@ -82,7 +84,7 @@ def _split(params: Any) -> Iterator[Any]:
         )
 
 
-def _as_group(item: Any, where: str) -> ParamGroup:
+def _as_group(item: Any, where: Where) -> ParamGroup:
     if isinstance(item, ParamGroup):
         return item
     if isinstance(item, tuple) and len(item) == 2 and not (is_target(item[1]) or isinstance(item[1], ParamGroup)):
@@ -91,7 +93,7 @@ def _as_group(item: Any, where: str) -> ParamGroup:
             raise TypeError(f"{where}: a ParamGroup carries its own multipliers; write ParamGroup(..., lr_mult=...)")
         if multiplier is None:
             return ParamGroup(target)
-        return ParamGroup(target, lr_mult=check_multiplier(multiplier, f"{where}: lr_mult"))
+        return ParamGroup(target, lr_mult=check_multiplier(multiplier, where, "{}: lr_mult"))
     if isinstance(item, Mapping) and not is_parameter_mapping(item):
         raise TypeError(f"{where}: {_NO_DICT_OF_PYTORCH}")
     return ParamGroup(item)

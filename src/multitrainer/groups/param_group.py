@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from mxnet.gluon import Block
 from mxnet.optimizer import Optimizer
 
-from .targets import Multiplier, check_multiplier, describe
+from .targets import Description, Multiplier, Where, check_multiplier, describe
 
 FIELDS = ("lr_mult", "wd_mult")
 
@@ -70,10 +71,10 @@ class ParamGroup:
     ) -> None:
         if name is not None and not (isinstance(name, str) and name):
             raise TypeError(f"name of a ParamGroup must be a non-empty str, got {name!r}")
-        where = f"ParamGroup({describe(params)})"
+        where = Description("ParamGroup({})", params)
         self.params = params
-        self.lr_mult = None if lr_mult is None else check_multiplier(lr_mult, f"lr_mult of {where}")
-        self.wd_mult = None if wd_mult is None else check_multiplier(wd_mult, f"wd_mult of {where}")
+        self.lr_mult = None if lr_mult is None else check_multiplier(lr_mult, where, "lr_mult of {}")
+        self.wd_mult = None if wd_mult is None else check_multiplier(wd_mult, where, "wd_mult of {}")
         self.name = name
         _check_optimizer(optimizer, optimizer_params, where)
         self.optimizer = optimizer
@@ -102,7 +103,7 @@ class ParamGroup:
         return f"ParamGroup({', '.join([describe(self.params), *given])})"
 
 
-def _check_optimizer(optimizer: Any, optimizer_params: Any, where: str) -> None:
+def _check_optimizer(optimizer: Any, optimizer_params: Any, where: Where) -> None:
     """Raise a TypeError or ValueError if these are not what `gluon.Trainer` takes."""
     if not (optimizer is None or isinstance(optimizer, Optimizer) or (isinstance(optimizer, str) and optimizer)):
         raise TypeError(

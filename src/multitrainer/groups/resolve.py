@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, NamedTuple, Sequence
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Sequence
 
 from mxnet.gluon import Block, Parameter, ParameterDict
 
@@ -11,6 +12,7 @@ from .names import group_names
 from .param_group import FIELDS, ParamGroup
 from .targets import (
     TARGETS,
+    Description,
     Multiplier,
     Parameters,
     blocks_of,
@@ -48,6 +50,11 @@ class ResolvedGroups(NamedTuple):
     member_of: dict[Parameter, int]  # trainable Parameter -> index of the last group that holds it
     blocks: tuple[Block, ...]  # the Blocks among the targets, and the networks that recipes made groups of
     companions: dict[Parameter, list[Parameter]]  # statistic -> trainable Parameters with lr_mult from the same entry
+
+    @property
+    def trainable(self) -> list[Parameter]:
+        """The Parameters that a multiplier can move: all but statistics and constants."""
+        return [param for param in self.parameters if param in self.member_of]
 
     def extended(self, added: ResolvedGroups) -> ResolvedGroups:
         """Return these groups followed by ``added``, whose Parameters are others; the indices here stay."""
@@ -142,8 +149,15 @@ def _read(params: Any) -> tuple[list[Entry], list[Parameter]]:
     return entries, [merged[name] for name in sorted(merged)]
 
 
-def resolve_assignment(mapping: Mapping[Any, Any], field: str, members: Sequence[Parameter]) -> ResolvedGroups:
+def resolve_assignment(
+    mapping: Mapping[Any, Any], field: str, members: Sequence[Parameter]
+) -> tuple[dict[Parameter, Multiplier], tuple[Block, ...]]:
     """Decide which ``members`` of a trainer get which ``field``, given a dict of target or exact name to multiplier.
+
+    Returns
+    -------
+    dict of Parameter to multiplier, tuple of Block
+        What the Parameters get, and the Blocks among the targets.
 
     Raises
     ------
@@ -155,38 +169,39 @@ def resolve_assignment(mapping: Mapping[Any, Any], field: str, members: Sequence
     if not mapping:
         raise ValueError(f"set_{field} was given an empty dict: it would change nothing")
     by_name = {param.name: param for param in members}
-    entries = []
-    for number, (target, value) in enumerate(mapping.items()):
-        where = f"entry {number} ({describe(target)}: {describe(value)})"
-        if isinstance(target, str):
-            target = by_name[known_name(target, by_name, where)]
-        elif not is_target(target):
-            raise TypeError(
-                f"{where}: {describe(target)} is not a target; expected {TARGETS}, or a parameter's exact name"
-            )
-        group = ParamGroup(target)
-        setattr(group, field, check_multiplier(value, f"{field} of {where}"))
-        entry = Entry(where, group)
-        entry.check_not_empty()
-        for name, param in entry.trainable.items():
-            if by_name.get(name) is not param:
-                raise ValueError(f"{where}: Parameter {name!r} does not belong to this trainer")
-        entries.append(entry)
-    return _resolve_entries(entries, list(members))
+    entries = [
+        _parse_assignment(number, target, value, field, by_name)
+        for number, (target, value) in enumerate(mapping.items())
+    ]
+    return _multipliers(entries, field, _deciding_entries(entries, field)), _blocks_of(entries)
+
+
+def _parse_assignment(number: int, target: Any, value: Any, field: str, members: Parameters) -> Entry:
+    """Read one item of the dict that `resolve_assignment` takes as an entry; ``members`` are by name."""
+    where = Description("entry {} ({}: {})", number, target, value)
+    if not (isinstance(target, str) or is_target(target)):
+        raise TypeError(f"{where}: {describe(target)} is not a target; expected {TARGETS}, or a parameter's exact name")
+    group = ParamGroup(members[known_name(target, members, where)] if isinstance(target, str) else target)
+    setattr(group, field, check_multiplier(value, where, field + " of {}"))
+    entry = Entry(where, group)
+    entry.check_not_empty()
+    for name, param in entry.trainable.items():
+        if members.get(name) is not param:
+            raise ValueError(f"{where}: Parameter {name!r} does not belong to this trainer")
+    return entry
 
 
 def _merge(entries: Sequence[Entry]) -> Parameters:
     """Return all Parameters by name; raise ValueError if two of them have the same name."""
     merged: Parameters = {}
-    source: dict[str, Entry] = {}
     for entry in entries:
         for name, param in entry.params.items():
             if merged.setdefault(name, param) is not param:
+                first = next(each for each in entries if name in each.params)
                 raise ValueError(
-                    f"two different Parameters are called {name!r}, one in {source[name].where} and one in "
-                    f"{entry.where}; give their Blocks different prefix="
+                    f"two different Parameters are called {name!r}, one in {first.where} and one in {entry.where}; "
+                    "give their Blocks different prefix="
                 )
-            source.setdefault(name, entry)
     return merged
 
 
@@ -196,34 +211,41 @@ def _resolve_entries(
     known_blocks: Sequence[Block] = (),
     taken_names: Sequence[str] = (),
 ) -> ResolvedGroups:
-    written = [entry.group for entry in entries]
-    roots = [group.root for group in written if group.root is not None]
-    blocks = tuple(dict.fromkeys([*roots, *(block for group in written for block in blocks_of(group.params))]))
+    written, blocks = [entry.group for entry in entries], _blocks_of(entries)
     groups = tuple(
-        ResolvedGroup(dict(sorted(entry.trainable.items())), entry.group, name)
-        for entry, name in zip(entries, group_names(written, [*known_blocks, *blocks], taken_names))
+        ResolvedGroup({name: entry.trainable[name] for name in sorted(entry.trainable)}, entry.group, group_name)
+        for entry, group_name in zip(entries, group_names(written, [*known_blocks, *blocks], taken_names))
     )
     deciding = {field: _deciding_entries(entries, field) for field in (*FIELDS, OPTIMIZER)}
-    assignments = {
-        field: {param: getattr(groups[i], field) for param, i in deciding[field].items()} for field in FIELDS
-    }
+    assignments = {field: _multipliers(entries, field, deciding[field]) for field in FIELDS}
     member_of = {param: i for i, entry in enumerate(entries) for param in entry.trainable.values()}
     companions = _companions(entries, deciding["lr_mult"])
     return ResolvedGroups(parameters, groups, deciding, assignments, member_of, blocks, companions)
 
 
+def _blocks_of(entries: Sequence[Entry]) -> tuple[Block, ...]:
+    """Return the networks that recipes made groups of, and the Blocks among the targets."""
+    roots = [entry.group.root for entry in entries if entry.group.root is not None]
+    return tuple(dict.fromkeys([*roots, *blocks_of([entry.group.params for entry in entries])]))
+
+
+def _multipliers(
+    entries: Sequence[Entry], field: str, deciding: Mapping[Parameter, int]
+) -> dict[Parameter, Multiplier]:
+    """Return the multiplier that each Parameter gets, given the index of the entry that decides it."""
+    values = [getattr(entry.group, field) for entry in entries]
+    return {param: values[i] for param, i in deciding.items()}
+
+
 def _companions(entries: Sequence[Entry], deciding: Mapping[Parameter, int]) -> dict[Parameter, list[Parameter]]:
     """Return, for what no multiplier moves, the Parameters that get theirs from the last entry that holds both."""
-    decided: dict[int, list[Parameter]] = {}
-    for param, i in deciding.items():
-        decided.setdefault(i, []).append(param)
-    return {
-        param: decided.get(i, [])
-        for i, entry in enumerate(entries)
-        if entry.group.lr_mult is not None
-        for name, param in entry.params.items()
-        if name not in entry.trainable
-    }
+    companions = {}
+    for i, entry in enumerate(entries):
+        if entry.group.lr_mult is not None and len(entry.trainable) < len(entry.params):
+            decided = [param for param in entry.trainable.values() if deciding[param] == i]
+            others = (param for name, param in entry.params.items() if name not in entry.trainable)
+            companions.update(dict.fromkeys(others, decided))
+    return companions
 
 
 def _deciding_entries(entries: Sequence[Entry], field: str) -> dict[Parameter, int]:
@@ -234,23 +256,24 @@ def _deciding_entries(entries: Sequence[Entry], field: str) -> dict[Parameter, i
     ValueError
         If an entry neither refines an earlier one that it overlaps, nor has the same multiplier or optimizer.
     """
-    setting: dict[Parameter, list[int]] = {}
+    deciding: dict[Parameter, int] = {}
+    overridden: dict[Parameter, tuple[int, ...]] = {}  # the entries that set it before the deciding one
     for i, entry in enumerate(entries):
-        value = getattr(entry.group, field)
+        value, members = getattr(entry.group, field), entry.trainable.values()
         if value is None:
             continue
         shared: dict[int, list[Parameter]] = {}  # index of an earlier entry -> the Parameters that both hold
-        for param in entry.trainable.values():
-            earlier_entries = setting.setdefault(param, [])
-            for j in earlier_entries:
+        for param in [member for member in members if member in deciding]:
+            overridden[param] = (*overridden.get(param, ()), deciding[param])
+            for j in overridden[param]:
                 shared.setdefault(j, []).append(param)
-            earlier_entries.append(i)
         for j, params in shared.items():
             earlier = entries[j]
             refines = len(params) == len(entry.trainable) < len(earlier.trainable)
             if not refines and getattr(earlier.group, field) != value:
                 raise ValueError(_conflict(params[0], field, earlier, entry))
-    return {param: indices[-1] for param, indices in setting.items()}
+        deciding.update(dict.fromkeys(members, i))
+    return deciding
 
 
 def _conflict(param: Parameter, field: str, earlier: Entry, later: Entry) -> str:

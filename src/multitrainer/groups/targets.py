@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import numbers
-from typing import Any, Callable, Collection, Dict, Iterator, Mapping, Union
+from collections.abc import Mapping
+from typing import Any, Callable, Collection, Dict, Iterable, Iterator, Union
 
 from mxnet.gluon import Block, Parameter, ParameterDict
 
@@ -18,22 +20,49 @@ Parameters = Dict[str, Parameter]
 TARGETS = "a Block, a ParameterDict, a dict of name to Parameter, a Parameter, or a list of these"
 
 
-def check_multiplier(value: Any, where: str) -> Multiplier:
-    """Return a number as a float and a schedule unchanged; raise an error that begins with ``where`` otherwise."""
+class Description:
+    """Pieces of the user's input in words, which are put together when a message needs them: most input is right.
+
+    Parameters
+    ----------
+    template : str
+        Has a ``{}`` for each piece.
+    *pieces
+        What `describe` describes.
+    """
+
+    def __init__(self, template: str, *pieces: Any) -> None:
+        self._template, self._pieces = template, pieces
+
+    def __str__(self) -> str:
+        return self._template.format(*map(describe, self._pieces))
+
+
+Where = Union[str, Description]
+
+
+def check_multiplier(value: Any, where: Where, template: str = "{}") -> Multiplier:
+    """Return a number as a float and a schedule unchanged.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither; the message begins with ``template``, in which ``where`` is filled in.
+    """
     if type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool)):
         number = float(value)
         if math.isfinite(number) and number >= 0:
             return number
-        raise ValueError(f"{where} must be a finite number >= 0, got {value!r}")
+        raise ValueError(f"{template.format(where)} must be a finite number >= 0, got {value!r}")
     if callable(value) and not isinstance(value, (type, Block)):
         return value
     raise TypeError(
-        f"{where} must be a number >= 0 or a schedule (a callable num_update -> number), "
+        f"{template.format(where)} must be a number >= 0 or a schedule (a callable num_update -> number), "
         f"got {describe(value)} of type {type(value).__name__}"
     )
 
 
-def known_name(name: Any, known: Collection[str], where: str, holder: str = "this trainer") -> str:
+def known_name(name: Any, known: Collection[str], where: Where, holder: str = "this trainer") -> str:
     """Return ``name`` if it is in ``known``, else raise a ValueError that lists the closest names."""
     if name in known:
         return str(name)
@@ -66,10 +95,10 @@ def describe(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def collect(target: Any, where: str) -> Parameters:
+def collect(target: Any, where: Where) -> Parameters:
     """Return every Parameter of ``target`` by name, statistics and constants included."""
     found: Parameters = {}
-    for param in _iterate(target, where):
+    for param in _parameters_in(target, where):
         if found.setdefault(param.name, param) is not param:
             raise ValueError(
                 f"{where}: two different Parameters are called {param.name!r}; give their Blocks different prefix="
@@ -99,25 +128,21 @@ def is_parameter_mapping(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Parameter) for item in value.values())
 
 
-def _iterate(target: Any, where: str) -> Iterator[Parameter]:
+def _parameters_in(target: Any, where: Where) -> Iterable[Parameter]:
     if isinstance(target, Parameter):
-        yield target
-    elif isinstance(target, Block):
+        return [target]
+    if isinstance(target, (list, tuple)):
+        nested = ([item] if isinstance(item, Parameter) else _parameters_in(item, where) for item in target)
+        return itertools.chain.from_iterable(nested)
+    if isinstance(target, Block):
         mark_statistics(target)
         try:
-            yield from target.collect_params().values()
+            return target.collect_params().values()
         except AssertionError as error:
             raise ValueError(f"{where}: {error}; give the Blocks different prefix=") from error
-    elif isinstance(target, ParameterDict) or is_parameter_mapping(target):
-        yield from target.values()
-    elif isinstance(target, (list, tuple)):
-        for item in target:
-            if isinstance(item, Parameter):
-                yield item
-            else:
-                yield from _iterate(item, where)
-    else:
-        raise TypeError(f"{where}: {describe(target)} is not a target{_target_hint(target)}; expected {TARGETS}")
+    if isinstance(target, ParameterDict) or is_parameter_mapping(target):
+        return target.values()
+    raise TypeError(f"{where}: {describe(target)} is not a target{_target_hint(target)}; expected {TARGETS}")
 
 
 def _target_hint(target: Any) -> str:

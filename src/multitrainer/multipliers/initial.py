@@ -31,13 +31,14 @@ def inherited_multipliers(
     TypeError, ValueError
         If one of them is not a multiplier or names no Parameter, or if two Optimizers were told different ones.
     """
-    sources = [("optimizer", optimizer), *((f"optimizer of group {each.group!r}", each.given) for each in own)]
+    given = [("optimizer", optimizer), *((f"optimizer of group {each.group!r}", each.given) for each in own)]
+    sources = [(where, each) for where, each in given if isinstance(each, Optimizer)]
     told = {field: _told(sources, resolved, field) for field in FIELDS}
     imported = attributes.symbol_multipliers(resolved.blocks)
     return {field: {**imported[field], **told[field]} for field in FIELDS}
 
 
-def _told(sources: Sequence[tuple[str, Any]], resolved: ResolvedGroups, field: str) -> Numbers:
+def _told(sources: Sequence[tuple[str, Optimizer]], resolved: ResolvedGroups, field: str) -> Numbers:
     told: Numbers = {}
     for where, optimizer in sources:
         numbers = parse_multipliers(explicit_multipliers(optimizer, field), resolved.parameters, f"{where}.{field}")

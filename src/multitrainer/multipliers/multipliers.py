@@ -36,7 +36,9 @@ class Multipliers:
     Parameters
     ----------
     params : sequence of Parameter
-        In the order of the optimizers' indices.
+        All of the trainer, in the order of the optimizers' indices.
+    trainable : sequence of Parameter
+        Those that a multiplier can move: all but statistics and constants.
     partition : Partition
         The trainer's optimizers.
     inherited : dict of str to dict of Parameter to float
@@ -45,13 +47,18 @@ class Multipliers:
     Attributes
     ----------
     trainable : list of Parameter
-        Those that a multiplier can move: all but statistics and constants.
+        Those that a multiplier can move now.
     """
 
-    def __init__(self, params: Sequence[Parameter], partition: Partition, inherited: Mapping[str, Numbers]) -> None:
+    def __init__(
+        self,
+        params: Sequence[Parameter],
+        trainable: Sequence[Parameter],
+        partition: Partition,
+        inherited: Mapping[str, Numbers],
+    ) -> None:
         self._write(inherited)
-        self.trainable = [param for param in params if not _mxnet.is_auxiliary(param)]
-        self._params = list(params)
+        self._params, self.trainable = list(params), list(trainable)
         self._freezer = Freezer(self._params, self.trainable)
         self._schedules = Schedules()
         self._servers = NoServers()
@@ -80,13 +87,18 @@ class Multipliers:
     def start(
         self, given: _Given, blocks: Iterable[Block], companions: Mapping[Parameter, Sequence[Parameter]]
     ) -> None:
-        """Set the multipliers of the groups, and write all multipliers to the symbols that stand for Parameters."""
+        """Set the multipliers of the groups, and write all multipliers to the symbols that stand for Parameters.
+
+        `check_initial` has checked them, and nothing was assigned since.
+        """
         attributes.share_variables(blocks)
         self._freezer.add_companions(companions)
-        self.assign(given, blocks)
+        self._set(given, self._evaluate(given), blocks)
         attributes.write_to_symbols(self.trainable, blocks)
 
-    def add_parameters(self, params: Sequence[Parameter], inherited: Mapping[str, Numbers]) -> None:
+    def add_parameters(
+        self, params: Sequence[Parameter], trainable: Sequence[Parameter], inherited: Mapping[str, Numbers]
+    ) -> None:
         """Take in Parameters that were appended to the trainer's; call `sync` before and `start` after it.
 
         From then on ``num_update`` counts updates, for the new Parameters count from 0 and may be the first of one.
@@ -102,8 +114,7 @@ class Multipliers:
                 "find_learning_rate"
             )
         self._write(inherited)
-        self._params = [*self._params, *params]
-        self.trainable = [*self.trainable, *(param for param in params if not _mxnet.is_auxiliary(param))]
+        self._params, self.trainable = [*self._params, *params], [*self.trainable, *trainable]
         self._freezer.add_parameters(self._params, self.trainable, self._exchanged)
         self._tracker = self._new_tracker()
         self._clock.counts_updates = self._clock.counts_updates or self._clock.has_updates
@@ -128,11 +139,17 @@ class Multipliers:
             Before anything has changed: a multiplier that the optimizer does not support or that cannot reach the
             parameter servers, a schedule that fails, or an earlier assignment that cannot be used.
         """
-        numbers = {field: evaluate(multipliers, field, self._clock.next_update) for field, multipliers in given.items()}
+        numbers = self._evaluate(given)
         for field, multipliers in given.items():
             self._check(field, numbers[field])
             self._servers.check_schedules(multipliers)
         self._read_assignments(overridden=given)
+        self._set(given, numbers, blocks)
+
+    def _evaluate(self, given: _Given) -> dict[str, Numbers]:
+        return {field: evaluate(multipliers, field, self._clock.next_update) for field, multipliers in given.items()}
+
+    def _set(self, given: _Given, numbers: Mapping[str, Numbers], blocks: Iterable[Block]) -> None:
         self._freezer.add_blocks(blocks)
         for field, multipliers in given.items():
             self._schedules.assign(field, multipliers)
@@ -179,7 +196,7 @@ class Multipliers:
         for schedules in self._schedules.acting.values():
             self._servers.check_schedules(schedules)
         self._schedules.check_owned(overridden)
-        changes = self._tracker.changes(overridden)
+        changes = {field: numbers for field, numbers in self._tracker.changes(overridden).items() if numbers}
         for field, numbers in changes.items():
             self._check(field, {param: check_multiplier(number, field) for param, number in numbers.items()})
         for field, params in (*changes.items(), *overridden.items()):
@@ -188,7 +205,7 @@ class Multipliers:
         is_due = bool(self._schedules) and self._schedules.evaluated_for != self._clock.next_update
         if is_due:
             self._follow_schedules()
-        return is_due or any(changes.values())
+        return is_due or bool(changes)
 
     def _follow_schedules(self) -> None:
         numbers = self._schedules.evaluate(self._clock.next_update)

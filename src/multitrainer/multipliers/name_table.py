@@ -116,13 +116,11 @@ def parse_multipliers(table: Mapping[Any, Any], params: Sequence[Parameter], whe
     return found
 
 
-def explicit_multipliers(optimizer: Any, field: str) -> dict[Any, Any]:
+def explicit_multipliers(optimizer: Optimizer, field: str) -> dict[Any, Any]:
     """Collect the multipliers that the user told a ready-made Optimizer, by name or by index.
 
     Left out is what a trainer filled in, and the 0 that MXNet gives to the weight decay of biases and the like.
     """
-    if not isinstance(optimizer, Optimizer):
-        return {}
     filled = getattr(optimizer, FILLED_ATTRIBUTE, {}).get(field, {})
     defaults = set(optimizer.idx2name.values()) if field == "wd_mult" else ()
     return {

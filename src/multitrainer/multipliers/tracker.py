@@ -89,8 +89,8 @@ def _check_one_value(
     field: str, on_params: Mapping[Parameter, Any], in_table: Mapping[Parameter, Any], skipped: Collection[Parameter]
 ) -> None:
     """Raise a ValueError if a Parameter and the optimizer's table were both changed: which was last is unknown."""
-    for param in on_params.keys() & in_table.keys() - set(skipped):
-        if on_params[param] != in_table[param]:
+    for param in on_params.keys() & in_table.keys():
+        if on_params[param] != in_table[param] and param not in skipped:
             raise ValueError(
                 f"{field} of Parameter {param.name!r} was set to {on_params[param]!r} on the Parameter and to "
                 f"{in_table[param]!r} by optimizer.set_{field} since the last step, and which came last is unknown: "
