@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-
 NAMES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")  # MXNet ignores the second beside the first
 
 

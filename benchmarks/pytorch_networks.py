@@ -29,6 +29,7 @@ class Residual(nn.Module):
         self.layers, self.shortcut, self.activation = layers, shortcut, nn.ReLU(inplace=True)
 
     def forward(self, x):
+        """Return the output for a batch."""
         y = self.layers(x)
         y += x if self.shortcut is None else self.shortcut(x)
         return self.activation(y)
@@ -86,6 +87,7 @@ class InvertedResidual(nn.Module):
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x):
+        """Return the output for a batch."""
         return x + self.layers(x) if self.adds else self.layers(x)
 
 
@@ -111,5 +113,5 @@ NETWORKS = {
 
 
 def arrays(net):
-    """Return the arrays of a network in the order of GluonCV's; BatchNorm's count of batches has no counterpart there."""
+    """Return the arrays of a network in the order of GluonCV's, which counts no batches in BatchNorm."""
     return [array for name, array in net.state_dict().items() if not name.endswith("num_batches_tracked")]

@@ -9,23 +9,24 @@ channels_last; there, frozen layers get `requires_grad_(False)` and `eval()`, an
 `inference_mode`. All use every core.
 
 In each row, every contestant has a process of its own and they make steps in turn, one at a time. A ratio is the median
-over the rounds of the time as a part of that of the faster PyTorch in the same round. Memory is the peak of the process,
-imports included. Takes 12 minutes on two idle cores, and 16 GB of memory for batches of 32.
+over the rounds of the time as a part of that of the faster PyTorch in the same round. Memory is the peak of the
+process, imports included. Needs PyTorch (the extra `bench`), and 16 GB of memory for batches of 32; takes about 12
+minutes on two idle cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
-import multiprocessing
 import os
 import statistics
 import sys
-import time
 from typing import NamedTuple
 
 import machine
 import record
+import turns
 
 STOCK, OURS, TORCH, CHANNELS_LAST = "Trainer", "MultiLRTrainer", "PyTorch", "PyTorch, channels_last"
 WHO = (STOCK, OURS, TORCH, CHANNELS_LAST)
@@ -34,7 +35,6 @@ NETWORKS = ("resnet50_v1b", "resnet18_v1b", "mobilenet1.0", "mobilenetv2_1.0")  
 BATCHES, PIXELS, CLASSES = (8, 32), 224, 10
 GOALS = {"time": 0.9, "memory": 1.0}  # of PyTorch's best, in every row of these networks
 GOAL_NETWORKS = ("resnet50_v1b", "resnet18_v1b")
-WARM_UP = 2  # steps, not timed
 ROUNDS, ENOUGH = (3, 9), 10  # at least and at most; between them, until so many seconds have passed
 RATE = {"learning_rate": 0.01, "momentum": 0.9}
 
@@ -52,23 +52,36 @@ class Case(NamedTuple):
         return stages[: {TRAINED: 0, HALF: len(stages) // 2, BACKBONE: -1, FORWARD: 0}[self.part]]
 
 
-def mxnet_step(case, who):
-    """Return a function that makes one step, and the shapes of the arrays of the network."""
+def import_mxnet():
+    """Return MXNet and GluonCV's model zoo."""
     os.environ["MXNET_SUBGRAPH_VERBOSE"] = "0"
-    import multitrainer  # before mxnet: on Python 3.12 it is what makes `import mxnet` work
+    import multitrainer  # noqa: F401  before mxnet: on Python 3.12 it is what makes `import mxnet` work
 
     # isort: split
-    import mxnet as mx
+    import mxnet
 
     sys.modules["torch"] = None  # beside PyTorch 2, GluonCV refuses to be imported
-    from gluoncv.model_zoo import get_model
+    from gluoncv import model_zoo
 
-    net = get_model(case.network, classes=CLASSES)
+    return mxnet, model_zoo
+
+
+def mxnet_step(case, who, change=None):
+    """Return a function that makes one step, and the shapes of the arrays of the network.
+
+    `change` may change the network when it is hybridized; it is called with the network and a batch.
+    """
+    mx, model_zoo = import_mxnet()
+    import multitrainer
+
+    net = model_zoo.get_model(case.network, classes=CLASSES)
     net.initialize(mx.init.Xavier())
     x = mx.nd.random.normal(shape=(case.batch, 3, case.pixels, case.pixels))
     y = mx.nd.arange(case.batch) % CLASSES
     net(x[:1]).wait_to_read()
     net.hybridize(static_alloc=True, static_shape=True)
+    if change:
+        change(net, x)
     loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
     frozen = case.frozen(multitrainer.stages(net))
     if who == OURS:
@@ -91,8 +104,9 @@ def mxnet_step(case, who):
 
 def pytorch_step(case, who):
     """Return a function that makes one step, and the shapes of the arrays of the network."""
-    import pytorch_networks
     import torch
+
+    import pytorch_networks
 
     torch.set_num_threads(machine.threads())
     layout = torch.channels_last if who == CHANNELS_LAST else torch.contiguous_format
@@ -118,48 +132,13 @@ def pytorch_step(case, who):
     return forward if case.part == FORWARD else train, [tuple(array.shape) for array in pytorch_networks.arrays(net)]
 
 
-def contestant(connection, case, who):
-    """Build a network and send the shapes of its arrays; send the seconds of a step when asked, the peak memory last."""
-    step, shapes = (mxnet_step if who in (STOCK, OURS) else pytorch_step)(case, who)
-    for _ in range(WARM_UP):
-        step()
-    connection.send(shapes)
-    while connection.recv():
-        begin = time.perf_counter()
-        step()
-        connection.send(time.perf_counter() - begin)
-    connection.send(machine.peak_memory())
-
-
 def measure(case, rounds):
     """Return the seconds of each contestant's steps, round by round, and its peak memory in MB."""
-    spawned = multiprocessing.get_context("spawn")  # each imports one framework alone
-    lines, started = {}, []
-    for who in WHO:
-        lines[who], theirs = spawned.Pipe()
-        started.append(spawned.Process(target=contestant, args=(theirs, case, who), daemon=True))
-        started[-1].start()
-        theirs.close()  # so that `recv` raises EOFError if the process fails
-    shapes = {who: line.recv() for who, line in lines.items()}
+    build = {STOCK: mxnet_step, OURS: mxnet_step, TORCH: pytorch_step, CHANNELS_LAST: pytorch_step}
+    shapes, seconds, memory = turns.take_turns({who: (build[who], (case, who), {}) for who in WHO}, rounds, ENOUGH)
     if any(each != shapes[STOCK] for each in shapes.values()):
         raise ValueError(f"{case.network} of GluonCV and of pytorch_networks.py do not have the same arrays")
-    seconds, begin = {who: [] for who in WHO}, time.perf_counter()
-    for number in range(max(rounds)):
-        if number >= min(rounds) and time.perf_counter() - begin > ENOUGH:
-            break
-        at = number % len(WHO)
-        for who in WHO[at:] + WHO[:at]:
-            lines[who].send(True)
-            seconds[who].append(lines[who].recv())
-    memory = {who: ask_for_memory(line) for who, line in lines.items()}
-    for process in started:
-        process.join()
     return seconds, memory
-
-
-def ask_for_memory(line):
-    line.send(False)
-    return line.recv()
 
 
 def row_of(case, seconds, memory):
@@ -238,6 +217,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one step of small images, to check that it runs")
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args()
+    if importlib.util.find_spec("torch") is None:
+        parser.error("PyTorch is not installed: pip install 'multitrainer[bench]'")
     machine.use_all_cores()
     networks = options.only or (NETWORKS[1:2] if options.quick else NETWORKS)
     rows = compare(networks, options.batch[:1] if options.quick else options.batch, options.quick)

@@ -1,7 +1,6 @@
 """The networks of benchmarks/whole_step.py are the same in MXNet and in PyTorch, and the benchmark runs."""
 
 import importlib
-import json
 import pathlib
 import sys
 
