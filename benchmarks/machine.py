@@ -32,6 +32,11 @@ def use_all_cores():
         os.environ["MXNET_OMP_MAX_THREADS"] = str(cores())
 
 
+def use_one_thread():
+    """Let the processes that are started later use one thread each."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
 def peak_memory():
     """Return the most memory that this process has used, in MB, imports included."""
     return status("VmHWM")
