@@ -13,6 +13,11 @@ import argparse
 import statistics
 import time
 
+import machine
+
+if __name__ == "__main__":
+    machine.use_all_cores()  # MXNet reads it when it is imported
+
 import multitrainer  # isort: skip  (before mxnet: on Python 3.12 it is what makes `import mxnet` work)
 import mxnet as mx
 from mxnet import autograd, gluon

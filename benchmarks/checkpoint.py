@@ -17,7 +17,11 @@ import sys
 import tempfile
 import time
 import warnings
-from pathlib import Path
+
+import machine
+
+if __name__ == "__main__":
+    machine.use_all_cores()  # MXNet reads it when it is imported
 
 import multitrainer  # before mxnet: on Python 3.12 it is what makes `import mxnet` work
 
@@ -52,24 +56,13 @@ def measure(who, what, network, path):
         trainer.save_states(path)
     seconds, megabytes = [], []
     for _ in range(REPEATS):
-        before = reset_peak()
+        before = machine.forget_peak_memory()
         begin = time.perf_counter()
         getattr(trainer, f"{what}_states")(path)
         mx.nd.waitall()
         seconds.append(time.perf_counter() - begin)
-        megabytes.append(status("VmHWM") - before)
+        megabytes.append(machine.peak_memory() - before)
     return {"seconds": seconds, "megabytes": max(megabytes), "size": os.path.getsize(path) / 2**20}
-
-
-def reset_peak():
-    """Reset the peak memory of the process; return the memory that it holds, in MB."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
-
-
-def status(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name + ":"))
 
 
 def run(who, what, network, path):

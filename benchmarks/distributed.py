@@ -23,6 +23,7 @@ import time
 import traceback
 from pathlib import Path
 
+import machine
 import processes
 import record
 
@@ -326,6 +327,7 @@ def main(arguments=None):
             sys.stderr.flush()
             os._exit(1)  # at a normal exit, an MXNet worker waits for the others
         return 0
+    os.environ["OMP_NUM_THREADS"] = str(max(1, machine.cores() // WORKERS))  # of each process
     processes.adopt_orphans()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     own = not options.no_namespace and processes.isolate_network()

@@ -20,7 +20,11 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+
+import machine
+
+if __name__ == "__main__":
+    machine.use_all_cores()  # MXNet reads it when it is imported
 
 import multitrainer  # before mxnet: on Python 3.12 it is what makes `import mxnet` work
 
@@ -39,7 +43,6 @@ TRAINED, ZERO, NULL = "stock, all trained", "stock, lr_mult=0", "stock, grad_req
 FORWARD, CACHED = "forward alone", "cached features"
 HYBRIDIZE = {"static": {"static_alloc": True, "static_shape": True}, "plain": {}}
 HEADINGS = {"static": "`static_alloc`", "plain": "plain `hybridize()`"}
-CORES = len(os.sched_getaffinity(0))
 WARM_UP, TIMED = 2, 2  # steps of one turn; the first of them traces the network
 GOALS = {  # with all stages but the output frozen: which figure, and its maximum
     "time": ("of lr_mult=0", 1 / 2.7),
@@ -129,8 +132,7 @@ def peak(variant, mode, options):
     step = make_step(variant, options, mode)
     for _ in range(WARM_UP + 1):
         step()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+    return machine.peak_memory()
 
 
 def child(options, *what):
@@ -161,7 +163,7 @@ def compare(options):
             row[name] = {"median": statistics.median(each), "low": min(each), "high": max(each)}
         rows[variant] = row
     cases = [(mode, variant) for mode in modes for variant in variants]
-    with ThreadPoolExecutor(CORES) as pool:  # other processes do not change how much memory one takes
+    with ThreadPoolExecutor(machine.cores()) as pool:  # other processes do not change how much memory one takes
         peaks = dict(zip(cases, pool.map(lambda case: child(options, *case), cases)))
     for variant, row in rows.items():
         row["MB"] = {mode: peaks[mode, variant] for mode in modes}

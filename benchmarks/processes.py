@@ -25,7 +25,7 @@ def adopt_orphans():
 
 def start(command, env, log):
     """Start a process that is killed when this one ends."""
-    env = {"OMP_NUM_THREADS": "1", **os.environ, **env}
+    env = {**os.environ, **env}
     options = {"start_new_session": True, "preexec_fn": lambda: LIBC.prctl(DIE_WITH_PARENT, signal.SIGKILL)}
     return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options)
 

@@ -11,9 +11,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import machine
+
 
 def describe(script, packages, arguments=None, **found):
-    """Return what a benchmark found, with its command, the versions of packages and the number of cores.
+    """Return what a benchmark found, with its command, versions of packages, and the numbers of cores and of threads.
 
     The version of a package that is not installed is None. `arguments` are those of the command, by default those of
     this process.
@@ -23,6 +25,7 @@ def describe(script, packages, arguments=None, **found):
         "command": " ".join(["python", f"benchmarks/{Path(script).name}", *arguments]),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
         "cores": len(os.sched_getaffinity(0)),
+        "threads": machine.threads(),
         **found,
     }
 

@@ -18,6 +18,11 @@ import os
 import statistics
 import time
 
+import machine
+
+if __name__ == "__main__":
+    machine.use_all_cores()  # MXNet reads it when it is imported
+
 import multitrainer  # isort: skip  (before mxnet: on Python 3.12 it is what makes `import mxnet` work)
 import mxnet as mx
 import numpy as np
@@ -29,6 +34,8 @@ try:
     import torch
 except ImportError:
     torch = None
+else:
+    torch.set_num_threads(machine.threads() or machine.cores())
 
 OURS, ORDINARY, STOCK, MANY = "MultiLRTrainer", "MultiLRTrainer, fast off", "Trainer", "a Trainer a group"
 TORCH, FUSED = "PyTorch", "PyTorch, fused"

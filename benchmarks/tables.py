@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- benchmark: {} -->", "<!-- end -->"
-MARKED = re.compile(rf"{BEGIN.format('([a-z_]+)')}\n(.*?){END}", re.DOTALL)
+MARKED = re.compile(rf"{BEGIN.format('([a-z0-9_]+)')}\n(.*?){END}", re.DOTALL)
 
 
 def pages():
@@ -41,9 +41,15 @@ def table(name):
     about = result(name)
     sys.path.insert(0, str(HERE))
     try:
-        return importlib.import_module(name).table(about).strip("\n")
+        text = importlib.import_module(name).table(about).strip("\n")
     finally:
         sys.path.remove(str(HERE))
+    return f"{text}\n\n{threads(about['threads'])}" if about.get("threads") else text
+
+
+def threads(number):
+    """Return a sentence about the threads that a benchmark ran with."""
+    return "Measured with one thread in each process." if number == 1 else f"Measured with {number} threads."
 
 
 def result(name):

@@ -36,6 +36,7 @@ import multitrainer  # before mxnet: on Python 3.12 it is what makes `import mxn
 import mxnet as mx
 import numpy as np
 
+import machine
 import record
 from multitrainer import MultiLRTrainer
 from multitrainer_cli.demo import datasets, regimes
@@ -52,8 +53,8 @@ import gluoncv  # noqa: E402, F401
 
 del sys.modules["torch"]
 
-# Of the processes that train: one core each, no progress bars that would mix, and no message for every graph.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MXNET_SUBGRAPH_VERBOSE": "0"}
+# Of the processes that train: no progress bars that would mix, and no message for every graph.
+ENVIRONMENT = {"TQDM_DISABLE": "1", "MXNET_SUBGRAPH_VERBOSE": "0"}
 BATCH = 10
 CONTEXTS = [mx.cpu()]
 OPTIMIZER = {"momentum": 0.9, "wd": 1e-4}  # of SGD, also for the source
@@ -337,7 +338,7 @@ def parse(arguments):
     parser.add_argument("--seeds", type=int, default=10, help="to report, of each way to train (default 10)")
     parser.add_argument("--tuning-seeds", type=int, default=3, help="to choose a learning rate with (default 3)")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="the first grid")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (default 2)")
+    parser.add_argument("--jobs", type=int, default=machine.cores(), help="processes (default: one a core)")
     parser.add_argument("--quick", action="store_true", help="hardly any training, to check that it runs")
     parser.add_argument("--cache", metavar="FOLDER", help="keep results there, so that a stopped run can continue")
     parser.add_argument("--json", metavar="FILE", help="also write the rows to this file")
@@ -353,6 +354,7 @@ def main(arguments=None):
     options, began = parse(arguments), time.perf_counter()
     names = options.only or list(PLANS)
     os.environ.update(ENVIRONMENT)
+    machine.use_one_thread()
     with tempfile.TemporaryDirectory() as folder:
         if options.cache:
             Path(options.cache).mkdir(parents=True, exist_ok=True)

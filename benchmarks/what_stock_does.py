@@ -23,6 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
+import machine
+
+if __name__ == "__main__":
+    machine.use_all_cores()  # MXNet reads it when it is imported
 np.bool = bool  # MXNet 1.9.1 reads it at import; NumPy 1.24 removed it.
 os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 

@@ -79,9 +79,11 @@ def test_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["step", "scaling", "loop", "average", "gradients"])
+@pytest.mark.parametrize("name", ["step", "scaling", "loop", "average", "gradients", "relu6", "whole_step"])
 def test_what_a_step_costs(name, tmp_path):
     """The benchmarks of speed run, and make a table of their results."""
+    if name == "whole_step":
+        pytest.importorskip("torch", reason="PyTorch is in the extra `bench`")
     script = BENCHMARKS / f"{name}.py"
     command = [sys.executable, "-W", "ignore", script, "--quick", "--json", tmp_path / "rows.json"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
@@ -90,12 +92,35 @@ def test_what_a_step_costs(name, tmp_path):
     about = json.loads((tmp_path / "rows.json").read_text())
     assert about["versions"]["mxnet"]
     assert about["cores"] >= 1
-    lines = importlib.import_module(name).table(about).splitlines()
+    assert about["threads"] == 1  # as the environment says
+    lines = importlib.import_module(name).table(about).partition("\n\n")[0].splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) > 2
     if name == "step":
         assert {(row["network"], row["groups"]) for row in about["rows"]} == {("MobileNet v2", 64), ("160 tiny", 64)}
         assert all(row["MultiLRTrainer"]["ms"] > 0 for row in about["rows"])
+
+
+class TestMachine:
+    @pytest.mark.parametrize(
+        ("environment", "threads"),
+        [({}, 7), ({"MXNET_OMP_MAX_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "2", "MXNET_OMP_MAX_THREADS": "3"}, 2)],
+    )
+    def test_all_cores_unless_the_environment_says_otherwise(self, monkeypatch, environment, threads):
+        machine = importlib.import_module("machine")
+        for name in machine.NAMES:
+            monkeypatch.setenv(name, "")  # so that what is set below is taken back
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(machine, "cores", lambda: 7)
+        machine.use_all_cores()
+        assert machine.threads() == threads
+
+    def test_a_table_says_the_number_of_threads(self):
+        tables = importlib.import_module("tables")
+        assert tables.threads(2) == "Measured with 2 threads."
+        assert tables.threads(1) == "Measured with one thread in each process."
 
 
 @pytest.fixture(scope="module")

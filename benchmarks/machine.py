@@ -1,0 +1,53 @@
+"""What a benchmark asks of the machine and of its own process: threads, and the memory that it has used. Linux only.
+
+It imports neither MXNet nor PyTorch, because the number of threads has to be chosen before they are imported.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+NAMES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")  # MXNet ignores the second beside the first
+
+
+def threads():
+    """Return how many threads MXNet and PyTorch use in this process and in those that it starts; None if not chosen."""
+    return next((int(os.environ[name]) for name in NAMES if name in os.environ), None)
+
+
+def cores():
+    """Return the number of physical cores that this process may use."""
+    import joblib
+
+    return joblib.cpu_count(only_physical_cores=True)
+
+
+def use_all_cores():
+    """Let MXNet, which takes half of the logical CPUs by default, use every physical core; call it before the import.
+
+    Processes that are started later inherit it. If OMP_NUM_THREADS or MXNET_OMP_MAX_THREADS is set, that number stays.
+    """
+    if threads() is None:
+        os.environ["MXNET_OMP_MAX_THREADS"] = str(cores())
+
+
+def use_one_thread():
+    """Let the processes that are started later use one thread each."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def peak_memory():
+    """Return the most memory that this process has used, in MB, imports included."""
+    return status("VmHWM")
+
+
+def forget_peak_memory():
+    """Let `peak_memory` begin at what this process uses now, and return that in MB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
