@@ -91,7 +91,7 @@ def main():
     rows = [measure(name, frozen, rounds) for name in names for frozen in (False, True)]
     print(table({"rows": rows}), end="")
     if arguments.json:
-        found = record.describe(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows)
+        found = record.describe(__file__, ("mxnet", "numpy", "multitrainer"), rows=rows)
         record.write_json(found, arguments.json)
 
 

@@ -138,7 +138,7 @@ def main():
     arguments = parser.parse_args()
     sizes = ("resnet18_v1", 32, 2, 2) if arguments.quick else ("resnet50_v1", 224, 8, arguments.rounds)
     rows = measure(*sizes)
-    result = record.describe(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows)
+    result = record.describe(__file__, ("mxnet", "numpy", "multitrainer"), rows=rows)
     print(table(result))
     if arguments.json:
         record.write_json(result, arguments.json)

@@ -147,9 +147,7 @@ def main():
                 flush=True,
             )
     if arguments.json:
-        record.write_json(
-            record.describe(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows), arguments.json
-        )
+        record.write_json(record.describe(__file__, ("mxnet", "numpy", "multitrainer"), rows=rows), arguments.json)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,10 @@ def cores():
 
 
 def use_all_cores():
-    """Let MXNet, which takes half of the logical CPUs by default, use every physical core; call it before the import.
+    """Let MXNet use every physical core; call it before MXNet is imported. Processes started later inherit it."""
+    import multitrainer
 
-    Processes that are started later inherit it. If OMP_NUM_THREADS or MXNET_OMP_MAX_THREADS is set, that number stays.
-    """
-    if threads() is None:
-        os.environ["MXNET_OMP_MAX_THREADS"] = str(cores())
+    multitrainer.use_all_cores()
 
 
 def use_one_thread():

@@ -182,7 +182,7 @@ def main():
             f"{each['what']:19}  parameters to the power {each['power']:.2f}, "
             f"{each['groups']:,} groups {each['of one group']:.2f} of one"
         )
-    result = record.describe(__file__, ("mxnet", "numpy", "numba", "multitrainer"), rows=rows, growth=found)
+    result = record.describe(__file__, ("mxnet", "numpy", "multitrainer"), rows=rows, growth=found)
     if arguments.json:
         record.write_json(result, arguments.json)
     if arguments.plot:

@@ -215,7 +215,7 @@ def size(values):
 def table(result):
     """Return the rows with the most groups as a Markdown table."""
     lines = [
-        "| float32, 64 groups | optimizer | `Trainer` | a `Trainer` a group | **`MultiLRTrainer`** | without numba "
+        "| float32, 64 groups | optimizer | `Trainer` | a `Trainer` a group | **`MultiLRTrainer`** | plain update "
         "| PyTorch | PyTorch, fused | of `a += b`'s bandwidth |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -284,7 +284,7 @@ def main():
         memory, rows = measure(["MobileNet v2", "160 tiny"], 2, [64], 1 << 22)
     else:
         memory, rows = measure(arguments.only, arguments.rounds, GROUPS, 1 << 26)
-    packages = ("mxnet", "numpy", "numba", "torch", "multitrainer")
+    packages = ("mxnet", "numpy", "torch", "multitrainer")
     result = record.describe(__file__, packages, bandwidth=memory, rows=rows)
     if arguments.json:
         record.write_json(result, arguments.json)

@@ -286,7 +286,7 @@ def main():
         return
     rows = compare(options.only or (QUICK if options.quick else MODELS), options)
     setting = {"batch": options.batch, "steps": options.steps}
-    packages = ("mxnet", "numpy", "numba", "gluoncv")
+    packages = ("mxnet", "numpy", "gluoncv")
     result = record.describe(__file__, packages, setting=setting, rows=rows)
     show(result)
     if options.json:

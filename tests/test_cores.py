@@ -130,7 +130,6 @@ class TestLocalRanks:
 TRAINER = """
 import logging, sys
 logging.basicConfig(level=logging.{level}, format="%(name)s %(levelname)s %(message)s", stream=sys.stdout)
-logging.getLogger("numba").setLevel("ERROR")
 import mxnet as mx
 net = mx.gluon.nn.Dense(1, in_units=2)
 net.initialize()

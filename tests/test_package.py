@@ -61,7 +61,7 @@ def test_the_core_works_without_any_extra():
     done = run_python(
         """
         import sys
-        extras = {"gluoncv", "sklearn", "tqdm", "matplotlib", "horovod", "cv2", "PIL", "joblib", "numba"}
+        extras = {"gluoncv", "sklearn", "tqdm", "matplotlib", "horovod", "cv2", "PIL", "joblib"}
         for name in extras:
             sys.modules[name] = None  # any import of it fails, as if it were not installed
         import multitrainer
