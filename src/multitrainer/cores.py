@@ -23,7 +23,7 @@ _log = logging.getLogger("multitrainer")
 _not_noted_yet = threading.Lock()  # never released: it is acquired once in a process
 
 
-def use_all_cores(devices: int = 1) -> int:
+def use_all_cores() -> int:
     """Let MXNet compute on every physical core that this process may use. Call it before ``import mxnet``.
 
     By itself, MXNet starts half as many threads as there are logical CPUs on x86, because it expects two of them on
@@ -35,15 +35,10 @@ def use_all_cores(devices: int = 1) -> int:
     process, the quota of its container and ``LOKY_MAX_CPU_COUNT``. Ranks that Horovod, MPI, Slurm or MXNet's
     parameter servers have started on the same CPUs share them.
 
-    Parameters
-    ----------
-    devices : int, default 1
-        The CPU contexts, ``cpu(0)``, ``cpu(1)`` and so on, that are used at the same time; each has threads of its own.
-
     Returns
     -------
     int
-        The number of threads that MXNet uses for each device.
+        The number of threads that MXNet uses on a CPU; if there are several CPU contexts, on each.
 
     Raises
     ------
@@ -62,7 +57,7 @@ def use_all_cores(devices: int = 1) -> int:
     >>> import mxnet as mx
     """
     chosen = chosen_threads()
-    wanted = _count_cores(devices) if chosen is None else chosen
+    wanted = _count_cores() if chosen is None else chosen
     if sys.modules.get("mxnet") is not None:
         used = count_threads()
         if used != wanted:
@@ -107,11 +102,11 @@ def note_idle_cores(contexts: Iterable[Any]) -> None:
     """
     if not _log.isEnabledFor(logging.INFO) or any(os.environ.get(name) for name in VARIABLES):
         return
-    on_cpu = len({context for context in contexts if context.device_type == "cpu"})
+    on_cpu = any(context.device_type == "cpu" for context in contexts)
     if not on_cpu or multiprocessing.parent_process() is not None or not _not_noted_yet.acquire(blocking=False):
         return
     try:
-        wanted = _count_cores(on_cpu)
+        wanted = _count_cores()
     except ImportError:
         return
     used = count_threads()
@@ -123,8 +118,8 @@ def note_idle_cores(contexts: Iterable[Any]) -> None:
         )
 
 
-def _count_cores(devices: int) -> int:
-    """Return how many cores there are for each device of this process."""
+def _count_cores() -> int:
+    """Return how many cores there are for this process."""
     try:
         import joblib
     except ImportError as error:
@@ -132,8 +127,7 @@ def _count_cores(devices: int) -> int:
             f"joblib, which counts the cores, cannot be imported ({error}): pip install 'multitrainer[fast]', or set "
             "MXNET_OMP_MAX_THREADS to the number of cores"
         ) from error
-    cores = int(joblib.cpu_count(only_physical_cores=True))
-    return max(1, cores // (_count_ranks_on_cpus() * devices))
+    return max(1, int(joblib.cpu_count(only_physical_cores=True)) // _count_ranks_on_cpus())
 
 
 def _count_ranks_on_cpus() -> int:

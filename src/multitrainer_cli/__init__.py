@@ -64,7 +64,7 @@ def _run(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     with lost_interrupts_raised(), unencodable_escaped():
         try:
-            use_all_cores(args)
+            use_all_cores()
             status: int = import_whole(f"{__name__}.{args.command}").run(args)
             sys.stdout.flush()
         except BrokenPipeError:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from .errors import UserError
 from .interrupts import Interrupts
 
 
-def use_all_cores(args: argparse.Namespace) -> None:
-    """Let MXNet use all cores on the devices of --ctx, unless a program has imported it before it called the command.
+def use_all_cores() -> None:
+    """Let MXNet use all cores, unless a program has imported it before it called the command.
+
+    Workers that read images, and several CPU devices, get no share: on two cores, with one thread left for the network,
+    training with workers was no faster, and training on two devices was slower.
 
     Raises
     ------
@@ -19,12 +21,11 @@ def use_all_cores(args: argparse.Namespace) -> None:
     """
     if sys.modules.get("mxnet") is not None:
         return
-    from multitrainer import use_all_cores as share_cores
+    import multitrainer
 
-    devices = [part.strip() for part in (getattr(args, "ctx", None) or "cpu").split(",")]
     with Interrupts() as interrupts:
         try:
-            share_cores(max(1, sum(device.startswith("cpu") for device in devices)))
+            multitrainer.use_all_cores()
         except (ImportError, ValueError) as error:
             raise UserError(str(error)) from error
         interrupts.check()

@@ -10,7 +10,7 @@ import pytest
 from cli_support import MODEL, rows_of, start
 from multitrainer.cores import VARIABLES, count_threads
 from multitrainer_cli import main
-from support import PATIENCE, run_python
+from support import PATIENCE
 
 joblib = pytest.importorskip("joblib")
 pytest.importorskip("gluoncv")
@@ -40,24 +40,6 @@ def test_a_run_uses_all_cores_and_says_so_when_it_is_resumed_with_others(images,
     assert note in run(*options, 2, "--resume", prelude=f"{UNSET}os.environ['OMP_NUM_THREADS'] = '{CORES + 1}';")
     assert "the run had" not in run(*options, 3, "--resume", prelude=UNSET)
     assert len(rows_of(tmp_path / "run")) == 3
-
-
-@pytest.mark.parametrize(
-    ("environment", "ctx", "threads"),
-    [({}, "cpu", CORES), ({}, "cpu(0),cpu(1)", max(1, CORES // 2)), ({"MXNET_OMP_MAX_THREADS": "1"}, None, 1)],
-    ids=str,
-)
-def test_the_devices_share_the_cores(environment, ctx, threads):
-    done = run_python(
-        f"""{UNSET}
-os.environ.update({environment})
-import argparse
-from multitrainer_cli.cores import use_all_cores
-use_all_cores(argparse.Namespace(ctx={ctx!r}))
-print(os.environ["MXNET_OMP_MAX_THREADS"])
-"""
-    )
-    assert done.stdout == f"{threads}\n", done.stderr
 
 
 def test_a_program_that_has_imported_mxnet_keeps_its_threads(images, tmp_path, capsys, monkeypatch):
