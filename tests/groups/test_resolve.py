@@ -119,6 +119,12 @@ class TestResolvedGroups:
         assert repr(part) == "ParamGroup(dict of 4 Parameters, lr_mult=0.1, name='0+1')"
         assert len(whole.params) == 6
 
+    def test_statistics_are_not_trainable(self):
+        resolved = resolve(mlp())
+        names = [param.name for param in resolved.parameters]
+        assert [param.name for param in resolved.trainable] == [name for name in names if "running" not in name]
+        assert len(resolved.trainable) == len(names) - 2
+
     def test_the_groups_given_stay_as_they_are(self):
         net = mlp()
         group = ParamGroup(net, 0.5)
