@@ -108,7 +108,7 @@ def table(result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--network", default="resnet50_v1", help="a name in mxnet.gluon.model_zoo.vision")
     parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)

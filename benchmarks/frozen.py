@@ -246,7 +246,7 @@ def main():
     parser.add_argument("--network", default="resnet50_v1b", help="one of GluonCV's; default: %(default)s")
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="measure only what the goals need")
     parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--plot", help="plot them to this image file")

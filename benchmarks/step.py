@@ -40,7 +40,7 @@ else:
 OURS, ORDINARY, STOCK, MANY = "MultiLRTrainer", "MultiLRTrainer, fast off", "Trainer", "a Trainer a group"
 TORCH, FUSED = "PyTorch", "PyTorch, fused"
 WHO = [STOCK, MANY, OURS, ORDINARY, TORCH, FUSED]
-GROUPS = [1, 8, 64]
+GROUPS = [1, 64]
 RATE = 1e-5
 OPTIMIZERS = {
     "SGD": ("sgd", {"learning_rate": RATE, "momentum": 0.9, "wd": 1e-4}, 5),

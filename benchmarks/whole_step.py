@@ -75,6 +75,8 @@ def mxnet_step(case, who, change=None):
     import multitrainer
 
     net = model_zoo.get_model(case.network, classes=CLASSES)
+    if case.part == FORWARD:
+        net.collect_params().setattr("grad_req", "null")  # or arrays for gradients would be allocated
     net.initialize(mx.init.Xavier())
     x = mx.nd.random.normal(shape=(case.batch, 3, case.pixels, case.pixels))
     y = mx.nd.arange(case.batch) % CLASSES
@@ -82,7 +84,9 @@ def mxnet_step(case, who, change=None):
     net.hybridize(static_alloc=True, static_shape=True)
     if change:
         change(net, x)
-    loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
+    shapes = [param.shape for param in net.collect_params().values()]
+    if case.part == FORWARD:
+        return lambda: net(x).wait_to_read(), shapes
     frozen = case.frozen(multitrainer.stages(net))
     if who == OURS:
         trainer = multitrainer.MultiLRTrainer([net, *((stage, 0) for stage in frozen)], "sgd", RATE)
@@ -90,16 +94,16 @@ def mxnet_step(case, who, change=None):
         for stage in frozen:
             stage.collect_params().setattr("grad_req", "null")
         trainer = mx.gluon.Trainer(net.collect_params(), "sgd", RATE)
+    loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
 
-    def train():
+    def step():
         with mx.autograd.record():
             value = loss(net(x), y)
         value.backward()
         trainer.step(case.batch)
         mx.nd.waitall()
 
-    shapes = [param.shape for param in net.collect_params().values()]
-    return (lambda: net(x).wait_to_read()) if case.part == FORWARD else train, shapes
+    return step, shapes
 
 
 def pytorch_step(case, who):
