@@ -33,15 +33,17 @@ OPTIONS = ["--epochs", "1", "--seed", "4", "--batch-size", "25"]
 TIMED = ("seconds_per_epoch", "megabytes")
 
 
+def write_source(path):
+    """Write weights of a source that has not learned anything."""
+    mx.random.seed(0)
+    build_network(CLASSES, [mx.cpu()])[0].save_parameters(str(path))
+
+
 @pytest.fixture(scope="module")
 def finetune(tmp_path_factory):
-    """Return a function that compares the regimes on two draws in one epoch.
-
-    The weights of the source are there already; they have not learned anything.
-    """
+    """Return a function that compares the regimes on two draws in one epoch; the weights of the source are there."""
     folder = tmp_path_factory.mktemp("comparison")
-    mx.random.seed(0)
-    build_network(CLASSES, [mx.cpu()])[0].save_parameters(str(folder / comparison.SOURCE_FILE))
+    write_source(folder / comparison.SOURCE_FILE)
 
     def run(name, *options):
         out = folder / name
@@ -192,7 +194,9 @@ def test_ctrl_c_keeps_what_was_measured(whole, tmp_path):
 @pytest.mark.slow
 def test_by_default_a_second_run_takes_the_next_free_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(comparison, "DRAWS", 2)
+    monkeypatch.setattr(comparison, "DRAWS", 1)
+    monkeypatch.setattr(comparison, "FACTORS", (1,))
+    monkeypatch.setattr(comparison, "_train_source", lambda settings, _: write_source(settings.source))
     assert main(["finetune", "--epochs", "1"]) == 0
     before = contents(tmp_path)
     assert main(["finetune", "--epochs", "1"]) == 0
