@@ -4,6 +4,7 @@ import mxnet as mx
 
 # isort: on
 import collections
+import gc
 
 import numpy as np
 import pytest
@@ -25,6 +26,11 @@ def pytest_terminal_summary(terminalreporter):
             totals[name] = totals.get(name, 0) + value if report.when == "call" else totals.get(name, 0)
     if totals["programs"]:
         terminalreporter.write_line("{programs} random programs, {differences} differed".format(**totals))
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # what MXNet and the tests collect later need not look at thousands of tests again
 
 
 @pytest.fixture(autouse=True)
