@@ -42,14 +42,12 @@ def write_source(path):
 @pytest.fixture(scope="module")
 def finetune(tmp_path_factory):
     """Return a function that compares the regimes on two draws in one epoch; the weights of the source are there."""
-    folder = tmp_path_factory.mktemp("comparison")
-    write_source(folder / comparison.SOURCE_FILE)
+    source = tmp_path_factory.mktemp("source") / comparison.SOURCE_FILE
+    write_source(source)
 
-    def run(name, *options):
-        out = folder / name
-        out.mkdir(exist_ok=True)
-        shutil.copy(str(folder / comparison.SOURCE_FILE), str(out))
-        return out, main(["finetune", *OPTIONS, "--out", str(out), *options])
+    def run(out, *options):
+        shutil.copy(str(source), str(out))
+        return main(["finetune", *OPTIONS, "--out", str(out), *options])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "DRAWS", 2)
@@ -57,13 +55,16 @@ def finetune(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(finetune):
+def whole(finetune, make_once):
     """A whole run: what it printed, and the folder that it wrote."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        out, status = finetune("whole")
-    assert status == 0
-    return collections.namedtuple("Run", "out printed")(out, printed.getvalue())
+
+    def make(folder):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            assert finetune(folder) == 0
+        return printed.getvalue()
+
+    return collections.namedtuple("Run", "out printed")(*make_once("comparison", make))
 
 
 def without_times(rows):
@@ -88,7 +89,7 @@ def test_every_regime_is_trained_at_every_rate_and_reported(whole):
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_resumed_to_the_same_end(finetune, whole, monkeypatch, capsys):
+def test_a_killed_run_is_resumed_to_the_same_end(finetune, whole, tmp_path, monkeypatch, capsys):
     rows = []
 
     class KilledError(Exception):
@@ -103,21 +104,20 @@ def test_a_killed_run_is_resumed_to_the_same_end(finetune, whole, monkeypatch, c
     with monkeypatch.context() as patch:
         patch.setattr(comparison.artifacts.MetricsFile, "add", add_or_die)
         with pytest.raises(KilledError):
-            finetune("parts")
-    out = whole.out.parent / "parts"
-    assert len(rows_of(out)) == 7
-    assert finetune("parts", "--resume")[1] == 0
+            finetune(tmp_path)
+    assert len(rows_of(tmp_path)) == 7
+    assert finetune(tmp_path, "--resume") == 0
     assert "continuing after 7 " in capsys.readouterr().out
-    assert without_times(rows_of(out)) == without_times(rows_of(whole.out))
-    assert (out / "best.params").read_bytes() == (whole.out / "best.params").read_bytes()
+    assert without_times(rows_of(tmp_path)) == without_times(rows_of(whole.out))
+    assert (tmp_path / "best.params").read_bytes() == (whole.out / "best.params").read_bytes()
 
 
 @pytest.mark.slow
 def test_a_whole_run_has_nothing_left_to_do(finetune, whole, tmp_path):
-    shutil.copytree(str(whole.out), str(whole.out.parent / "again"))
-    before = contents(whole.out.parent / "again")
-    out, status = finetune("again", "--resume")
-    assert status == 0
+    out = tmp_path / "out"
+    shutil.copytree(str(whole.out), str(out))
+    before = contents(out)
+    assert finetune(out, "--resume") == 0
     after = contents(out)
     assert {path.name for path in before if after[path] != before[path]} <= {"comparison.png"}
     assert after.keys() == before.keys()
