@@ -2,8 +2,10 @@
 
 ``[*command("worker0"), script, argument]`` does what ``[python, "-W", "ignore", script, argument]`` does, with the
 environment, the folder and the pipes of the command, which ends as the script does. For each name, one process imports
-MXNet and forks for every command. Ranks need different names: processes that one process forked share the order of
-sets and the addresses of objects. What MXNet reads from the environment at its import is that of the tests.
+MXNet and forks for every command; MXNet survives a fork as long as it has computed nothing. Ranks need different names:
+processes that one process forked share the order of sets and the addresses of objects. What MXNet reads from the
+environment at its import is that of the tests, and what kills the command kills the script some milliseconds later:
+tests of these start Python itself.
 """
 
 import array
