@@ -8,6 +8,10 @@ import mxnet as mx
 
 # isort: on
 import collections
+import fcntl
+import gc
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -31,6 +35,11 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line("{programs} random programs, {differences} differed".format(**totals))
 
 
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # what MXNet and the tests collect later need not look at thousands of tests again
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     mx.random.seed(0)
@@ -38,13 +47,38 @@ def _seed():
 
 
 @pytest.fixture(scope="session")
-def embedded_default(tmp_path_factory):
+def make_once(tmp_path_factory):
+    """Return a function that makes a folder in one of the processes of pytest-xdist; the others wait, and read it.
+
+    ``make_once(name, make)`` calls ``make(folder)`` and returns the folder and the text that ``make`` returned.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def find_or_make(name, make):
+        folder, answer = root / name, root / f"{name}.txt"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not answer.exists():
+                shutil.rmtree(str(folder), ignore_errors=True)  # of a process that failed
+                folder.mkdir()
+                answer.write_text(make(folder) or "")
+        return folder, answer.read_text()
+
+    return find_or_make
+
+
+@pytest.fixture(scope="session")
+def embedded_default(make_once):
     """`multitrainer finetune` as it comes, run once for all tests: what it printed, and the folder it left."""
-    out = tmp_path_factory.mktemp("digits")
-    with start("--out", out) as process:
-        printed, error = process.communicate(timeout=600)
-    assert process.returncode == 0, error
-    return collections.namedtuple("Run", "out printed")(out, printed)
+
+    def make(out):
+        with start("--out", out) as process:
+            printed, error = process.communicate(timeout=600)
+        assert process.returncode == 0, error
+        return printed
+
+    return collections.namedtuple("Run", "out printed")(*make_once("digits", make))
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +88,13 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished_run(images, tmp_path_factory):
+def finished_run(images, make_once):
     """The folder of a run of two epochs on those images. Tests must not write there."""
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    assert finetune(images, "--out", out) == 0
-    return out
+
+    def make(folder):
+        assert finetune(images, "--out", folder / "run") == 0
+
+    return make_once("finished", make)[0] / "run"
 
 
 @pytest.fixture(scope="session")

@@ -8,25 +8,24 @@ import subprocess
 import sys
 import time
 
+import preloaded
 from support import PATIENCE
-
-SERVE = "import multitrainer"  # imports mxnet, which serves until the workers are done if DMLC_ROLE says so
 
 
 class ClusterError(AssertionError):
     """A worker failed or the cluster took too long; the message holds the output of every process."""
 
 
-def run(script, *arguments, workers=2, servers=1, timeout=PATIENCE, env=None):
+def run(script, *arguments, workers=2, servers=1, timeout=PATIENCE):
     """Run ``script`` on every worker; return the output of each."""
-    with start(script, *arguments, workers=workers, servers=servers, env=env) as processes:
+    with start(script, *arguments, workers=workers, servers=servers) as processes:
         return _outputs(processes, time.monotonic() + timeout, pathlib.Path(script).name)
 
 
 @contextlib.contextmanager
-def start(script, *arguments, workers=2, servers=1, env=None):
+def start(script, *arguments, workers=2, servers=1):
     """Start a cluster; yield ``(role, process)`` of each process. All of them end with the block."""
-    roles = ["scheduler", *["server"] * servers, *["worker"] * workers]
+    roles = [("scheduler", 0), *(("server", i) for i in range(servers)), *(("worker", i) for i in range(workers))]
     base = {
         **os.environ,
         "DMLC_PS_ROOT_URI": "127.0.0.1",
@@ -36,22 +35,22 @@ def start(script, *arguments, workers=2, servers=1, env=None):
         "DMLC_INTERFACE": "lo",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        **(env or {}),
     }
-    work = [sys.executable, "-W", "ignore", str(script), *map(str, arguments)]
-    serve = [sys.executable, "-W", "ignore", "-c", SERVE]
+    work = [str(script), *map(str, arguments)]
     processes = [
         (
             role,
             subprocess.Popen(
-                work if role == "worker" else serve,
-                env={**base, "DMLC_ROLE": role, "WORKER_INDEX": str(index - 1 - servers)},
+                [*preloaded.command(f"worker{index}"), *work]
+                if role == "worker"
+                else preloaded.server_command(f"{role}{index}"),
+                env={**base, "DMLC_ROLE": role, "WORKER_INDEX": str(index)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 universal_newlines=True,
             ),
         )
-        for index, role in enumerate(roles)
+        for role, index in roles
     ]
     try:
         yield processes

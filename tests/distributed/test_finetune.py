@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import cluster
 import numpy as np
 import pytest
 
+import preloaded
 from cli_support import FILES, MODEL, Process, arrays, contents, rows_of, without_times
 from support import PATIENCE, close
 
@@ -34,10 +34,8 @@ launched_by = pytest.mark.parametrize(
 
 
 def horovodrun(script, *options):
-    launcher = shutil.which("horovodrun", path=os.path.dirname(sys.executable))
     return Process(
-        [launcher, "-np", "2", "-H", "localhost:2", "--gloo", sys.executable, "-W", "ignore", str(script)]
-        + list(map(str, options)),
+        [*preloaded.horovodrun(2), str(script), *map(str, options)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

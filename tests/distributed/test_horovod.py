@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import horovod_worker
 import numpy as np
 import pytest
 
+import preloaded
 from multitrainer import MultiLRTrainer
 from support import PATIENCE, moved
 
@@ -96,9 +96,7 @@ def train(tmp_path_factory):
 
 def horovodrun(folder, case, np=2, timeout=PATIENCE, script="horovod_worker.py", **env):
     """Return the exit code and the output of one job, and end all of its processes in any case."""
-    command = [shutil.which("horovodrun", path=os.path.dirname(sys.executable)), "-np", str(np)]
-    command += ["-H", f"localhost:{np}", "--gloo", sys.executable, "-W", "ignore"]
-    command += [str(HERE / script), json.dumps(case), str(folder)]
+    command = [*preloaded.horovodrun(np), str(HERE / script), json.dumps(case), str(folder)]
     process = subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env},

@@ -4,12 +4,12 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from cluster import run
 
+import preloaded
 from support import PATIENCE, mlp, snapshot
 
 pytestmark = pytest.mark.slow
@@ -60,9 +60,8 @@ def train(tmp_path_factory):
         if "dist" in case["kvstore"]:
             run(WORKER, json.dumps(case), folder, workers=workers, servers=servers)
         else:
-            command = [sys.executable, "-W", "ignore", str(WORKER), json.dumps(case), str(folder)]
-            env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            subprocess.run(command, check=True, timeout=PATIENCE, env=env)
+            command = [*preloaded.command("worker0"), str(WORKER), json.dumps(case), str(folder)]
+            subprocess.run(command, check=True, timeout=PATIENCE)
         return Result(folder, workers)
 
     return run_case

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from cluster import run
 
+import preloaded
 from support import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -40,8 +40,7 @@ def search(tmp_path_factory):
 
 
 def horovodrun(*arguments):
-    command = [shutil.which("horovodrun", path=os.path.dirname(sys.executable)), "-np", "2", "-H", "localhost:2"]
-    command += ["--gloo", sys.executable, "-W", "ignore", str(WORKER), *map(str, arguments)]
+    command = [*preloaded.horovodrun(2), str(WORKER), *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

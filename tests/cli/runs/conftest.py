@@ -11,13 +11,14 @@ from cli_support import finetune, write_images
 
 
 @pytest.fixture(scope="session")
-def first_run(tmp_path_factory):
+def first_run(make_once):
     """Return a folder with 33 images in three classes (`colours`) and a run of two epochs on them (`out`)."""
     pytest.importorskip("gluoncv")
-    folder = tmp_path_factory.mktemp("runs")
-    images = write_images(folder / "colours", 11)
-    assert finetune(images, "--out", folder / "out") == 0
-    return folder
+
+    def make(folder):
+        assert finetune(write_images(folder / "colours", 11), "--out", folder / "out") == 0
+
+    return make_once("first run", make)[0]
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from cli_support import FILES, MODEL, contents, default_sigint, finetune, rows_of, run_python, start
+import preloaded
+from cli_support import FILES, MODEL, contents, default_sigint, finetune, rows_of, start
 from run_support import IMAGES, NETWORK, check_run, claim, required_files, train
 
 pytest.importorskip("gluoncv")
@@ -35,32 +37,12 @@ def test_runs_that_start_at_once_get_a_folder_each(tmp_path, monkeypatch):
     assert os.listdir(".") == []  # neither has written anything
 
 
-CLAIMS = """
-import sys
-from pathlib import Path
-from multitrainer_cli.errors import UserError
-from multitrainer_cli.ranks.exchange import Ranks
-from multitrainer_cli.runs.claim import claim_folder
-print("ready", flush=True)
-for line in sys.stdin:
-    out, times = line.split()
-    for _ in range(int(times)):
-        try:
-            wanted = None if out == "default" else Path(out)
-            with claim_folder(wanted, Path("runs/finetune"), False, False, Ranks()) as folder:
-                print("claimed", folder, flush=True)
-                if times == "1":
-                    sys.stdin.readline()
-        except UserError as error:
-            print(error, flush=True)
-    print("done", flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
 def claimants():
     """Four processes that claim a folder at the same moment."""
-    started = [run_python(CLAIMS) for _ in range(4)]
+    command = [*preloaded.command("claimants"), str(Path(__file__).with_name("claimant.py"))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "universal_newlines": True}
+    started = [subprocess.Popen(command, **pipes) for _ in range(4)]
     for process in started:
         assert process.stdout.readline() == "ready\n"
     yield started
