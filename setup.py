@@ -7,7 +7,8 @@ from setuptools import Extension, setup
 kernels = Extension(
     "multitrainer.fused._kernels",
     ["src/multitrainer/fused/kernels.c"],
-    extra_compile_args=["-std=gnu99", "-O3", "-ffp-contract=off", "-fno-math-errno"],
+    extra_compile_args=["-std=gnu99", "-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno"],
+    extra_link_args=["-fno-fast-math"],
     libraries=["m"],
     py_limited_api=True,
     optional=True,

@@ -255,11 +255,61 @@ def test_kernels_that_are_missing_or_damaged_leave_the_update_to_stock(content, 
     assert ("no C compiler" if content is None else "cannot be loaded") in caplog.text
 
 
+SOURCE = Path(__file__).parents[2] / "src/multitrainer/fused/kernels.c"
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+
+
+@needs_compiler
 def test_kernels_are_built_on_a_machine_with_a_compiler():
     """A build without them is no error, so that a mistake in the source would turn the fast update off in silence."""
-    if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler")
-    source = Path(__file__).parents[2] / "src/multitrainer/fused/kernels.c"
-    command = ["cc", "-std=gnu99", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", str(source)]
-    subprocess.run(command, check=True)
+    subprocess.run(["cc", "-std=gnu99", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", str(SOURCE)], check=True)
     assert kernels.load_kernels() is not None
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "change", [("#define VERSION 1", "#define VERSION 0"), ("int32_t kernel;", "int64_t another, kernel;")]
+)
+def test_kernels_of_another_version_are_not_used(change, folder, caplog):
+    """As an editable installation has them after an update of the source."""
+    assert change[0] in SOURCE.read_text()
+    (folder / "kernels.c").write_text(SOURCE.read_text().replace(*change))
+    subprocess.run(["cc", "-std=gnu99", "-shared", "-fPIC", "-o", kernels.LIBRARY, "kernels.c"], cwd=folder, check=True)
+    assert kernels.load_kernels() is None
+    assert "of another version" in caplog.text
+
+
+@needs_compiler
+def test_kernels_are_not_compiled_to_other_bits(tmp_path):
+    done = subprocess.run(["cc", "-ffast-math", "-fsyntax-only", str(SOURCE)], stderr=subprocess.PIPE, check=False)
+    assert done.returncode
+    assert b"without -ffast-math" in done.stderr
+
+
+def test_a_forked_process_trains(monkeypatch):
+    """The threads of a team do not survive a fork; MXNet's operators have one thread there."""
+    monkeypatch.setenv("MXNET_ENGINE_TYPE", "NaiveEngine")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    done = run_python(
+        """
+        import os, sys
+        from multitrainer import MultiLRTrainer
+        import mxnet as mx
+        param = mx.gluon.Parameter("weight", shape=(300, 513))
+        param.initialize()
+        trainer = MultiLRTrainer([param], "sgd", {"momentum": 0.9}, kvstore=None)
+        def train():
+            for _ in range(3):
+                param.grad()[:] = 1
+                param.data()._fresh_grad = True
+                trainer.step(1)
+            param.data().wait_to_read()
+        train()
+        child = os.fork()
+        if not child:
+            train()
+            os._exit(7)
+        print(os.waitpid(child, 0)[1] >> 8)
+        """
+    )
+    assert done.stdout == "7\n", done.stderr

@@ -20,6 +20,10 @@
 #define KERNEL static void
 #endif
 
+#ifdef __FAST_MATH__
+#error "kernels of other bits: compile without -ffast-math"
+#endif
+
 enum kernel { SGD, SGD_MOMENTUM, NAG, NAG_MOMENTUM, ADAM, ADAMW };
 
 /* Functions of MXNet's C interface (include/mxnet/c_api.h), of its memory blocks, and of its OpenMP runtime. */
@@ -34,7 +38,9 @@ struct functions {
                 const char *name);
     bool (*is_mkldnn_layout)(const void *block); /* NULL if MXNet was built without MKL-DNN */
     void (*make_plain)(void *block);
-    void (*run_team)(void (*worker)(void *), void *parameter, unsigned threads, unsigned flags); /* NULL: one thread */
+    void *(*openmp)(void); /* NULL for one thread, as are those that follow */
+    int (*recommended_threads)(const void *openmp, bool exclude_reserved);
+    void (*run_team)(void (*worker)(void *), void *parameter, unsigned threads, unsigned flags);
     int (*thread_number)(void);
     int (*thread_count)(void);
 };
@@ -61,6 +67,11 @@ struct numbers {
     const float *kept;     /* of Adam: the part of the weight that decay leaves */
     const float *epsilons; /* of Adam */
 };
+
+/* What kernels.py compares, so that it does not use what was compiled from another version of this file. Count VERSION up
+ * when a structure or the enumeration changes. */
+#define VERSION 1
+const int64_t abi[3] = {VERSION, sizeof(struct plan), sizeof(struct numbers)};
 
 /* One update; owned by the engine's operation, in one piece of memory with all arrays that it points to. */
 struct job {
@@ -210,10 +221,12 @@ static void locate(struct job *job)
 static void update(void *run_context, void *parameter)
 {
     struct job *job = parameter;
+    const struct functions *mxnet = &job->plan.mxnet;
+    const int threads = mxnet->openmp ? mxnet->recommended_threads(mxnet->openmp(), true) : 1;
     (void)run_context;
     locate(job);
-    if (job->plan.mxnet.run_team)
-        job->plan.mxnet.run_team(update_share_of_this_thread, job, 0, 0);
+    if (threads > 1)
+        mxnet->run_team(update_share_of_this_thread, job, threads, 0);
     else
         update_share(job, 0, 1);
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import platform
 from pathlib import Path
 
 from .. import _mxnet
@@ -24,11 +25,18 @@ FUNCTIONS = {
     "set_fresh": "MXNDArraySetGradState",
     "push": "MXEnginePushSyncND",
 }
+VERSION = 1  # of kernels.c
+LIBRARY = "_kernels.abi3.so"
+# They give the number of threads that MXNet's operators use; it is 1 in a forked process, where a team would hang.
 TEAM_FUNCTIONS = {
+    "openmp": "_ZN5mxnet6engine6OpenMP3GetEv",
+    "recommended_threads": "_ZNK5mxnet6engine6OpenMP28GetRecommendedOMPThreadCountEb",
     "run_team": "GOMP_parallel",
     "thread_number": "omp_get_thread_num",
     "thread_count": "omp_get_num_threads",
 }
+
+_CURE = "with a C compiler, `pip install --force-reinstall --no-deps --no-cache-dir multitrainer` compiles it"
 
 _log = logging.getLogger("multitrainer")
 
@@ -81,18 +89,28 @@ def mxnet_functions(several_threads: bool) -> Functions:
 @functools.lru_cache(maxsize=None)
 def load_kernels() -> ctypes.CDLL | None:
     """Return the library of the compiled kernels, or None if the update is left to stock; the log says why."""
-    found = sorted(Path(__file__).parent.glob("_kernels*.so"))
-    if not found:
-        _log.info("the fast update is off: there was no C compiler when multitrainer was installed")
-        return None
-    if _mxnet.layout_functions() is None:
-        _log.info("the fast update is off: this build of MXNet hides what it needs")
+    reason = _why_not()
+    if reason is not None:
+        _log.info("the fast update is off: %s", reason)
         return None
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(Path(__file__).with_name(LIBRARY)))
         library.launch.argtypes = [ctypes.POINTER(Plan), ctypes.POINTER(Numbers)]
         library.all_fresh.argtypes = [ctypes.POINTER(Plan)]
-    except (OSError, AttributeError) as error:  # compiled for another machine, or damaged
-        _log.warning("the fast update is off: its kernels cannot be loaded; install multitrainer again (%s)", error)
+        found = list((ctypes.c_int64 * 3).in_dll(library, "abi"))
+    except (OSError, AttributeError, ValueError) as error:  # compiled for another machine, or damaged
+        found = [error]
+    if found != [VERSION, ctypes.sizeof(Plan), ctypes.sizeof(Numbers)]:
+        _log.warning("the fast update is off: %s is of another version, or cannot be loaded; %s", LIBRARY, _CURE)
         return None
     return library
+
+
+def _why_not() -> str | None:
+    if platform.machine() != "x86_64":
+        return "its bits were compared with MXNet's on x86-64 alone"
+    if _mxnet.layout_functions() is None:
+        return "this build of MXNet hides what it needs"
+    if not Path(__file__).with_name(LIBRARY).exists():
+        return f"there was no C compiler when multitrainer was installed; {_CURE}"
+    return None
