@@ -165,6 +165,8 @@ def test_mxnet_knows_adamw_as_soon_as_both_are_imported(order):
     if order == "gluoncv":  # which imports MXNet itself
         pytest.importorskip("gluoncv")
         order = "multitrainer, gluoncv"
+    if order.startswith("mxnet") and sys.version_info >= (3, 12):
+        pytest.skip("MXNet alone cannot be imported")
     done = run_python(f"import {order}; {ADAMW}")
     assert done.stdout == "multitrainer.optimizers.adamw\n", done.stderr
 

@@ -36,6 +36,7 @@ def test_mxnet_is_imported_at_the_first_use_of_a_name():
         import sys
         import multitrainer
         print({"mxnet", "numpy"} & sys.modules.keys(), "MultiLRTrainer" in dir(multitrainer))
+        assert not hasattr(multitrainer, "horovod")
         assert not hasattr(multitrainer, "no_such_name") and not hasattr(multitrainer, "__wrapped__")
         print("mxnet" in sys.modules)
         from multitrainer import *

@@ -82,7 +82,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
         globals()[name] = value
         return value
-    if not name.startswith("__"):
+    if not name.startswith("__") and name != "horovod":  # which needs an extra, and `hasattr` raises no ImportError
         try:
             return importlib.import_module(f".{name}", __name__)
         except ModuleNotFoundError as error:

@@ -317,8 +317,7 @@ class TestRegistration:
         done = run_python(
             """
             import warnings
-            from multitrainer._mxnet.importing import import_mxnet
-            import sys
+            import multitrainer, mxnet, sys
             for name in [name for name in sys.modules if name.startswith("multitrainer")]:
                 del sys.modules[name]
             import mxnet as mx
