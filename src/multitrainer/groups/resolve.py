@@ -259,20 +259,21 @@ def _deciding_entries(entries: Sequence[Entry], field: str) -> dict[Parameter, i
     deciding: dict[Parameter, int] = {}
     overridden: dict[Parameter, tuple[int, ...]] = {}  # the entries that set it before the deciding one
     for i, entry in enumerate(entries):
-        value, members = getattr(entry.group, field), entry.trainable.values()
+        value = getattr(entry.group, field)
         if value is None:
             continue
         shared: dict[int, list[Parameter]] = {}  # index of an earlier entry -> the Parameters that both hold
-        for param in [member for member in members if member in deciding]:
-            overridden[param] = (*overridden.get(param, ()), deciding[param])
-            for j in overridden[param]:
-                shared.setdefault(j, []).append(param)
+        for param in entry.trainable.values():
+            if param in deciding:
+                overridden[param] = (*overridden.get(param, ()), deciding[param])
+                for j in overridden[param]:
+                    shared.setdefault(j, []).append(param)
+            deciding[param] = i
         for j, params in shared.items():
             earlier = entries[j]
             refines = len(params) == len(entry.trainable) < len(earlier.trainable)
             if not refines and getattr(earlier.group, field) != value:
                 raise ValueError(_conflict(params[0], field, earlier, entry))
-        deciding.update(dict.fromkeys(members, i))
     return deciding
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
 import numbers
 from collections.abc import Mapping
@@ -132,8 +131,13 @@ def _parameters_in(target: Any, where: Where) -> Iterable[Parameter]:
     if isinstance(target, Parameter):
         return [target]
     if isinstance(target, (list, tuple)):
-        nested = ([item] if isinstance(item, Parameter) else _parameters_in(item, where) for item in target)
-        return itertools.chain.from_iterable(nested)
+        found: list[Parameter] = []
+        for item in target:
+            if isinstance(item, Parameter):
+                found.append(item)
+            else:
+                found.extend(_parameters_in(item, where))
+        return found
     if isinstance(target, Block):
         mark_statistics(target)
         try:

@@ -71,9 +71,9 @@ def check_initial(
     kinds += [(each.kind, each.group, each.params) for each in own]
     for field in FIELDS:
         numbers = evaluate(resolved.assignments[field], field, _first_update(optimizer, optimizer_params))
-        given = {**inherited[field], **numbers}
         for kind, group, params in kinds:
             if not supports_multiplier(kind, field):  # else there is nothing to check, however many Parameters
+                given = {**inherited[field], **numbers}
                 check_supported(kind, field, {p: given.get(p, getattr(p, field)) for p in params}, group)
 
 

@@ -339,7 +339,7 @@ class Multipliers:
             If a Parameter had a schedule that this trainer does not have, or a schedule of this trainer fails.
         """
         numbers: dict[str, Numbers] = {}
-        ended = {field: [p for p, was in saved.items() if was.schedules.get(field) == ENDED] for field in fields}
+        ended = {field: {p for p, was in saved.items() if was.schedules.get(field) == ENDED} for field in fields}
         for field in fields:
             self._check_has_schedules(field, [p for p, was in saved.items() if was.schedules.get(field) == ACTS])
         for field in FIELDS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple, Sequence
+from typing import Container, Mapping, NamedTuple, Sequence
 
 from mxnet.gluon import Parameter
 
@@ -26,7 +26,7 @@ class PreparedRestore(NamedTuple):
 
     saved: Mapping[Parameter, SavedMultipliers]
     numbers: Mapping[str, Numbers]
-    ended: Mapping[str, Sequence[Parameter]]
+    ended: Mapping[str, Container[Parameter]]
     num_update: int
     was_frozen: bool
     fields: Sequence[str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Iterable, Mapping
+from typing import Container, Iterable, Mapping
 
 from mxnet.gluon import Parameter
 
@@ -54,9 +54,9 @@ class Schedules:
         for param in schedules:
             _owners[field][param] = weakref.ref(self)
 
-    def end(self, field: str, params: Iterable[Parameter]) -> None:
+    def end(self, field: str, params: Container[Parameter]) -> None:
         """End the schedules of some Parameters."""
-        ended = self.acting[field].keys() & params
+        ended = {param for param in self.acting[field] if param in params}
         remaining = {param: multiplier for param, multiplier in self.acting[field].items() if param not in ended}
         self.acting = {**self.acting, field: remaining}
         self.ended = {**self.ended, field: self.ended[field] | ended}
@@ -96,6 +96,8 @@ def evaluate(multipliers: Mapping[Parameter, Multiplier], field: str, num_update
     TypeError, ValueError
         If a schedule gives something that is not a finite number >= 0.
     """
+    if not any(map(callable, multipliers.values())):
+        return dict(multipliers)
     values: dict[int, float] = {}
     for param, multiplier in multipliers.items():
         if callable(multiplier) and id(multiplier) not in values:
@@ -108,6 +110,4 @@ def evaluate(multipliers: Mapping[Parameter, Multiplier], field: str, num_update
             if callable(number):
                 raise TypeError(f"{where} must be a number, got another schedule")
             values[id(multiplier)] = number
-    if not values:
-        return dict(multipliers)
     return {param: values[id(value)] if callable(value) else value for param, value in multipliers.items()}
