@@ -72,7 +72,7 @@ from support import PATIENCE, bits, bits
 def build():
     params = mx.gluon.ParameterDict()
     for name in "abc":
-        params.get(name, shape=(300, 1000), init=mx.init.One())
+        params.get(name, shape=(100, 1000), init=mx.init.One())
     params.initialize()
     return params, MultiLRTrainer(params, "adam")
 

@@ -229,11 +229,11 @@ SLOW_ZOO = {
     "se_resnet18_v1": 64,
     "shufflenet_v2": 224,
     "squeezenet1.1": 224,
-    "vgg11_bn": 224,
+    "vgg11_bn": 64,
     "xception": 96,
     "simple_pose_resnet18_v1b": 64,
     "center_net_resnet18_v1b_voc": 64,
-    "fcn_resnet50_voc": 480,
+    "fcn_resnet50_voc": 64,
     "yolo3_mobilenet0.25_custom": 64,
     "ssd_300_mobilenet0.25_voc": 300,
 }
@@ -242,7 +242,7 @@ ZOO = [*FAST_ZOO.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item
 
 
 def zoo_network(name):
-    options = {"classes": ["one", "two"]} if "custom" in name else {}
+    options = {"classes": ["one", "two"]} if "custom" in name else {"crop_size": 64} if "fcn" in name else {}
     base = {"pretrained_base": False} if name.startswith(WITH_BASE) else {}
     net = model_zoo.get_model(name, pretrained=False, **options, **base)
     net.initialize()

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 import pytest
 
+import preloaded
 from multitrainer_cli.errors import UserError
 from multitrainer_cli.ranks.launch import run_distributed
 from support import PATIENCE
@@ -108,8 +107,8 @@ except UserError as error:
         (0, 1, "error", 0, ["working", "raised --lr 0"], ""),
     ],
 )
-def test_a_rank_that_fails_ends_its_process_if_there_are_others(rank, size, outcome, status, printed, error):
-    command = [sys.executable, "-W", "ignore", "-c", RANK, str(rank), str(size), outcome]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+def test_a_rank_that_fails_ends_its_process_if_there_are_others(tmp_path, rank, size, outcome, status, printed, error):
+    (tmp_path / "rank.py").write_text(RANK)
+    command = [*preloaded.command("rank"), str(tmp_path / "rank.py"), str(rank), str(size), outcome]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout.splitlines(), done.stderr) == (status, printed, error)
