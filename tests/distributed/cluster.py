@@ -10,7 +10,7 @@ import time
 
 from support import PATIENCE
 
-SERVE = "import multitrainer"  # imports mxnet, which serves until the workers are done if DMLC_ROLE says so
+SERVE = "import multitrainer"  # as a scheduler or server it imports mxnet, which serves until the workers are done
 
 
 class ClusterError(AssertionError):
