@@ -7,6 +7,7 @@ or from ``import mxnet`` on, MXNet knows the optimizer ``'adamw'``.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -102,3 +103,5 @@ def _register_adamw() -> None:
 
 
 prepare_import(_register_adamw)
+if os.environ.get("DMLC_ROLE") in ("scheduler", "server"):
+    importlib.import_module("mxnet")  # serves while it is imported, until the workers are done; then the process ends
