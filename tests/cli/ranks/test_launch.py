@@ -109,6 +109,6 @@ except UserError as error:
 )
 def test_a_rank_that_fails_ends_its_process_if_there_are_others(tmp_path, rank, size, outcome, status, printed, error):
     (tmp_path / "rank.py").write_text(RANK)
-    command = [*preloaded.command("rank"), str(tmp_path / "rank.py"), str(rank), str(size), outcome]
+    command = [*preloaded.command("worker0"), str(tmp_path / "rank.py"), str(rank), str(size), outcome]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout.splitlines(), done.stderr) == (status, printed, error)
