@@ -301,6 +301,38 @@ def test_threads_that_import_at_once_get_whole_modules():
     assert done.stdout == "4 AdamW\n", done.stderr
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="MXNet alone cannot be imported")
+def test_a_thread_that_imports_adamw_first_may_wait_for_the_package():
+    """It holds the lock of AdamW's module, and waits for that of the package, whose import would wait for the first."""
+    done = run_python(
+        """
+        import sys, threading, time
+        from importlib.machinery import SourceFileLoader
+        import mxnet
+
+        def run():
+            import multitrainer.optimizers.adamw
+
+        def waits_for_package(thread):
+            frame = sys._current_frames()[thread.ident]
+            return frame.f_code.co_name == "acquire" and frame.f_locals["self"].name == "multitrainer"
+
+        def create_module(self, spec):
+            if spec.name == "multitrainer":  # whose lock is held
+                thread.start()
+                while not waits_for_package(thread):
+                    time.sleep(0.001)
+
+        thread = threading.Thread(target=run, daemon=True)
+        SourceFileLoader.create_module = create_module
+        import multitrainer
+        thread.join()
+        print(type(mxnet.optimizer.create("adamw")) is multitrainer.AdamW)
+        """
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
 FIRST_IMPORT = """
 import importlib, os, pathlib, sys
 import mxnet

@@ -103,9 +103,13 @@ def __dir__() -> list[str]:
 
 
 def _register_adamw() -> None:
-    """Register AdamW with MXNet, unless a thread is about to, which may wait until MXNet has been imported."""
+    """Register AdamW with MXNet, unless a thread is about to, which may wait until this import has ended."""
     if f"{__name__}.optimizers.adamw" not in sys.modules:
-        importlib.import_module(".optimizers.adamw", __name__)
+        try:
+            importlib.import_module(".optimizers.adamw", __name__)
+        except RuntimeError as error:
+            if type(error).__name__ != "_DeadlockError":  # Python's: that thread holds the lock of the module
+                raise
 
 
 prepare_import(_register_adamw)
