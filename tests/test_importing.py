@@ -8,6 +8,7 @@ import pytest
 import multitrainer
 from support import run_python
 
+ADAMW = "import mxnet as mx; print(type(mx.optimizer.create('adamw')).__module__)"
 NUMPY = "numpy>=1.26,<2" if sys.version_info >= (3, 12) else "numpy<1.24"
 
 
@@ -157,7 +158,106 @@ def test_mxnet_can_be_looked_up_and_its_loader_is_that_of_any_module():
     assert done.stdout == "True SourceFileLoader True\n", done.stderr
 
 
-ADAMW = "import mxnet as mx; print(type(mx.optimizer.create('adamw')).__module__)"
+SHARED_LOADER = """
+import importlib.machinery, importlib.util, sys
+
+class Importer:  # finds and loads all modules itself, as pytest's and zipimport's do
+    def find_spec(self, name, path=None, target=None):
+        if name not in ("mxnet", "another"):
+            return None
+        found = importlib.machinery.PathFinder.find_spec(name, path)
+        self.loaders[name] = found.loader
+        folders = found.submodule_search_locations
+        return importlib.util.spec_from_file_location(
+            name, found.origin, loader=self, submodule_search_locations=folders
+        )
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        self.loaders[module.__name__].exec_module(module)
+
+importer = Importer()
+importer.loaders = {}
+"""
+
+
+def test_a_loader_that_mxnet_shares_is_not_changed(tmp_path):
+    """The other module has a version that would be refused for MXNet."""
+    (tmp_path / "another.py").write_text("__version__ = '2.31.0'")
+    done = run_python(
+        SHARED_LOADER
+        + f"""
+sys.meta_path.insert(0, importer)
+sys.path.insert(0, {str(tmp_path)!r})
+import multitrainer, mxnet, another
+print(mxnet.__loader__ is mxnet.__spec__.loader is importer, "exec_module" in vars(importer), another.__version__)
+{ADAMW}
+"""
+    )
+    assert done.stdout == "True False 2.31.0\nmultitrainer.optimizers.adamw\n", done.stderr
+
+
+def test_a_finder_that_asks_all_finders_again_imports_mxnet():
+    """As the hooks of wrapt do, which surround the execution of a module too."""
+    done = run_python(
+        """
+        import importlib.util, sys
+
+        class Loader:  # a proxy, whose attributes are those of another loader
+            __slots__ = ("loader",)
+            __dict__ = property(lambda self: vars(self.loader))
+
+            def __init__(self, loader):
+                self.loader = loader
+
+            def __getattr__(self, name):
+                return getattr(self.loader, name)
+
+            def exec_module(self, module):
+                module.__spec__.loader = module.__loader__ = self.loader
+                self.loader.exec_module(module)
+                print("hook")
+
+        class Finder:
+            busy = False
+
+            def find_spec(self, name, path=None, target=None):
+                if name != "mxnet" or self.busy:
+                    return None
+                self.busy = True
+                try:
+                    spec = importlib.util.find_spec(name)
+                finally:
+                    self.busy = False
+                spec.loader = Loader(spec.loader)
+                return spec
+
+        sys.meta_path.insert(0, Finder())
+        import multitrainer, mxnet
+        print(type(mxnet.__loader__).__name__, type(mxnet.__spec__.loader).__name__, multitrainer.AdamW.__name__)
+        """
+    )
+    assert done.stdout == "hook\nSourceFileLoader SourceFileLoader AdamW\n", done.stderr
+
+
+def test_the_finder_works_when_it_is_not_installed_or_installed_twice():
+    done = run_python(
+        """
+        import importlib, sys
+        import multitrainer
+        finder = sys.meta_path.pop(0)
+        print(finder.find_spec("mxnet").name, finder.find_spec("numpy"))
+        sys.meta_path.insert(0, finder)
+        importlib.reload(multitrainer)
+        loader = importlib.util.find_spec("mxnet").loader
+        print(type(loader).__name__, type(loader._loader).__name__, "mxnet" in sys.modules)
+        import mxnet
+        print(multitrainer.AdamW.__name__)
+        """
+    )
+    assert done.stdout == "mxnet None\n_MXNetLoader SourceFileLoader False\nAdamW\n", done.stderr
 
 
 @pytest.mark.parametrize("order", ["multitrainer, mxnet", "mxnet, multitrainer", "multitrainer.symbolic", "gluoncv"])
@@ -199,6 +299,38 @@ def test_threads_that_import_at_once_get_whole_modules():
         """
     )
     assert done.stdout == "4 AdamW\n", done.stderr
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="MXNet alone cannot be imported")
+def test_a_thread_that_imports_adamw_first_may_wait_for_the_package():
+    """It holds the lock of AdamW's module, and waits for that of the package, whose import would wait for the first."""
+    done = run_python(
+        """
+        import sys, threading, time
+        from importlib.machinery import SourceFileLoader
+        import mxnet
+
+        def run():
+            import multitrainer.optimizers.adamw
+
+        def waits_for_package(thread):
+            frame = sys._current_frames()[thread.ident]
+            return frame.f_code.co_name == "acquire" and frame.f_locals["self"].name == "multitrainer"
+
+        def create_module(self, spec):
+            if spec.name == "multitrainer":  # whose lock is held
+                thread.start()
+                while not waits_for_package(thread):
+                    time.sleep(0.001)
+
+        thread = threading.Thread(target=run, daemon=True)
+        SourceFileLoader.create_module = create_module
+        import multitrainer
+        thread.join()
+        print(type(mxnet.optimizer.create("adamw")) is multitrainer.AdamW)
+        """
+    )
+    assert done.stdout == "True\n", done.stderr
 
 
 FIRST_IMPORT = """

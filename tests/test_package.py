@@ -20,7 +20,11 @@ def test_public_names_are_sorted_and_exist():
 
 def test_what_is_imported_later_is_what_type_checkers_see():
     tree = ast.parse(pathlib.Path(multitrainer.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING")
+    tests = {ast.dump(node.test): node for node in tree.body if isinstance(node, ast.If)}
+    block = tests[ast.dump(ast.parse("TYPE_CHECKING", mode="eval").body)]
+    hidden = tests[ast.dump(ast.parse("not TYPE_CHECKING", mode="eval").body)]
+    assert [node.name for node in hidden.body] == ["__getattr__"]  # with which a checker would accept any name
+    assert "__getattr__" not in [getattr(node, "name", None) for node in tree.body]
     seen = {name.name: getattr(multitrainer, name.name) for node in block.body for name in node.names}
     assert seen.keys() == multitrainer._MODULES.keys() | {"symbolic"}
     assert seen.keys() | {"use_all_cores"} == {*multitrainer.__all__, "symbolic"}
@@ -56,6 +60,11 @@ def test_the_package_is_as_one_that_imports_all_names_at_once():
         _ = multitrainer.MultiTrainer
     with pytest.raises(ImportError, match="cannot import name 'MultiTrainer'"):
         from multitrainer import MultiTrainer  # noqa: F401
+
+
+@pytest.mark.parametrize("name", ["", ".", "a.b", "optimizers.adamw", "trainer.x", "trainer.x.y", "_x..y"])
+def test_a_name_that_is_no_identifier_is_no_attribute(name):
+    assert not hasattr(multitrainer, name)
 
 
 def test_the_core_works_without_any_extra():

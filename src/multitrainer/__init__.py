@@ -76,20 +76,27 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name, or a module of the package, when it is first used (PEP 562)."""
-    if name in _MODULES:
-        importlib.import_module("mxnet")  # before any lock of a module here: MXNet's import takes that of AdamW
-        value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    if not name.startswith("__") and name != "horovod":  # which needs an extra, and `hasattr` raises no ImportError
-        try:
-            return importlib.import_module(f".{name}", __name__)
-        except ModuleNotFoundError as error:
-            if error.name != f"{__name__}.{name}":
-                raise
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ takes any name for a public one
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name, or a module of the package, when it is first used (PEP 562)."""
+        if name in _MODULES:
+            importlib.import_module("mxnet")  # before any lock of a module here: MXNet's import takes that of AdamW
+            value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+            globals()[name] = value
+            return value
+        if _may_be_module(name):
+            try:
+                return importlib.import_module(f".{name}", __name__)
+            except ModuleNotFoundError as error:
+                if error.name != f"{__name__}.{name}":
+                    raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _may_be_module(name: str) -> bool:
+    """Tell whether to look for a module; horovod needs an extra, and `hasattr` must not raise its ImportError."""
+    return name.isidentifier() and not name.startswith("__") and name != "horovod"
 
 
 def __dir__() -> list[str]:
@@ -97,9 +104,13 @@ def __dir__() -> list[str]:
 
 
 def _register_adamw() -> None:
-    """Register AdamW with MXNet, unless a thread is about to, which may wait until MXNet has been imported."""
+    """Register AdamW with MXNet, unless a thread is about to, which may wait until this import has ended."""
     if f"{__name__}.optimizers.adamw" not in sys.modules:
-        importlib.import_module(".optimizers.adamw", __name__)
+        try:
+            importlib.import_module(".optimizers.adamw", __name__)
+        except RuntimeError as error:
+            if type(error).__name__ != "_DeadlockError":  # Python's: that thread holds the lock of the module
+                raise
 
 
 prepare_import(_register_adamw)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module, machinery, metadata, util
 from types import ModuleType
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 _NUMPY = "numpy>=1.26,<2" if sys.version_info >= (3, 12) else "numpy<1.24"
 _INSTALL = f"pip install 'mxnet>=1.9.1,<2' '{_NUMPY}'"
@@ -43,7 +43,7 @@ def prepare_import(register: Callable[[], object]) -> None:
 
 
 class _MXNetFinder:
-    """Finds mxnet as the finders behind this one do, and surrounds its execution."""
+    """Finds mxnet as the other finders do, and surrounds its execution."""
 
     def __init__(self, register: Callable[[], object]) -> None:
         self._register = register
@@ -51,26 +51,40 @@ class _MXNetFinder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> machinery.ModuleSpec | None:
-        """Return the spec of mxnet, whose loader is changed; None for any other module."""
+        """Return the spec of mxnet, with a loader around its own; None for any other module."""
         if name != "mxnet":
             return None
-        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+        for finder in sys.meta_path:
+            if isinstance(finder, _MXNetFinder):  # this one, or that of an earlier import of the package
+                continue
             find = getattr(finder, "find_spec", None)
             spec: machinery.ModuleSpec | None = find(name, path, target) if find is not None else None
             if spec is not None:
-                if spec.loader is not None:
-                    self._surround(spec.loader)
+                if hasattr(spec.loader, "exec_module") and not isinstance(spec.loader, _MXNetLoader):
+                    spec.loader = _MXNetLoader(spec.loader, self._register)  # type: ignore[assignment]
                 return spec
         return None
 
-    def _surround(self, loader: object) -> None:
-        execute: Callable[[ModuleType], None] = loader.exec_module  # type: ignore[attr-defined]
 
-        def execute_and_register(module: ModuleType) -> None:
-            _execute(execute, module)
-            self._register()
+class _MXNetLoader:
+    """Loads mxnet with another loader, which may also load other modules and is therefore not changed."""
 
-        vars(loader)["exec_module"] = execute_and_register  # of this loader alone, which stays what it is otherwise
+    def __init__(self, loader: Any, register: Callable[[], object]) -> None:
+        self._loader = loader
+        self._register = register
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module its own loader back, execute it, and register with it."""
+        spec = module.__spec__
+        if spec is not None and spec.loader is self:
+            spec.loader = self._loader
+        if module.__loader__ is self:
+            module.__loader__ = self._loader
+        _execute(self._loader.exec_module, module)
+        self._register()
 
 
 def _execute(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
