@@ -1,15 +1,17 @@
 """All cores are used if asked for, and a trainer says it if some are idle, once and only where it is true."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from multitrainer import cores
-from support import run_python
+from support import PATIENCE, run_python
 
-joblib = pytest.importorskip("joblib")
+pytest.importorskip("joblib")
 
-CORES = joblib.cpu_count(only_physical_cores=True)
+CORES = cores.count_cores()
 IDLE_BY_DEFAULT = len(os.sched_getaffinity(0)) // 2 < CORES > 1
 LAUNCHER = ("DMLC_ROLE", "DMLC_NUM_WORKER", "DMLC_PS_ROOT_URI", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID")
 
@@ -58,14 +60,15 @@ print(use_all_cores() == use_all_cores(), "mxnet" in sys.modules, os.environ["MX
 def test_after_mxnet_it_raises_unless_the_number_is_right():
     done = run(
         """
-import mxnet, joblib
+import mxnet
+from multitrainer import cores
 from multitrainer.cores import count_threads
-joblib.cpu_count = lambda **_: count_threads() + 6  # as on a machine with more cores
+cores.count_cores = lambda: count_threads() + 6  # as on a machine with more cores
 try:
     multitrainer.use_all_cores()
 except RuntimeError as error:
     print(str(error).partition(":")[2])
-joblib.cpu_count = lambda **_: count_threads()
+cores.count_cores = count_threads
 print(multitrainer.use_all_cores() == count_threads(), "MXNET_OMP_MAX_THREADS" in os.environ)
 os.environ["OMP_NUM_THREADS"] = str(count_threads())
 print(multitrainer.use_all_cores() == count_threads())
@@ -85,12 +88,49 @@ def test_without_joblib_it_says_how_to_install_it():
     assert run(blocked + "print(multitrainer.use_all_cores())", OMP_NUM_THREADS="5").stdout == "5\n"
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "two", "2,1", "1.5"])
+@pytest.mark.parametrize("value", ["0", "-1", "two", "2,1", "1.5", "²", "٢", "2147483648", "9" * 5000])
 @pytest.mark.parametrize("name", cores.VARIABLES)
 def test_what_mxnet_cannot_read_is_refused(monkeypatch, name, value):
+    for other in cores.VARIABLES:
+        monkeypatch.setenv(other, "2")  # MXNet reads both
     monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=f"{name}={value}: expected a whole number of at least 1"):
+    with pytest.raises(ValueError, match=f"{name}={value}: expected a whole number from 1 to 2147483647"):
         cores.use_all_cores()
+
+
+@pytest.mark.parametrize("value", ["", "two", "1.5"])
+def test_a_limit_that_is_no_number_is_refused(monkeypatch, value):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", value)
+    with pytest.raises(ValueError, match=f"LOKY_MAX_CPU_COUNT={value}: expected a whole number; unset it"):
+        cores.use_all_cores()
+
+
+class TestPhysicalCores:
+    """Eight CPUs, of which N and N + 4 are on one core; joblib counts what it may use of the machine's."""
+
+    @pytest.fixture(autouse=True)
+    def _machine(self, monkeypatch, tmp_path):
+        for cpu in range(8):
+            topology = tmp_path / f"cpu{cpu}" / "topology"
+            topology.mkdir(parents=True)
+            (topology / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+        monkeypatch.setattr(cores, "_CPUS", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("affinity", "of_joblib", "expected"),
+        [
+            ({0, 1, 4, 5}, 4, 2),
+            ({0, 1, 2, 3}, 4, 4),
+            ({0, 4}, 2, 1),
+            (set(range(8)), 4, 4),
+            (set(range(8)), 3, 3),  # a quota
+            ({0, 8, 9}, 3, 3),  # no file about CPU 8
+        ],
+    )
+    def test_are_counted_under_an_affinity_or_a_quota(self, monkeypatch, affinity, of_joblib, expected):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: affinity)
+        monkeypatch.setattr("joblib.cpu_count", lambda **_: of_joblib)
+        assert cores.count_cores() == expected
 
 
 class TestLocalRanks:
@@ -109,22 +149,56 @@ class TestLocalRanks:
             ({"DMLC_ROLE": "worker", "DMLC_NUM_WORKER": "2", "DMLC_PS_ROOT_URI": "10.0.0.5"}, 1),
             ({"DMLC_ROLE": "server", "DMLC_NUM_WORKER": "2", "DMLC_PS_ROOT_URI": "127.0.0.1"}, 1),
             ({"HOROVOD_LOCAL_SIZE": "many"}, 1),
+            ({"HOROVOD_LOCAL_SIZE": "0", "MPI_LOCALNRANKS": "2"}, 2),
+            ({"HOROVOD_LOCAL_SIZE": "٢"}, 1),
+            ({"SLURM_STEP_TASKS_PER_NODE": "2(x3),5", "SLURM_NODEID": "4"}, 1),
+            ({"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "n1"}, 1),
+            ({"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": ""}, 1),
+            ({"SLURM_STEP_TASKS_PER_NODE": "two"}, 1),
+            ({"SLURM_STEP_TASKS_PER_NODE": "2(x999999999)", "SLURM_NODEID": "7"}, 2),
+            ({"DMLC_ROLE": "worker", "DMLC_NUM_WORKER": "", "DMLC_PS_ROOT_URI": "localhost"}, 1),
         ],
         ids=str,
     )
     def test_are_those_of_the_launcher(self, monkeypatch, environment, ranks):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        assert cores._count_local_ranks() == ranks
+        assert cores._local_ranks()[1] == ranks
 
     @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
-    def test_share_no_cores_if_each_is_bound_to_its_own(self):
-        """This process is the launcher, and has more CPUs than the rank that it binds to one of them."""
-        cpu = min(os.sched_getaffinity(0))
-        code = "from multitrainer.cores import _count_ranks_on_cpus; print(_count_ranks_on_cpus())"
-        cpus = len(os.sched_getaffinity(0))
-        assert run(code, HOROVOD_LOCAL_SIZE=str(cpus)).stdout == f"{cpus}\n"
-        assert run(f"os.sched_setaffinity(0, [{cpu}])\n{code}", HOROVOD_LOCAL_SIZE=str(cpus)).stdout == "1\n"
+    @pytest.mark.parametrize("start", [[], ["bash", "-c", '"$@"; true', "run.sh"]], ids=["directly", "script"])
+    @pytest.mark.parametrize(
+        ("places", "sharing"),
+        [([0, 1], [1, 1]), ([0, 0], [2, 2]), ([None, None], [2, 2]), ([0, 0, 1, 1], [2, 2, 2, 2]), ([0, None], [2, 2])],
+        ids=str,
+    )
+    def test_share_the_cores_unless_they_are_bound_to_others(self, start, places, sharing):
+        """This process is the launcher: each rank is bound to one of two CPUs, or to none."""
+        cpus = sorted(os.sched_getaffinity(0))
+        code = (
+            "import sys, multitrainer; from multitrainer import cores; cores.count_cores = lambda: 840\n"
+            "print('up', flush=True); sys.stdin.readline(); print(multitrainer.use_all_cores(), flush=True)\n"
+            "sys.stdin.readline()"
+        )
+        environment = {**os.environ, "HOROVOD_LOCAL_SIZE": str(len(places))}
+        ranks = []
+        try:
+            for place in places:
+                allowed = cpus if place is None else [cpus[place]]
+                ranks.append(
+                    subprocess.Popen(
+                        [*start, sys.executable, "-W", "ignore", "-c", code],
+                        **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment},
+                        preexec_fn=lambda allowed=allowed: os.sched_setaffinity(0, allowed),
+                    )
+                )
+            assert [rank.stdout.readline() for rank in ranks] == ["up\n"] * len(ranks)
+            for rank in ranks:
+                print(file=rank.stdin, flush=True)
+            assert [840 // int(rank.stdout.readline()) for rank in ranks] == sharing
+        finally:
+            for rank in ranks:
+                rank.communicate("\n", timeout=PATIENCE)
 
 
 TRAINER = """
@@ -157,8 +231,11 @@ class TestIdleCores:
             (TRAINER.format(level="INFO"), {"OMP_NUM_THREADS": "1"}),
             (TRAINER.format(level="INFO"), {"MXNET_OMP_MAX_THREADS": "1"}),
             ("import sys; sys.modules['joblib'] = None" + TRAINER.format(level="INFO"), {}),
+            (TRAINER.format(level="INFO"), {"LOKY_MAX_CPU_COUNT": "two"}),
+            (TRAINER.format(level="INFO"), {"LOKY_MAX_CPU_COUNT": ""}),
+            ("import mxnet, sys\nif os.fork(): sys.exit(os.wait()[1])" + TRAINER.format(level="INFO"), {}),
         ],
-        ids=["level", "OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS", "no joblib"],
+        ids=["level", "OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS", "no joblib", "limit", "empty limit", "fork"],
     )
     def test_are_not_noted(self, code, environment):
         assert run(code, **environment).stdout == "done\n"

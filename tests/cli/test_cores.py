@@ -8,14 +8,14 @@ import os
 import pytest
 
 from cli_support import MODEL, rows_of, start
-from multitrainer.cores import VARIABLES, count_threads
+from multitrainer.cores import VARIABLES, count_cores, count_threads
 from multitrainer_cli import main
 from support import PATIENCE
 
-joblib = pytest.importorskip("joblib")
+pytest.importorskip("joblib")
 pytest.importorskip("gluoncv")
 
-CORES = joblib.cpu_count(only_physical_cores=True)
+CORES = count_cores()
 UNSET = f"import os\nfor name in {VARIABLES}: os.environ.pop(name, None)\n"
 
 
@@ -54,7 +54,8 @@ def test_a_program_that_has_imported_mxnet_keeps_its_threads(images, tmp_path, c
 @pytest.mark.parametrize(
     ("prelude", "error"),
     [
-        ("os.environ['OMP_NUM_THREADS'] = '2,1';", "OMP_NUM_THREADS=2,1: expected a whole number of at least 1"),
+        ("os.environ['OMP_NUM_THREADS'] = '2,1';", "OMP_NUM_THREADS=2,1: expected a whole number from 1 to 2147483647"),
+        ("os.environ['LOKY_MAX_CPU_COUNT'] = 'two';", "LOKY_MAX_CPU_COUNT=two: expected a whole number; unset it"),
         ("sys.modules['joblib'] = None;", "joblib, which counts the cores, cannot be imported"),
     ],
 )

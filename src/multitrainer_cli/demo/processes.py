@@ -65,8 +65,18 @@ class TrainingProcesses:
 
 
 def count_cores() -> int:
-    """Return the number of physical cores that this process may use, at most `MOST`."""
-    return min(MOST, int(require("joblib").cpu_count(only_physical_cores=True)))
+    """Return the number of physical cores that this process may use, at most `MOST`.
+
+    Raises
+    ------
+    UserError
+        If they cannot be counted.
+    """
+    require("joblib")
+    try:
+        return min(MOST, cores.count_cores())
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 @contextlib.contextmanager

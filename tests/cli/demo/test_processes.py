@@ -80,3 +80,9 @@ def test_the_processes_end_when_their_parent_is_killed(tmp_path):
 
 def test_at_least_one_core_is_counted():
     assert 1 <= count_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_a_limit_that_is_no_number_is_an_error(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "two")
+    with pytest.raises(UserError, match=r"LOKY_MAX_CPU_COUNT=two: expected a whole number; "):
+        count_cores()
