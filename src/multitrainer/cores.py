@@ -96,7 +96,7 @@ def chosen_threads() -> int | None:
     for name in VARIABLES:  # both, because MXNet reads the second even if the first decides
         text = os.environ.get(name)
         if text:
-            number = _positive(text)
+            number = _positive(text.strip())
             if number is None:
                 expected = f"expected a whole number from 1 to {_MOST_THREADS}"
                 raise ValueError(f"{name}={text}: {expected}; unset it to use all cores")
