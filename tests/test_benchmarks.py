@@ -104,17 +104,15 @@ def test_what_a_step_costs(name, tmp_path):
 class TestMachine:
     @pytest.mark.parametrize(
         ("environment", "threads"),
-        [({}, 7), ({"MXNET_OMP_MAX_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "2", "MXNET_OMP_MAX_THREADS": "3"}, 2)],
+        [({}, None), ({"MXNET_OMP_MAX_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "2", "MXNET_OMP_MAX_THREADS": "3"}, 2)],
     )
-    def test_all_cores_unless_the_environment_says_otherwise(self, monkeypatch, environment, threads):
+    def test_the_environment_says_the_number_of_threads(self, monkeypatch, environment, threads):
         machine = importlib.import_module("machine")
         for name in machine.NAMES:
             monkeypatch.setenv(name, "")  # so that what is set below is taken back
             monkeypatch.delenv(name)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(machine, "cores", lambda: 7)
-        machine.use_all_cores()
         assert machine.threads() == threads
 
     def test_a_table_says_the_number_of_threads(self):
