@@ -157,7 +157,7 @@ def plot(result, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="up to 100 parameters, two rounds")
     parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--plot", help="plot them to this PNG file")
