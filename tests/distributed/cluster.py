@@ -16,15 +16,18 @@ class ClusterError(AssertionError):
     """A worker failed or the cluster took too long; the message holds the output of every process."""
 
 
-def run(script, *arguments, workers=2, servers=1, timeout=PATIENCE):
+def run(script, *arguments, workers=2, servers=1, timeout=PATIENCE, fresh=False):
     """Run ``script`` on every worker; return the output of each."""
-    with start(script, *arguments, workers=workers, servers=servers) as processes:
+    with start(script, *arguments, workers=workers, servers=servers, fresh=fresh) as processes:
         return _outputs(processes, time.monotonic() + timeout, pathlib.Path(script).name)
 
 
 @contextlib.contextmanager
-def start(script, *arguments, workers=2, servers=1):
-    """Start a cluster; yield ``(role, process)`` of each process. All of them end with the block."""
+def start(script, *arguments, workers=2, servers=1, fresh=False):
+    """Start a cluster; yield ``(role, process)`` of each process. All of them end with the block.
+
+    With `fresh`, each process imports MXNet by itself, so that they reach the kvstore at different moments.
+    """
     roles = [("scheduler", 0), *(("server", i) for i in range(servers)), *(("worker", i) for i in range(workers))]
     base = {
         **os.environ,
@@ -41,9 +44,7 @@ def start(script, *arguments, workers=2, servers=1):
         (
             role,
             subprocess.Popen(
-                [*preloaded.command(f"worker{index}"), *work]
-                if role == "worker"
-                else preloaded.server_command(f"{role}{index}"),
+                _command(role, index, work, fresh),
                 env={**base, "DMLC_ROLE": role, "WORKER_INDEX": str(index)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -59,6 +60,16 @@ def start(script, *arguments, workers=2, servers=1):
             if process.poll() is None:
                 process.kill()
             process.wait()
+
+
+def _command(role, index, work, fresh):
+    if fresh:
+        return [sys.executable, "-W", "ignore", *(work if role == "worker" else ["-c", "import multitrainer"])]
+    return (
+        [*preloaded.command(f"worker{index}"), *work]
+        if role == "worker"
+        else preloaded.server_command(f"{role}{index}")
+    )
 
 
 def _outputs(processes, deadline, name):

@@ -55,10 +55,10 @@ class Result:
 
 @pytest.fixture
 def train(tmp_path_factory):
-    def run_case(workers=2, servers=2, **case):
+    def run_case(workers=2, servers=2, fresh=False, **case):
         folder = tmp_path_factory.mktemp("run")
         if "dist" in case["kvstore"]:
-            run(WORKER, json.dumps(case), folder, workers=workers, servers=servers)
+            run(WORKER, json.dumps(case), folder, workers=workers, servers=servers, fresh=fresh)
         else:
             command = [*preloaded.command("worker0"), str(WORKER), json.dumps(case), str(folder)]
             subprocess.run(command, check=True, timeout=PATIENCE)
@@ -80,7 +80,7 @@ class TestWorkersUpdate:
         servers = train(**{**SERVERS, "kvstore": kvstore})
         servers.assert_ranks_agree()
         for _ in range(RUNS):
-            workers = train(kvstore=kvstore)
+            workers = train(kvstore=kvstore, fresh=True)
             assert [about["update_on_kvstore"] for about in workers.about] == [False, False]
             workers.assert_ranks_agree()
             assert workers.distance(servers) == 0
@@ -194,7 +194,7 @@ class TestWorkersUpdate:
 
     def test_ready_kvstore_object_and_weights_that_differ_at_first(self, train):
         """Every rank begins with weights of its own; those of the first hold, as where servers update."""
-        ready = train(kvstore="dist_sync", ready=True)
+        ready = train(kvstore="dist_sync", ready=True, fresh=True)
         ready.assert_ranks_agree()
         assert [about["update_on_kvstore"] for about in ready.about] == [False, False]
 
