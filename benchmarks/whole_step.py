@@ -10,7 +10,7 @@ channels_last; there, frozen layers get `requires_grad_(False)` and `eval()`, an
 
 In each row, every contestant has a process of its own and they make steps in turn, one at a time. A ratio is the median
 over the rounds of the time as a part of that of the faster PyTorch in the same round. Memory is the peak of the
-process, imports included. Needs PyTorch (the extra `bench`), and 16 GB of memory for batches of 32; takes about 12
+process, imports included. Needs PyTorch (the extra `bench`), and 16 GB of memory for batches of 32; takes about 16
 minutes on two idle cores.
 """
 
