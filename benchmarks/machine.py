@@ -1,6 +1,7 @@
 """What a benchmark asks of the machine and of its own process: threads, and the memory that it has used. Linux only.
 
-It imports neither MXNet nor PyTorch, because the number of threads has to be chosen before they are imported.
+It imports neither MXNet nor PyTorch, because the number of threads has to be chosen before they are imported, nor
+multitrainer before a function needs it, because MXNet's servers begin to serve in its import.
 """
 
 from __future__ import annotations
@@ -8,19 +9,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-NAMES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")  # MXNet ignores the second beside the first
-
 
 def threads():
     """Return how many threads MXNet and PyTorch use in this process and in those that it starts; None if not chosen."""
-    return next((int(os.environ[name]) for name in NAMES if name in os.environ), None)
+    import multitrainer.cores
+
+    return multitrainer.cores.chosen_threads()
 
 
 def cores():
     """Return the number of physical cores that this process may use."""
-    import joblib
+    import multitrainer.cores
 
-    return joblib.cpu_count(only_physical_cores=True)
+    return multitrainer.cores.count_cores()
 
 
 def use_all_cores():

@@ -101,24 +101,10 @@ def test_what_a_step_costs(name, tmp_path):
         assert all(row["MultiLRTrainer"]["ms"] > 0 for row in about["rows"])
 
 
-class TestMachine:
-    @pytest.mark.parametrize(
-        ("environment", "threads"),
-        [({}, None), ({"MXNET_OMP_MAX_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "2", "MXNET_OMP_MAX_THREADS": "3"}, 2)],
-    )
-    def test_the_environment_says_the_number_of_threads(self, monkeypatch, environment, threads):
-        machine = importlib.import_module("machine")
-        for name in machine.NAMES:
-            monkeypatch.setenv(name, "")  # so that what is set below is taken back
-            monkeypatch.delenv(name)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        assert machine.threads() == threads
-
-    def test_a_table_says_the_number_of_threads(self):
-        tables = importlib.import_module("tables")
-        assert tables.threads(2) == "Measured with 2 threads."
-        assert tables.threads(1) == "Measured with one thread in each process."
+def test_a_table_says_the_number_of_threads():
+    tables = importlib.import_module("tables")
+    assert tables.threads(2) == "Measured with 2 threads."
+    assert tables.threads(1) == "Measured with one thread in each process."
 
 
 @pytest.fixture(scope="module")

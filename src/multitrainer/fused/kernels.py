@@ -17,6 +17,9 @@ from .. import _mxnet
 # The arrays of each Parameter: weight, gradient and states. In the order of `enum kernel`.
 ARRAYS_PER_PARAMETER = {"SGD": 2, "SGD_MOMENTUM": 3, "NAG": 2, "NAG_MOMENTUM": 3, "ADAM": 4, "ADAMW": 4}
 
+VERSION = 1  # of kernels.c
+LIBRARY = "_kernels.abi3.so"
+
 FUNCTIONS = {
     "detach": "MXNDArrayDetach",
     "free_array": "MXNDArrayFree",
@@ -25,9 +28,7 @@ FUNCTIONS = {
     "set_fresh": "MXNDArraySetGradState",
     "push": "MXEnginePushSyncND",
 }
-VERSION = 1  # of kernels.c
-LIBRARY = "_kernels.abi3.so"
-# They give the number of threads that MXNet's operators use; it is 1 in a forked process, where a team would hang.
+# The first two give the number of threads that MXNet's operators use: one in a forked process, in which a team hangs.
 TEAM_FUNCTIONS = {
     "openmp": "_ZN5mxnet6engine6OpenMP3GetEv",
     "recommended_threads": "_ZNK5mxnet6engine6OpenMP28GetRecommendedOMPThreadCountEb",

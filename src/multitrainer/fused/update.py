@@ -57,8 +57,10 @@ class FusedUpdate:
 
         None leaves the update to stock: the case is not covered, there are no states yet, or a gradient is stale.
         """
+        if not params or os.environ.get(ENVIRONMENT_SWITCH) == "0" or autograd.is_recording():
+            return None
         kernel = choose_kernel(updater)
-        if kernel is None or not params or os.environ.get(ENVIRONMENT_SWITCH) == "0" or autograd.is_recording():
+        if kernel is None:
             return None
         operation = self._operation(kernel, updater, params)
         if operation is None or not operation.gradients_are_fresh():
@@ -145,9 +147,8 @@ class _Operation:
         for indices, rates in count.advance(self._indices):
             for name, values in _numbers(self._kernel, optimizer, indices, rates).items():
                 numbers[name].extend(values)
-        count_all = len(self._indices)
-        arrays = [np.array(values or [0] * count_all, np.float32) for values in numbers.values()]
-        return hyperparameters, arrays
+        unused = [0.0] * len(self._indices)
+        return hyperparameters, [np.array(values or unused, np.float32) for values in numbers.values()]
 
     def _leave_to_stock(self, updater: Updater, count: _mxnet.ReplayableCount) -> None:
         """Update as `gluon.Trainer` does, with the answers that the lr_scheduler has given already."""
